@@ -1,0 +1,126 @@
+"""Tiny random real models in both layouts, and tiny sets, made once a session."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from layouts_by_hand import to_open_clip
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from uwm import cli
+
+GOLDEN = Path(__file__).parent / "golden"
+SHIPPED = Path(__file__).parents[1] / "calibration"
+ARCH = "uwm-tiny"  # registered with open_clip below
+WORDS = ("dog", "cat", "tree", "car", "cup", "knife", "bomb", "skull")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_threads():
+    torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict[str, torch.Tensor]:
+    """Inputs and what the authors' program computed from them (generator: method.md section 8)."""
+    return load_file(GOLDEN / "golden.safetensors")
+
+
+@pytest.fixture(scope="session")
+def tiny_hf(tmp_path_factory) -> Path:
+    """A Hugging Face CLIP folder with random weights, and the demo model's tokenizer and preprocessor."""
+    from transformers import AutoTokenizer, CLIPConfig, CLIPModel
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-hf"
+    shutil.copytree(SHIPPED / "demo-clip", folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    tokenizer = AutoTokenizer.from_pretrained(str(SHIPPED / "demo-clip"))
+    shared = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "hidden_act": "quick_gelu"}
+    text = {
+        "num_hidden_layers": 2,
+        "max_position_embeddings": 32,
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = {"num_hidden_layers": 3, "image_size": 64, "patch_size": 16}
+    config = CLIPConfig(text_config=shared | text, vision_config=shared | vision, projection_dim=24)
+    torch.manual_seed(7)
+    model = CLIPModel(config)
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.2)
+        elif parameter.ndim == 1:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_open_clip(tiny_hf, tmp_path_factory) -> Path:
+    """The same weights as `tiny_hf`, as an open_clip folder; its architecture is also registered as ARCH."""
+    import open_clip
+
+    folder = tmp_path_factory.mktemp("models") / "tiny-open-clip"
+    folder.mkdir()
+    save_file(to_open_clip(load_file(tiny_hf / "model.safetensors")), folder / "open_clip_model.safetensors")
+    config = {
+        "embed_dim": 24,
+        "quick_gelu": True,
+        "vision_cfg": {"image_size": 64, "layers": 3, "width": 32, "patch_size": 16, "head_width": 16, "mlp_ratio": 2},
+        "text_cfg": {
+            "context_length": 32, "vocab_size": 1214, "width": 32, "heads": 2, "layers": 2, "mlp_ratio": 2,
+            "hf_tokenizer_name": "local", "tokenizer_kwargs": {"clean": "whitespace"},
+        },
+    }  # fmt: skip
+    text = config["text_cfg"] | {"hf_tokenizer_name": str(tiny_hf)}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"):
+        if (tiny_hf / name).exists():
+            shutil.copy(tiny_hf / name, folder / name)
+    registered = tmp_path_factory.mktemp("configs") / f"{ARCH}.json"
+    registered.write_text(json.dumps(config | {"text_cfg": text}))
+    open_clip.add_model_config(registered)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_set(tmp_path_factory) -> Path:
+    """A native calibration set of 24 pairs: random pictures, captions of uneven length, splits calib and test."""
+    folder = tmp_path_factory.mktemp("sets") / "tiny-set"
+    (folder / "images").mkdir(parents=True)
+    rng = np.random.default_rng(3)
+    lines = []
+    for i in range(24):
+        row = {"id": f"{i:04d}", "concept": ("weapons", "death")[i % 2], "split": "calib" if i < 16 else "test"}
+        for side in ("safe", "unsafe"):
+            words = rng.choice(WORDS, size=rng.integers(1, 6))
+            row[f"{side}_text"] = f"a picture of {' and '.join(words)} number {i}"
+            row[f"{side}_image"] = f"images/{i:04d}_{side}.png"
+            Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(folder / row[f"{side}_image"])
+        lines.append(json.dumps(row))
+    (folder / "pairs.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture
+def run_uwm(monkeypatch, capsys):
+    """Run the program in this process as the terminal does: arguments -> (exit code, stdout, stderr)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            cli.main([str(a) for a in arguments])
+        out, err = capsys.readouterr()
+        return int(stop.value.code or 0), out, err
+
+    return run

@@ -1,0 +1,41 @@
+"""uwm: training-free model editing that makes CLIP-like vision-language models safer."""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"
+
+from . import metrics
+from .calibration import CalibrationPair, CalibrationSet, read_calibration
+from .errors import UwmError
+from .evaluate import EvalResult, evaluate
+from .models import Model, load
+from .patch import Patch, apply, diff, patched, revert, select
+from .profiler import PairBatch
+from .recipe import Recipe, run
+from .scoring import Scores, score
+from .weights import WeightId
+
+__all__ = [
+    "CalibrationPair",
+    "CalibrationSet",
+    "EvalResult",
+    "Model",
+    "PairBatch",
+    "Patch",
+    "Recipe",
+    "Scores",
+    "UwmError",
+    "WeightId",
+    "__version__",
+    "apply",
+    "diff",
+    "evaluate",
+    "load",
+    "metrics",
+    "patched",
+    "read_calibration",
+    "revert",
+    "run",
+    "score",
+    "select",
+]

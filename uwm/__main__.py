@@ -1,0 +1,5 @@
+"""``python -m uwm``."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,16 @@
+"""Checkpoints as files: lazy reading, fingerprints, streaming and atomic writing. No model library is needed."""
+
+from .folder import check_output, new_folder
+from .reader import Checkpoint, TensorInfo, open_checkpoint
+from .writer import Edit, file_sha256, write_edited
+
+__all__ = [
+    "Checkpoint",
+    "Edit",
+    "TensorInfo",
+    "check_output",
+    "file_sha256",
+    "new_folder",
+    "open_checkpoint",
+    "write_edited",
+]

@@ -1,0 +1,119 @@
+"""The safetensors header, checked before anything is believed.
+
+The format: eight bytes of little-endian header length, a JSON object {name: {dtype, shape, data_offsets}},
+then the tensors' bytes without hole or overlap (https://huggingface.co/docs/safetensors).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterable
+from typing import Any, BinaryIO
+
+import torch
+
+from ..errors import BadInput
+
+MAX_HEADER = 100_000_000  # bytes, the format's own limit
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "C64": torch.complex64,
+}  # fmt: skip
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+def read_header(stream: BinaryIO, size: int, where: str) -> tuple[bytes, dict[str, dict[str, Any]]]:
+    """Read and check a header.
+
+    Args:
+        stream: The file, at its start; left at the first tensor's byte.
+        size: Bytes in the whole file.
+        where: The file's name for messages.
+
+    Returns:
+        The header's own bytes (length field included) and {name: {dtype, shape, data_offsets}} by offset.
+
+    Raises:
+        BadInput: Truncated, malformed, duplicate keys, or offsets that do not fit.
+    """
+    start = stream.read(8)
+    if len(start) < 8:
+        raise BadInput(f"{where}: too short for a safetensors file ({size} bytes); download it again")
+    length = struct.unpack("<Q", start)[0]
+    if start.lstrip()[:1] in (b"<", b"{") or start.startswith(b"version "):
+        kind = {b"<": "an HTML or XML page", b"{": "a JSON file"}.get(start.lstrip()[:1], "a Git-LFS pointer")
+        raise BadInput(f"{where}: this is {kind}, not weights; download the file itself")
+    if length > min(MAX_HEADER, size - 8):
+        raise BadInput(
+            f"{where}: no safetensors file, or cut off: it promises a header of {length} bytes and holds {size} in all"
+        )
+    header = stream.read(length)
+    entries = _parse(header, where)
+    entries.pop("__metadata__", None)
+    if not entries:
+        raise BadInput(f"{where}: holds no tensors")
+    for name, entry in entries.items():
+        _check_entry(name, entry, where)
+    ordered = dict(sorted(entries.items(), key=lambda item: item[1]["data_offsets"]))
+    _check_cover(ordered, size - 8 - length, where)
+    return start + header, ordered
+
+
+def make_header(tensors: Iterable[tuple[str, torch.dtype, tuple[int, ...]]]) -> bytes:
+    """The header of a new file whose tensors follow one another in the order given, with ``format: pt``."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, dtype, shape in tensors:
+        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        entries[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _parse(header: bytes, where: str) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise BadInput(f"{where}: duplicate key {twice!r} in the header")
+        return result
+
+    try:
+        parsed = json.loads(header, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{where}: the safetensors header is not valid JSON ({error}); download it again") from None
+    if not isinstance(parsed, dict):
+        raise BadInput(f"{where}: the safetensors header is no JSON object")
+    return parsed
+
+
+def _check_entry(name: str, entry: Any, where: str) -> None:
+    if not name or "\0" in name or any(0xD800 <= ord(c) <= 0xDFFF for c in name):
+        raise BadInput(f"{where}: tensor name {name!r} is empty or has characters that no name may have")
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        whole = all(type(n) is int and 0 <= n < 2**62 for n in (*shape, begin, end))
+    except (TypeError, KeyError, ValueError):
+        whole = False
+    if not whole:
+        raise BadInput(f"{where}: tensor {name!r} lacks a valid dtype, shape or data_offsets")
+    if dtype not in DTYPES:
+        raise BadInput(f"{where}: tensor {name!r} has dtype {dtype!r}, which uwm does not know")
+    if end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
+        raise BadInput(f"{where}: tensor {name!r} of shape {shape} and {dtype} does not fill its {end - begin} bytes")
+
+
+def _check_cover(entries: dict[str, dict[str, Any]], size: int, where: str) -> None:
+    position = 0
+    for name, entry in entries.items():
+        begin, end = entry["data_offsets"]
+        if begin != position:
+            raise BadInput(f"{where}: tensor {name!r} starts at byte {begin}, expected {position} (hole or overlap)")
+        position = end
+    if position != size:
+        raise BadInput(f"{where}: expected {position} bytes of tensors, found {size}; download it again")

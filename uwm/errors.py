@@ -1,0 +1,37 @@
+"""The mistakes a user can make and the faults a machine can have; each carries its exit code."""
+
+from __future__ import annotations
+
+
+class UwmError(Exception):
+    """Base of every error that uwm raises on purpose; its text says what, where and what to do."""
+
+    exit_code = 1
+
+
+class InvalidResult(UwmError):
+    """It ran, but the result cannot be used: nothing selected, a hook that never fired, NaN. Nothing is written."""
+
+
+class BadInput(UwmError):
+    """A file, a set, a setting or a name is wrong."""
+
+    exit_code = 2
+
+
+class Refused(UwmError):
+    """The input is refused as unsafe: a pickle with foreign code, a path that leaves its folder."""
+
+    exit_code = 3
+
+
+class ResourceFault(UwmError):
+    """Disk, memory or device failed."""
+
+    exit_code = 4
+
+
+class RequirementNotMet(UwmError):
+    """The figures are sound and below what was required."""
+
+    exit_code = 5

@@ -1,0 +1,147 @@
+"""The flags that the verbs share, where they come from (command line, UWM_<FLAG>, TOML), and how results are shown."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .errors import BadInput
+
+
+class Verb(click.Command):
+    """A command whose flags take underscores too, come from UWM_<FLAG> and from a TOML file as well."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("context_settings", {})["token_normalize_func"] = lambda token: token.replace("_", "-")
+        super().__init__(*args, **kwargs)
+        self.params.append(
+            click.Option(["--config"], type=click.Path(path_type=Path), is_eager=True, expose_value=False,
+                         callback=_read_config, help="TOML file with any of these flags.")
+        )  # fmt: skip
+        for option in self.params:
+            if isinstance(option, click.Option) and option.name:
+                option.envvar = f"UWM_{option.name.upper()}"
+                option.show_envvar = False
+
+
+def _read_config(context: click.Context, option: click.Parameter, path: Path | None) -> None:
+    """Make the file's keys the defaults; a key that is no flag of the command is an error."""
+    if path is None:
+        return
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        settings = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise BadInput(f"--config {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"--config {path}: not valid TOML ({error})") from None
+    names = {p.name for p in context.command.params if isinstance(p, click.Option)} - {"config"}
+    settings = {key.replace("-", "_"): value for key, value in settings.items()}
+    if unknown := sorted(settings.keys() - names):
+        raise BadInput(
+            f"--config {path}: unknown key {unknown[0]!r}; expected some of {', '.join(sorted(names - {None}))}"
+        )
+    context.default_map = settings
+
+
+class _Auto(click.ParamType):
+    """``auto`` or a positive whole number."""
+
+    name = "auto|N"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> int:
+        from .profiler import BATCH_SIZE
+
+        if value == "auto":
+            return BATCH_SIZE
+        if str(value).isdecimal() and int(value) > 0:
+            return int(value)
+        self.fail(f"{value!r} is neither auto nor a positive number", param, context)
+
+
+def _stack(*options: Callable) -> Callable:
+    def wrap(function: Callable) -> Callable:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return wrap
+
+
+PATH = click.Path(path_type=Path)
+COMMON = _stack(
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
+    click.option("-q", "--quiet", is_flag=True, help="No progress, no warnings."),
+    click.option("-v", "--verbose", is_flag=True, help="Log what is done to stderr."),
+    click.option("--no-progress", is_flag=True, help="No progress bars."),
+    click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+)
+MODEL = _stack(
+    click.option("--arch", help="open_clip's architecture name, for bare weights."),
+    click.option("--quick-gelu/--no-quick-gelu", default=None, help="The activation, for bare weights."),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda[:N] or mps."),
+    click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16."),
+    click.option("--batch-size", type=_Auto(), default="auto", show_default=True, help="Pairs at a time."),
+    click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Threads that read pictures."),
+    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="For every draw."),
+    click.option("--limit", type=click.IntRange(1), help="At most this many pairs."),
+)
+SCORE = _stack(
+    click.option("--calib", required=True, help="Calibration set, a folder."),
+    click.option("--split", help="Its split to calibrate on  [default: calib or train, where there is one]"),
+    click.option("--method", default="uwm", show_default=True, help="How weights are scored."),
+    click.option("--text-layers", default="out_proj", show_default=True, help="Slots, globs or names; none for none."),
+    click.option("--vision-layers", default="fc2", show_default=True, help="Likewise."),
+)
+SELECT = _stack(
+    click.option("--mass", type=float, default=0.02, show_default=True, help="τ: share of the score mass to edit."),
+    click.option("--text-mass", type=float, help="τ of the text tower."),
+    click.option("--vision-mass", type=float, help="τ of the vision tower."),
+    click.option("--alpha", type=float, default=-1.0, show_default=True, help="What chosen entries are multiplied by."),
+)
+WRITE = _stack(
+    click.option("-o", "--output", type=PATH, help="Folder to write."),
+    click.option("--overwrite", is_flag=True, help="Replace an output that exists."),
+    click.option("--dry-run", is_flag=True, help="Do everything but write."),
+)
+
+
+def split_flags(flags: dict[str, Any]) -> tuple[dict[str, Any], dict[str, bool]]:
+    """The settings, and apart from them how to show things."""
+    show = {key: flags.pop(key) for key in ("as_json", "quiet", "verbose", "no_progress", "debug")}
+    if show["verbose"]:
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
+    return flags, show
+
+
+def say(show: dict[str, bool], as_json: Any, text: str) -> None:
+    if show["as_json"]:
+        print_json(as_json)
+    else:
+        click.echo(text)
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def progress_of(show: dict[str, bool]) -> Callable | None:
+    off = show["quiet"] or show["no_progress"] or not sys.stderr.isatty()
+    if off or os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return None
+    from tqdm import tqdm
+
+    def wrap(items: Iterable, total: int, name: str) -> Iterable:
+        return tqdm(items, total=total, desc=name, leave=False, file=sys.stderr)
+
+    return wrap

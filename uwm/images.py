@@ -1,0 +1,51 @@
+"""Pictures from files, the same for every family: one frame, upright, 8-bit RGB."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .errors import BadInput
+
+MAX_PIXELS = 64_000_000
+BACKGROUND = (255, 255, 255)  # what transparent pictures are laid on
+
+
+def load_image(path: Path) -> Image.Image:
+    """Read a picture.
+
+    The first frame; EXIF rotation applied; transparency laid on white; 16 bit scaled to 8 bit.
+
+    Raises:
+        BadInput: No picture, cut off, floating-point, or over 64 megapixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as opened:
+                if opened.width * opened.height > MAX_PIXELS:
+                    raise BadInput(f"{path}: {opened.width} × {opened.height} pixels, more than 64 megapixels")
+                return _as_rgb(ImageOps.exif_transpose(opened), path)
+    except UnidentifiedImageError:
+        raise BadInput(f"{path}: not a picture that Pillow can read") from None
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such picture") from None
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise BadInput(f"{path}: far more pixels than any model needs; scale it down") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise BadInput(f"{path}: damaged picture ({error})") from None
+
+
+def _as_rgb(image: Image.Image, path: Path) -> Image.Image:
+    if image.mode == "F":
+        raise BadInput(f"{path}: a floating-point picture; convert it to 8 or 16 bit first")
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        canvas = Image.new("RGBA", image.size, (*BACKGROUND, 255))
+        return Image.alpha_composite(canvas, image).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,81 @@
+"""What a file of ours or a checkpoint holds, and what this machine has."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from . import records
+from .checkpoint import open_checkpoint
+from .models import resolve
+from .patch import PATCH_FILE, Patch
+from .scoring import Scores
+
+PACKAGES = ("uwm", "torch", "torchvision", "transformers", "open_clip_torch", "safetensors", "huggingface_hub", "numpy", "pillow")  # fmt: skip  # noqa: E501
+
+
+def inspect(reference: str) -> tuple[dict[str, Any], list[list[str]]]:
+    """Describe a patch, a scores file or a checkpoint.
+
+    Returns:
+        Its properties, and a table of its weights with a heading row.
+
+    Raises:
+        BadInput: It is none of them.
+    """
+    path = resolve(reference)
+    about = records.describe(path) if path.is_file() else None
+    if about is not None and about["kind"] == "patch":
+        return _patch(Patch.load(path))
+    if about is not None and about["kind"] == "scores":
+        return _scores(Scores.load(path))
+    return _checkpoint(path)
+
+
+def _patch(patch: Patch) -> tuple[dict[str, Any], list[list[str]]]:
+    total = sum(patch.counts().values())
+    about = {"kind": "patch", "alpha": patch.alpha, "entries": total, "recipe": patch.recipe}
+    body = [[f"{w}", f"{n}", f"{patch.shapes[w]}", patch.base[w][:16]] for w, n in patch.counts().items()]
+    return about, [["weight", "entries", "shape", "base sha256"], *body]
+
+
+def _scores(scores: Scores) -> tuple[dict[str, Any], list[list[str]]]:
+    body = [[f"{w}", f"{tuple(t.shape)}", f"{t.mean():.4g}", f"{t.max():.4g}"] for w, t in scores.items()]
+    about = {"kind": "scores", "recipe": scores.recipe}
+    return about, [["weight", "shape", "mean", "max"], *body]
+
+
+def _checkpoint(path: Path) -> tuple[dict[str, Any], list[list[str]]]:
+    checkpoint = open_checkpoint(path)
+    infos = {info.name: info for file in checkpoint.files for info in file.tensors}
+    about = {
+        "kind": "checkpoint",
+        "layout": checkpoint.layout.name,
+        "files": [file.name for file in checkpoint.files],
+        "tensors": len(infos),
+        "edited by uwm": path.is_dir() and (path / PATCH_FILE).is_file(),
+    }
+    body = [
+        [f"{w}", ref.key, f"{infos[ref.key].shape}", str(infos[ref.key].dtype).removeprefix("torch.")]
+        for w, ref in checkpoint.weights.items()
+    ]
+    return about, [["weight", "tensor", "tensor's shape", "dtype"], *body]
+
+
+def environment() -> dict[str, Any]:
+    """Versions and devices."""
+    import torch
+
+    found: dict[str, Any] = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    cuda = torch.cuda.is_available()
+    found["cuda devices"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else []
+    found["mps"] = torch.backends.mps.is_available()
+    found["threads"] = torch.get_num_threads()
+    return found

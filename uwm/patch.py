@@ -1,0 +1,302 @@
+"""The reversible edit: made from scores, applied to a live model or from file to file, and undone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import records
+from .checkpoint import Checkpoint, Edit, check_output, new_folder, open_checkpoint, write_edited
+from .checkpoint.reader import matrix_sha256
+from .errors import BadInput, InvalidResult
+from .models import Model, resolve
+from .scoring import Scores
+from .selection import RULES
+from .weights import WeightId
+
+PATCH_FILE = "uwm_patch.safetensors"
+ORIGINALS = "originals."  # prefix of the replaced values' tensor names
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Which entries of which weights change, and how (UWM, section 4: W_ij ← α W_ij).
+
+    Attributes:
+        flips: WeightId -> sorted flat indices into [out, in], int64.
+        shapes: WeightId -> (out, in).
+        base: WeightId -> sha256 of the unedited weight; a patch fits nothing else.
+        alpha: α.
+        recipe: How it came about.
+        originals: The replaced values where α is not −1, WeightId -> [n] in the stored dtype.
+    """
+
+    flips: dict[WeightId, torch.Tensor] = field(repr=False)
+    shapes: dict[WeightId, tuple[int, int]] = field(repr=False)
+    base: dict[WeightId, str] = field(repr=False)
+    alpha: float = -1.0
+    recipe: dict[str, Any] = field(default_factory=dict)
+    originals: dict[WeightId, torch.Tensor] = field(default_factory=dict, repr=False)
+
+    def counts(self) -> dict[WeightId, int]:
+        """How many entries change, by weight."""
+        return {weight: len(indices) for weight, indices in self.flips.items()}
+
+    def save(self, path: str | Path) -> None:
+        """Write one small safetensors file, atomically; the same patch gives the same bytes."""
+        tensors = {str(w): indices for w, indices in self.flips.items()}
+        tensors |= {f"{ORIGINALS}{w}": values for w, values in self.originals.items()}
+        about = {
+            "alpha": self.alpha,
+            "recipe": self.recipe,
+            "weights": {str(w): {"shape": list(self.shapes[w]), "base_sha256": self.base[w]} for w in self.flips},
+        }
+        records.write(Path(path), "patch", tensors, about)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Patch:
+        """Read what `save` wrote, from the file or from the folder that holds it. Raises BadInput."""
+        path = Path(path)
+        tensors, about = records.read(path / PATCH_FILE if path.is_dir() else path, "patch")
+        weights = {WeightId.parse(name): entry for name, entry in about["weights"].items()}
+        return cls(
+            flips={w: tensors[str(w)] for w in sorted(weights)},
+            shapes={w: tuple(entry["shape"]) for w, entry in sorted(weights.items())},
+            base={w: entry["base_sha256"] for w, entry in sorted(weights.items())},
+            alpha=about["alpha"],
+            recipe=about["recipe"],
+            originals={w: tensors[f"{ORIGINALS}{w}"] for w in sorted(weights) if f"{ORIGINALS}{w}" in tensors},
+        )
+
+
+def select(
+    scores: Scores,
+    *,
+    mass: float = 0.02,
+    text_mass: float | None = None,
+    vision_mass: float | None = None,
+    alpha: float = -1.0,
+    rule: str = "top-mass",
+) -> Patch:
+    """A patch from scores: in every weight the entries that `rule` picks (UWM, Eq. 11).
+
+    Args:
+        scores: From `uwm.score`, or `Scores.load`.
+        mass: τ for both towers; `text_mass` and `vision_mass` override it.
+        alpha: What the chosen entries are multiplied by.
+        rule: ``top-mass`` or ``top-fraction``.
+
+    Raises:
+        BadInput: A mass outside of 0–1, an alpha that is not finite, an unknown rule.
+        InvalidResult: Nothing would change, or the bound 1 ≤ selected ≤ τN + 1 does not hold.
+    """
+    if rule not in RULES:
+        raise BadInput(f"rule {rule!r}: expected one of {', '.join(RULES)}")
+    if not math.isfinite(alpha) or abs(alpha) > 1e4:
+        raise BadInput(f"--alpha {alpha}: expected a finite number such as -1")
+    if alpha == 1:
+        raise InvalidResult("--alpha 1 changes nothing")
+    masses = {"text": mass if text_mass is None else text_mass, "vision": mass if vision_mass is None else vision_mass}
+    flips = {}
+    for weight, values in scores.items():
+        try:
+            flips[weight] = RULES[rule](values, masses[weight.tower])
+        except InvalidResult as error:
+            raise InvalidResult(f"{weight}: {error}") from None
+    used = {tower: masses[tower] for tower in sorted({w.tower for w in flips})}
+    return Patch(
+        flips=flips,
+        shapes={weight: (values.shape[0], values.shape[1]) for weight, values in scores.items()},
+        base=dict(scores.base),
+        alpha=alpha,
+        recipe={**scores.recipe, "rule": rule, "mass": used},
+    )
+
+
+def random_control(patch: Patch, seed: int = 0) -> Patch:
+    """As many entries of the same weights, drawn at random: the control that every comparison shows."""
+    flips = {}
+    for number, (weight, indices) in enumerate(patch.flips.items()):
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+        size = math.prod(patch.shapes[weight])
+        flips[weight] = torch.randperm(size, generator=generator)[: len(indices)].sort().values
+    return replace(patch, flips=flips, recipe={"method": "random", "seed": seed}, originals={})
+
+
+# ---------------------------------------------------------------- on a live model
+
+
+@contextmanager
+def patched(model: Model, patch: Patch) -> Iterator[Model]:
+    """Edit the model in place while the body runs; every bit comes back on exit, also when the body raises.
+
+    Raises:
+        BadInput: The model lacks a weight of the patch, is not the one it was made for, or is already patched.
+    """
+    _check_live(model, patch)
+    kept = {weight: model.parameter(weight).view(-1)[_on(model, indices)] for weight, indices in patch.flips.items()}
+    model.edited.update(patch.flips)
+    try:
+        for weight, indices in patch.flips.items():
+            stored = model.stored(weight).clone().flatten()
+            changed = Edit(indices, patch.alpha).apply(stored)[indices]
+            live = model.parameter(weight).view(-1)
+            live[_on(model, indices)] = changed.to(device=live.device, dtype=live.dtype)
+        yield model
+    finally:
+        for weight, values in kept.items():
+            model.parameter(weight).view(-1)[_on(model, patch.flips[weight])] = values
+        model.edited.difference_update(patch.flips)
+
+
+def _on(model: Model, indices: torch.Tensor) -> torch.Tensor:
+    return indices.to(model.device)
+
+
+def _check_live(model: Model, patch: Patch) -> None:
+    for weight in patch.flips:
+        if weight not in model.weights:
+            raise BadInput(f"the patch edits {weight}, which this model does not have")
+        if weight in model.edited:
+            raise BadInput(f"{weight} is already patched; leave the earlier `patched` block first")
+        if tuple(model.parameter(weight).shape) != patch.shapes[weight]:
+            shape = list(model.parameter(weight).shape)
+            raise BadInput(f"the patch was made for {weight} of {list(patch.shapes[weight])}, this model has {shape}")
+        if model.fingerprint(weight) != patch.base[weight]:
+            raise BadInput(f"{weight} differs from the weight this patch was made for; score this model anew")
+
+
+# ---------------------------------------------------------------- file to file
+
+
+def apply(reference: str | Path, patch: Patch, *, output: str | Path, overwrite: bool = False) -> dict[str, str]:
+    """Write an edited copy of a checkpoint, tensor by tensor; no model library is needed.
+
+    Args:
+        reference: The checkpoint, as in `uwm.load`.
+        patch: Made for these very weights, in any layout.
+        output: The folder to write: weights under the input's names, side files, ``uwm_patch.safetensors``.
+        overwrite: Replace an output that exists.
+
+    Returns:
+        sha256 of every weight file written, by name.
+
+    Raises:
+        BadInput: The checkpoint is not the patch's base (already patched, perhaps), or the output cannot be used.
+        InvalidResult: What is on disk is not what was planned. ResourceFault: the disk failed.
+    """
+    output = Path(output)
+    checkpoint = open_checkpoint(resolve(reference))
+    check_output(output, [checkpoint.path], overwrite)
+    check_base(checkpoint, patch)
+    with new_folder(output) as folder:
+        return write_patched(checkpoint, patch, folder)
+
+
+def write_patched(checkpoint: Checkpoint, patch: Patch, folder: Path) -> dict[str, str]:
+    """Write the edited weights, the side files and the patch itself into an existing folder."""
+    edits = {weight: Edit(indices, patch.alpha) for weight, indices in patch.flips.items()}
+    hashes = write_edited(checkpoint, edits, folder)
+    with_originals(checkpoint, patch).save(folder / PATCH_FILE)
+    return hashes
+
+
+def with_originals(checkpoint: Checkpoint, patch: Patch) -> Patch:
+    """The patch, able to be undone: where α is not −1 it takes along the values that it replaces."""
+    if patch.alpha == -1.0:
+        return patch
+    values = {w: checkpoint.matrix(w).flatten()[indices] for w, indices in patch.flips.items()}
+    return replace(patch, originals=values)
+
+
+def check_base(checkpoint: Checkpoint, patch: Patch) -> None:
+    """Refuse a checkpoint that is not the one the patch was made for. Raises BadInput."""
+    for weight in patch.flips:
+        matrix = _matrix(checkpoint, patch, weight)
+        if matrix_sha256(matrix) == patch.base[weight]:
+            continue
+        if patch.alpha == -1.0 and matrix_sha256(_undone(matrix, patch, weight)) == patch.base[weight]:
+            raise BadInput(f"{checkpoint.path}: this patch is already applied ({weight}); `uwm revert` undoes it")
+        raise BadInput(
+            f"{checkpoint.path}: {weight} differs from the weight this patch was made for; score this model anew"
+        )
+
+
+def revert(reference: str | Path, patch: Patch, *, output: str | Path, overwrite: bool = False) -> dict[str, str]:
+    """Undo a patch from file to file; the result's tensors are the original's, byte for byte.
+
+    Arguments and result as `apply`; where α is not −1, the patch must be the one that `apply` wrote.
+
+    Raises:
+        BadInput: The checkpoint does not hold this patch. InvalidResult, ResourceFault: as `apply`.
+    """
+    output = Path(output)
+    checkpoint = open_checkpoint(resolve(reference))
+    check_output(output, [checkpoint.path], overwrite)
+    check_edited(checkpoint, patch)
+    with new_folder(output) as folder:
+        edits = {w: Edit(i, patch.alpha, patch.originals.get(w)) for w, i in patch.flips.items()}
+        return write_edited(checkpoint, edits, folder)
+
+
+def check_edited(checkpoint: Checkpoint, patch: Patch) -> None:
+    """Refuse a checkpoint that does not hold the patch. Raises BadInput."""
+    if patch.alpha != -1.0 and patch.originals.keys() != patch.flips.keys():
+        raise BadInput(f"a patch with alpha {patch.alpha} is undone with the {PATCH_FILE} that `uwm apply` wrote")
+    for weight in patch.flips:
+        undone = _undone(_matrix(checkpoint, patch, weight), patch, weight)
+        if matrix_sha256(undone) != patch.base[weight]:
+            raise BadInput(f"{checkpoint.path}: {weight} does not hold this patch, so it cannot be reverted")
+
+
+def _undone(matrix: torch.Tensor, patch: Patch, weight: WeightId) -> torch.Tensor:
+    edit = Edit(patch.flips[weight], patch.alpha, patch.originals.get(weight))
+    return edit.apply(matrix.clone().flatten())
+
+
+def _matrix(checkpoint: Checkpoint, patch: Patch, weight: WeightId) -> torch.Tensor:
+    if weight not in checkpoint.weights:
+        raise BadInput(f"{checkpoint.path}: the patch edits {weight}, which this checkpoint does not have")
+    matrix = checkpoint.matrix(weight)
+    if tuple(matrix.shape) != patch.shapes[weight]:
+        raise BadInput(
+            f"{checkpoint.path}: {weight} is {list(matrix.shape)}, the patch was made for {list(patch.shapes[weight])}"
+        )
+    return matrix
+
+
+def diff(first: str | Path, second: str | Path) -> dict[str, dict[str, int]]:
+    """Which tensors differ between two checkpoints of one layout.
+
+    Returns:
+        Tensor name -> {"differ": entries that differ, "negated": of those exactly −1×, "of": all}; equal ones left out.
+
+    Raises:
+        BadInput: They do not hold the same tensor names and shapes.
+    """
+    sides: list[Checkpoint] = [open_checkpoint(resolve(reference)) for reference in (first, second)]
+    names = [{info.name: info for file in side.files for info in file.tensors} for side in sides]
+    if odd := sorted(names[0].keys() ^ names[1].keys()):
+        raise BadInput(f"{first} and {second} hold different tensors, such as {', '.join(odd[:5])}")
+    result = {}
+    for name in sorted(names[0]):
+        a, b = (side.read(name) for side in sides)
+        if a.shape != b.shape:
+            raise BadInput(f"{name} is {list(a.shape)} in {first} and {list(b.shape)} in {second}")
+        differ = _bits(a) != _bits(b) if a.dtype == b.dtype else a.double() != b.double()
+        if differ.any():
+            negated = differ & (a.double() == -b.double())
+            result[name] = {"differ": int(differ.sum()), "negated": int(negated.sum()), "of": a.numel()}
+    return result
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor's bit patterns, so that −0 and NaN compare as they are stored."""
+    views: Mapping[int, torch.dtype] = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return tensor.contiguous().view(views[tensor.dtype.itemsize])

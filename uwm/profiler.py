@@ -1,0 +1,187 @@
+"""Pairs through a model: per-weight token statistics of both sides, streamed to whoever asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from .calibration import CalibrationPair, CalibrationSet
+from .errors import InvalidResult
+from .images import load_image
+from .models import Model
+from .taps import observe
+from .weights import WeightId
+
+BATCH_SIZE = 64
+Progress = Callable[[Iterable, int, str], Iterable]  # wraps an iterable of known length, as tqdm does
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Preprocessed tensors of some pairs; a missing modality is None.
+
+    Pixel values are [pairs, 3, h, w], input ids and masks [pairs, length], mask 1 from the start to the end token.
+    """
+
+    safe_pixel_values: torch.Tensor | None = None
+    unsafe_pixel_values: torch.Tensor | None = None
+    safe_input_ids: torch.Tensor | None = None
+    safe_attention_mask: torch.Tensor | None = None
+    unsafe_input_ids: torch.Tensor | None = None
+    unsafe_attention_mask: torch.Tensor | None = None
+
+    def sides(self, tower: str) -> list[tuple[torch.Tensor, torch.Tensor | None]] | None:
+        """The safe and the unsafe input of one tower, each with its mask; None when the modality is missing."""
+        if tower == "vision":
+            pixels = (self.safe_pixel_values, self.unsafe_pixel_values)
+            return None if pixels[0] is None or pixels[1] is None else [(pixels[0], None), (pixels[1], None)]
+        ids = (self.safe_input_ids, self.unsafe_input_ids)
+        if ids[0] is None or ids[1] is None:
+            return None
+        return [(ids[0], self.safe_attention_mask), (ids[1], self.unsafe_attention_mask)]
+
+
+@dataclass(frozen=True)
+class TokenStatistics:
+    """Of one layer's input X [tokens, in], for each sample of a batch (UWM, section 4).
+
+    Attributes:
+        norm: n_j = ‖X[:, j]‖₂ over the tokens, float64 [samples, in].
+        std: σ_j, the unbiased standard deviation over the tokens, float64 [samples, in]; 0 where it is undefined.
+        tokens: How many tokens each sample has, [samples].
+    """
+
+    norm: torch.Tensor
+    std: torch.Tensor
+    tokens: torch.Tensor
+
+
+def token_statistics(x: torch.Tensor, mask: torch.Tensor | None = None) -> TokenStatistics:
+    """Statistics of inputs [samples, tokens, in]; only tokens with mask 1 count, all of them without a mask."""
+    x = x.detach().float()
+    if mask is None:
+        tokens = torch.full((len(x),), x.shape[1], device=x.device)
+        kept = torch.ones(1, 1, 1, device=x.device)
+    else:
+        tokens = mask.sum(1)
+        kept = mask[:, :, None].float()
+    count = tokens[:, None].double()
+    x = x * kept
+    mean = (x.sum(1).double() / count).float()
+    spread = ((x - mean[:, None]) * kept).square().sum(1).double()
+    wide = _double(spread / (count - 1).clamp_min(1)).sqrt()
+    return TokenStatistics(_double(x.square().sum(1)).sqrt(), wide, tokens)
+
+
+def _double(x: torch.Tensor) -> torch.Tensor:
+    return x.double()
+
+
+class Scorer(Protocol):
+    """What the profiler feeds: statistics of the same pairs, safe and unsafe, batch by batch."""
+
+    def update(self, safe: TokenStatistics, unsafe: TokenStatistics) -> None:
+        """Take in one batch."""
+
+
+def pair_batches(
+    model: Model, calibration: CalibrationSet, *, batch_size: int = BATCH_SIZE, towers: Iterable[str], workers: int = 2
+) -> Iterator[PairBatch]:
+    """The set as preprocessed batches: first the captions of all pairs that have them, then the pictures."""
+    if "text" in towers:
+        for pairs in _chunks([p for p in calibration.pairs if p.has_text], batch_size):
+            safe = model.tokenize([p.safe_text or "" for p in pairs])
+            unsafe = model.tokenize([p.unsafe_text or "" for p in pairs])
+            yield PairBatch(None, None, *safe, *unsafe)
+    if "vision" in towers:
+        with ThreadPoolExecutor(max(1, workers)) as pool:
+            for pairs in _chunks([p for p in calibration.pairs if p.has_image], batch_size):
+                sides = [[p.safe_image for p in pairs], [p.unsafe_image for p in pairs]]
+                pixels = [model.preprocess(list(pool.map(load_image, _paths(side)))) for side in sides]
+                yield PairBatch(pixels[0], pixels[1])
+
+
+def count_batches(calibration: CalibrationSet, batch_size: int, towers: Iterable[str]) -> int:
+    """How many batches `pair_batches` gives."""
+    sizes = {"text": sum(p.has_text for p in calibration.pairs), "vision": sum(p.has_image for p in calibration.pairs)}
+    return sum(-(-sizes[tower] // batch_size) for tower in towers)
+
+
+def _paths(side: list[Path | None]) -> list[Path]:
+    return [path for path in side if path is not None]
+
+
+def _chunks(pairs: list[CalibrationPair], size: int) -> Iterator[list[CalibrationPair]]:
+    for start in range(0, len(pairs), size):
+        yield pairs[start : start + size]
+
+
+@torch.no_grad()
+def profile(model: Model, batches: Iterable[PairBatch], scorers: Mapping[WeightId, Scorer]) -> dict[str, int]:
+    """Run the pairs through the towers and feed every weight's scorer.
+
+    Args:
+        model: In eval mode.
+        batches: Of any sizes; the scores do not depend on how the pairs are batched.
+        scorers: One a weight; only the towers that they name are run.
+
+    Returns:
+        Tower -> pairs seen.
+
+    Raises:
+        InvalidResult: A layer saw no rows, fewer than there were pairs, or values that are not finite.
+    """
+    seen = dict.fromkeys(sorted({w.tower for w in scorers}), 0)
+    for batch in batches:
+        for tower in seen:
+            sides = batch.sides(tower)
+            if sides is None:
+                continue
+            layers = {w: model.owner(w) for w in scorers if w.tower == tower}
+            safe, unsafe = (_observe_side(model, tower, layers, *side, seen[tower]) for side in sides)
+            for weight in layers:
+                scorers[weight].update(safe[weight], unsafe[weight])
+            seen[tower] += len(sides[0][0])
+    for tower, pairs in seen.items():
+        if pairs == 0:
+            weight = next(w for w in scorers if w.tower == tower)
+            raise InvalidResult(f"{weight} received no activations: the set has no pairs for the {tower} tower")
+    return seen
+
+
+def _observe_side(
+    model: Model, tower: str, layers: Mapping, inputs: torch.Tensor, mask: torch.Tensor | None, first: int
+) -> dict[WeightId, TokenStatistics]:
+    """Statistics of every layer for one side of a batch; `first` is the number of its first pair, for messages."""
+    found: dict[WeightId, TokenStatistics] = {}
+    inputs = inputs.to(model.device)
+    mask = torch.ones_like(inputs) if mask is None and tower == "text" else mask
+    mask = None if mask is None else mask.to(model.device)
+
+    def sink(weight: WeightId, x: torch.Tensor) -> None:
+        found[weight] = token_statistics(x, None if mask is None else _to_length(mask, x.shape[1]))
+
+    with observe(layers, sink):
+        if tower == "vision":
+            model.encode_image(inputs.to(next(model.module.parameters()).dtype))
+        else:
+            assert mask is not None
+            model.encode_text(inputs, mask)
+    for weight in layers:
+        rows = len(found[weight].norm) if weight in found else 0
+        if rows != len(inputs):
+            raise InvalidResult(f"{weight} received {rows} activations for {len(inputs)} samples; it cannot be scored")
+        bad = ~torch.isfinite(found[weight].norm).all(1)
+        if bad.any():
+            raise InvalidResult(f"{weight}: NaN or infinite activations at pair {first + int(bad.nonzero()[0])}")
+    return found
+
+
+def _to_length(mask: torch.Tensor, length: int) -> torch.Tensor:
+    """The mask padded with zeros to the length that the tower works on."""
+    return torch.nn.functional.pad(mask, (0, length - mask.shape[1]))

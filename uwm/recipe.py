@@ -1,0 +1,279 @@
+"""The main job from settings to a folder on disk: `run(Recipe(...))` is what `uwm edit` does."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+from .calibration import CalibrationSet, read_calibration
+from .checkpoint import check_output, file_sha256, new_folder
+from .errors import BadInput
+from .evaluate import EvalResult, evaluate
+from .models import Model, OpenClipModel, load, resolve
+from .patch import Patch, patched, random_control, select, write_patched
+from .profiler import BATCH_SIZE, Progress
+from .report import model_card
+from .scoring import TEXT_LAYERS, VISION_LAYERS, Scores, score
+from .shipped_files import DEMO_SET
+
+FORMAT = 1
+FEW_PAIRS = 16
+CALIBRATION_SPLITS = ("calib", "train")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides an edit. The fields are the flags of `uwm edit`.
+
+    Attributes:
+        model, calib: References, as on the command line.
+        eval_set: Where to measure; the calibration set's own folder when only `eval_splits` is given.
+        eval_splits: Splits to measure on, a table each. With neither, a `holdout` share of the pairs is kept aside.
+        zero_shot: Folders for `uwm.evaluate.zero_shot`.
+    """
+
+    model: str
+    calib: str
+    arch: str | None = None
+    quick_gelu: bool | None = None
+    split: str | None = None
+    eval_set: str | None = None
+    eval_splits: tuple[str, ...] = ()
+    holdout: float = 0.2
+    zero_shot: tuple[str, ...] = ()
+    method: str = "uwm"
+    text_layers: str = TEXT_LAYERS
+    vision_layers: str = VISION_LAYERS
+    mass: float = 0.02
+    text_mass: float | None = None
+    vision_mass: float | None = None
+    alpha: float = -1.0
+    limit: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "auto"
+    batch_size: int = BATCH_SIZE
+    workers: int = 2
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run made: the patch, the results by evaluation set and column, the manifest, and warnings."""
+
+    patch: Patch
+    results: dict[str, dict[str, EvalResult]]
+    manifest: dict[str, Any]
+    warnings: tuple[str, ...] = field(default=())
+
+
+def run(
+    recipe: Recipe, output: Path | None = None, *, overwrite: bool = False, progress: Progress | None = None
+) -> Outcome:
+    """Score, select, measure before and after and against a random control, and write.
+
+    Args:
+        recipe: The settings.
+        output: The folder to write; None writes nothing (a dry run).
+        overwrite: Replace an output that exists.
+        progress: As in `uwm.score`.
+
+    Raises:
+        UwmError: Of every kind; whatever happens, an earlier output stays whole until the new one is verified.
+    """
+    clock = _Clock()
+    if output is not None:
+        check_output(output, [resolve(recipe.model)], overwrite)
+    calibration, held_out = read_sets(recipe)
+    with clock("load"):
+        model = load(
+            recipe.model, arch=recipe.arch, quick_gelu=recipe.quick_gelu, device=recipe.device, dtype=recipe.dtype
+        )
+    with clock("score"):
+        scores = make_scores(recipe, model, calibration, progress)
+    with clock("select"):
+        patch = make_patch(recipe, scores)
+    with clock("evaluate"):
+        results = _measure(recipe, model, patch, held_out, progress)
+    manifest = _manifest(recipe, model, calibration, scores, patch, results)
+    if output is not None:
+        with clock("write"), new_folder(output) as folder:
+            _write(folder, model, patch, manifest, results, clock)
+    manifest["run"] = clock.report()
+    return Outcome(patch, results, manifest, tuple(_warnings(calibration)))
+
+
+def make_scores(recipe: Recipe, model: Model, calibration: CalibrationSet, progress: Progress | None) -> Scores:
+    """`uwm.score` with the recipe's settings."""
+    return score(
+        model,
+        calibration,
+        method=recipe.method,
+        text_layers=recipe.text_layers,
+        vision_layers=recipe.vision_layers,
+        batch_size=recipe.batch_size,
+        workers=recipe.workers,
+        progress=progress,
+    )
+
+
+def make_patch(recipe: Recipe, scores: Scores) -> Patch:
+    """`uwm.select` with the recipe's settings."""
+    return select(
+        scores, mass=recipe.mass, text_mass=recipe.text_mass, vision_mass=recipe.vision_mass, alpha=recipe.alpha
+    )
+
+
+def demo_recipe(**settings: Any) -> Recipe:
+    """`uwm demo`: the shipped model and set, measured on the test split and on the unseen style."""
+    return Recipe(
+        model="demo",
+        calib=str(DEMO_SET),
+        split="calib",
+        eval_splits=("test", "test-style"),
+        zero_shot=tuple(str(DEMO_SET / "zero_shot" / name) for name in ("seen", "unseen")),
+        **settings,
+    )
+
+
+def calibration_pairs(recipe: Recipe) -> CalibrationSet:
+    """All pairs that the recipe may calibrate on: its split, or the calibration split where the set has one."""
+    whole = read_calibration(recipe.calib)
+    split = recipe.split or next((name for name in CALIBRATION_SPLITS if name in whole.splits()), None)
+    return (whole.split(split) if split else whole).limit(recipe.limit, recipe.seed)
+
+
+def read_sets(recipe: Recipe) -> tuple[CalibrationSet, dict[str, CalibrationSet]]:
+    """The calibration pairs, and by name the sets to measure on; they share no pair."""
+    calibration = calibration_pairs(recipe)
+    if not recipe.eval_set and not recipe.eval_splits:
+        calibration, held = calibration.holdout(recipe.holdout, recipe.seed)
+        return calibration, {"held-out": held}
+    other = read_calibration(recipe.eval_set or recipe.calib)
+    held_out = {name: other.split(name) for name in recipe.eval_splits} or {other.root.name: other}
+    used = set(calibration.pairs)
+    for name, held in held_out.items():
+        if used.intersection(held.pairs):
+            raise BadInput(f"evaluation set {name!r} holds pairs that calibration uses; choose another --eval-split")
+    return calibration, {name: held.limit(recipe.limit, recipe.seed) for name, held in held_out.items()}
+
+
+def _measure(
+    recipe: Recipe, model: Model, patch: Patch, held_out: Mapping[str, CalibrationSet], progress: Progress | None
+) -> dict[str, dict[str, EvalResult]]:
+    """Set -> before, after, random -> result; zero-shot folders are measured with the first set."""
+    control = random_control(patch, recipe.seed)
+    results: dict[str, dict[str, EvalResult]] = {name: {} for name in held_out}
+    for column, edit in (("before", None), ("after", patch), ("random", control)):
+        with contextlib.nullcontext() if edit is None else patched(model, edit):
+            for number, (name, pairs) in enumerate(held_out.items()):
+                if not any(p.has_text and p.has_image for p in pairs.pairs):
+                    continue
+                results[name][column] = evaluate(
+                    model,
+                    pairs,
+                    zero_shot_folders={Path(f).name: Path(f) for f in recipe.zero_shot} if number == 0 else None,
+                    batch_size=recipe.batch_size,
+                    workers=recipe.workers,
+                    seed=recipe.seed,
+                    progress=progress,
+                )
+    return {name: columns for name, columns in results.items() if columns}
+
+
+def _manifest(
+    recipe: Recipe, model: Model, calibration: CalibrationSet, scores: Scores, patch: Patch, results: Mapping
+) -> dict[str, Any]:
+    """The content of uwm.json, but for what differs from run to run."""
+    import torch
+
+    assert model.checkpoint is not None
+    counts, settings = patch.counts(), asdict(recipe)
+    layers = {
+        str(w): {
+            "selected": counts[w],
+            "of": scores[w].numel(),
+            "guards": scores.guards[w],
+            "base_sha256": patch.base[w],
+        }
+        for w in patch.flips
+    }
+    settings |= {key: Path(settings[key]).name for key in ("model", "calib", "eval_set") if settings[key]}
+    settings["zero_shot"] = [Path(folder).name for folder in recipe.zero_shot]
+    sources = [file.source or model.checkpoint.path for file in model.checkpoint.files]
+    return {
+        "format": FORMAT,
+        "versions": {"uwm": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "settings": settings,
+        "model": {
+            "name": model.checkpoint.path.name,
+            "layout": model.layout_name,
+            "quick_gelu": model.quick_gelu,
+            "sha256": {source.name: file_sha256(source) for source in sources},
+        },
+        "calibration": {
+            "name": calibration.root.name,
+            "pairs": scores.recipe["pairs"],
+            "skipped": calibration.skipped,
+            "sha256": scores.recipe["calibration"],
+        },
+        "selected": sum(counts.values()),
+        "of": sum(layer["of"] for layer in layers.values()),
+        "layers": layers,
+        "results": {n: {column: r.as_dict() for column, r in columns.items()} for n, columns in results.items()},
+    }
+
+
+def _write(folder: Path, model: Model, patch: Patch, manifest: dict, results: Mapping, clock: _Clock) -> None:
+    assert model.checkpoint is not None
+    manifest["output_sha256"] = write_patched(model.checkpoint, patch, folder)
+    if isinstance(model, OpenClipModel) and not model.checkpoint.path.is_dir():
+        _write_json(folder / "open_clip_config.json", model.folder_config())
+    (folder / "README.md").write_text(model_card(manifest, results), "utf-8")
+    _write_json(folder / "uwm.json", {**manifest, "run": clock.report()})
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _warnings(calibration: CalibrationSet) -> Iterator[str]:
+    if len(calibration) < FEW_PAIRS:
+        yield f"only {len(calibration)} calibration pairs; scores from fewer than {FEW_PAIRS} are mostly noise"
+    for reason, count in calibration.skipped.items():
+        if count:
+            yield f"{count} pairs skipped: {reason.replace('_', ' ')}"
+
+
+class _Clock:
+    """Seconds by stage, and the peak memory of the process."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._seconds[stage] = round(time.perf_counter() - start, 3)
+
+    def report(self) -> dict[str, Any]:
+        """Stage seconds and peak resident memory in MB (None where the system does not tell)."""
+        return {"seconds": dict(self._seconds), "peak_memory_mb": peak_memory_mb()}
+
+
+def peak_memory_mb() -> int | None:
+    """Peak resident memory of this process in MB, or None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // (1 << 20 if sys.platform == "darwin" else 1 << 10)

@@ -1,0 +1,133 @@
+"""Scores of every chosen weight: computed from a model and pairs, stored, read back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import records
+from .calibration import CalibrationSet
+from .errors import BadInput, InvalidResult
+from .models import Model
+from .profiler import BATCH_SIZE, PairBatch, Progress, count_batches, pair_batches, profile
+from .scorers import SCORERS
+from .weights import WeightId, match
+
+TEXT_LAYERS = "out_proj"
+VISION_LAYERS = "fc2"
+
+
+@dataclass(frozen=True)
+class Scores(Mapping[WeightId, torch.Tensor]):
+    """WeightId -> scores, float32 [out, in], with what they were made from.
+
+    Attributes:
+        tensors: The scores.
+        base: WeightId -> sha256 of the weight that was scored.
+        recipe: Method, pairs seen by tower, set fingerprint.
+        guards: WeightId -> counts of the cases that the score leaves neutral.
+    """
+
+    tensors: dict[WeightId, torch.Tensor] = field(repr=False)
+    base: dict[WeightId, str] = field(repr=False)
+    recipe: dict[str, Any]
+    guards: dict[WeightId, dict[str, int]] = field(repr=False)
+
+    def __getitem__(self, weight: WeightId) -> torch.Tensor:
+        return self.tensors[weight]
+
+    def __iter__(self) -> Iterator[WeightId]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, atomically; the same scores give the same bytes."""
+        about = {"recipe": self.recipe, "base": _named(self.base), "guards": _named(self.guards)}
+        records.write(Path(path), "scores", {str(w): t for w, t in self.tensors.items()}, about)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Scores:
+        """Read what `save` wrote. Raises BadInput when it is something else or of another version."""
+        tensors, about = records.read(Path(path), "scores")
+        return cls(
+            {WeightId.parse(name): tensors[name] for name in sorted(tensors, key=WeightId.parse)},
+            _weights(about["base"]),
+            about["recipe"],
+            _weights(about["guards"]),
+        )
+
+
+def _named(mapping: Mapping[WeightId, Any]) -> dict[str, Any]:
+    return {str(weight): value for weight, value in mapping.items()}
+
+
+def _weights(mapping: Mapping[str, Any]) -> dict[WeightId, Any]:
+    return {WeightId.parse(name): value for name, value in mapping.items()}
+
+
+def score(
+    model: Model,
+    calib: CalibrationSet | Iterable[PairBatch],
+    *,
+    method: str = "uwm",
+    text_layers: str | Sequence[str] = TEXT_LAYERS,
+    vision_layers: str | Sequence[str] = VISION_LAYERS,
+    batch_size: int = BATCH_SIZE,
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> Scores:
+    """Score the chosen weights by how strongly they carry the unsafe side (UWM, section 4).
+
+    Args:
+        model: From `uwm.load`.
+        calib: A calibration set, or any iterable of `PairBatch`.
+        method: A name in `uwm.scorers.SCORERS`.
+        text_layers, vision_layers: Slots, globs or full names; ``"none"`` leaves the tower alone.
+        batch_size: Pairs at a time; it does not change the scores.
+        workers: Threads that read pictures.
+        progress: Wraps the batches, as tqdm does: ``progress(batches, total, name)``.
+
+    Raises:
+        BadInput: A pattern that matches nothing, an unknown method, no weight chosen.
+        InvalidResult: A chosen layer saw no activations, or they were not finite.
+    """
+    if method not in SCORERS:
+        raise BadInput(f"--method {method!r}: expected one of {', '.join(SCORERS)}")
+    chosen = match(text_layers, model.weights, "text") + match(vision_layers, model.weights, "vision")
+    if isinstance(calib, CalibrationSet):
+        chosen = _with_pairs(chosen, calib, explicit=(text_layers, vision_layers))
+    if not chosen:
+        raise BadInput("no weight is chosen: both towers are 'none' or the set has no pairs for them")
+    scorers = {weight: SCORERS[method](weight, model.parameter(weight)) for weight in chosen}
+    recipe: dict[str, Any] = {"method": method}
+    if isinstance(calib, CalibrationSet):
+        towers = sorted({w.tower for w in chosen})
+        batches: Iterable[PairBatch] = pair_batches(model, calib, batch_size=batch_size, towers=towers, workers=workers)
+        if progress is not None:
+            batches = progress(batches, count_batches(calib, batch_size, towers), "profile")
+        recipe["calibration"] = calib.fingerprint()
+    else:
+        batches = calib
+    recipe["pairs"] = profile(model, batches, scorers)
+    tensors = {weight: scorer.scores() for weight, scorer in scorers.items()}
+    for weight, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise InvalidResult(f"{weight}: the scores hold NaN or infinite values")
+    base = {weight: model.fingerprint(weight) for weight in chosen}
+    return Scores(tensors, base, recipe, {weight: scorer.guards for weight, scorer in scorers.items()})
+
+
+def _with_pairs(chosen: list[WeightId], calib: CalibrationSet, explicit: tuple) -> list[WeightId]:
+    """Only the towers that the set has pairs for; asking for another one by name is an error."""
+    there = {"text": any(p.has_text for p in calib.pairs), "vision": any(p.has_image for p in calib.pairs)}
+    for tower, given, default in zip(there, explicit, (TEXT_LAYERS, VISION_LAYERS), strict=True):
+        if not there[tower] and given not in (default, "none"):
+            what = "captions" if tower == "text" else "pictures"
+            raise BadInput(f"--{tower}-layers {given!r}: {calib.root} has no {what} for the {tower} tower")
+    return [weight for weight in chosen if there[weight.tower]]

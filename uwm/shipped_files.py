@@ -1,0 +1,11 @@
+"""Where the shipped model and set lie: inside the installed package, or in the checkout's calibration/ folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_HERE = Path(__file__).resolve().parent
+_SHIPPED = _HERE / "shipped" if (_HERE / "shipped").is_dir() else _HERE.parent / "calibration"
+
+DEMO_MODEL = _SHIPPED / "demo-clip"
+DEMO_SET = _SHIPPED / "emoji"
