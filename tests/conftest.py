@@ -25,11 +25,6 @@ ARCH = "uwm-tiny"  # registered with open_clip below
 WORDS = ("dog", "cat", "tree", "car", "cup", "knife", "bomb", "skull")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _few_threads():
-    torch.set_num_threads(2)
-
-
 @pytest.fixture(scope="session")
 def golden() -> dict[str, torch.Tensor]:
     """Inputs and what the authors' program computed from them (generator: method.md section 8)."""

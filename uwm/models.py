@@ -19,6 +19,8 @@ from .layouts import find_weights, recognise
 from .shipped_files import DEMO_MODEL
 from .weights import WeightId
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 IGNORED_KEYS = ("position_ids",)  # buffers that older files hold and newer libraries make themselves
 
 
@@ -55,8 +57,10 @@ class Model(ABC):
         return tensor[ref.rows(len(tensor))]
 
     def owner(self, weight: WeightId) -> nn.Module:
-        """The module that holds the weight: a linear layer, or an attention with a fused projection."""
-        return self.module.get_submodule(self.weights[weight].key.rpartition(".")[0])
+        """The module to observe for a weight: its linear layer, or the `nn.MultiheadAttention` around it."""
+        own, _, _ = self.weights[weight].key.rpartition(".")
+        around = self.module.get_submodule(own.rpartition(".")[0])
+        return around if isinstance(around, nn.MultiheadAttention) else self.module.get_submodule(own)
 
     def stored(self, weight: WeightId) -> torch.Tensor:
         """The unedited matrix [out, in] as the checkpoint stores it, or as it is in memory where there is none."""
@@ -120,7 +124,7 @@ class HuggingFaceModel(Model):
         if self._tokenizer is None:
             from transformers import AutoTokenizer
 
-            self._tokenizer = self._side(AutoTokenizer.from_pretrained, "a tokenizer")
+            self._tokenizer = self._side(AutoTokenizer.from_pretrained, "tokenizer", TOKENIZER_FILES)
         length = self.config.text_config.max_position_embeddings
         batch = self._tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")
         return batch["input_ids"], batch["attention_mask"]
@@ -129,19 +133,22 @@ class HuggingFaceModel(Model):
         if self._processor is None:
             from transformers import AutoImageProcessor
 
-            self._processor = self._side(AutoImageProcessor.from_pretrained, "an image preprocessor")
+            self._processor = self._side(AutoImageProcessor.from_pretrained, "image preprocessor", PROCESSOR_FILES)
         return self._processor(images, return_tensors="pt")["pixel_values"]
 
-    def _side(self, loader: Callable[[str], Any], what: str) -> Any:
+    def _side(self, loader: Callable[[str], Any], what: str, files: tuple[str, ...]) -> Any:
+        """Load a side file of the folder; transformers would make one up where there is none."""
         if self.checkpoint is None:
-            raise BadInput(f"this model has no folder to read {what} from; pass preprocessed PairBatch tensors")
-        try:
-            return loader(str(self.checkpoint.path))
-        except (OSError, ValueError, ImportError, TypeError, KeyError) as error:
+            raise BadInput(f"this model has no folder to read its {what} from; pass preprocessed PairBatch tensors")
+        folder = self.checkpoint.path
+        if not any((folder / name).is_file() for name in files):
             raise BadInput(
-                f"{self.checkpoint.path}: no usable {what} in this folder ({str(error).splitlines()[0]}); "
-                "copy the original's files there"
-            ) from None
+                f"{folder}: no {what} in this folder (none of {', '.join(files)}); copy the original's there"
+            )
+        try:
+            return loader(str(folder))
+        except (OSError, ValueError, ImportError, TypeError, KeyError) as error:
+            raise BadInput(f"{folder}: the {what} cannot be used ({str(error).splitlines()[0]})") from None
 
 
 class OpenClipModel(Model):

@@ -1,0 +1,76 @@
+"""The house rule: a module imports only from those to its left, and heavy libraries stay in their room."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "uwm"
+ORDER = (
+    "errors", "weights", "layouts", "checkpoint", "records", "shipped_files", "models", "images", "calibration", "taps",
+    "profiler", "scorers", "scoring", "selection", "patch", "metrics", "evaluate", "report", "recipe", "inspection",
+    "flags", "cli", "__main__",
+)  # fmt: skip
+MODEL_LIBRARIES = {"transformers", "open_clip"}
+
+
+def room(path: Path) -> str:
+    """The module or sub-package that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    """Absolute dotted names that a file imports, wherever in it."""
+    package = ["uwm", *path.relative_to(PACKAGE).parent.parts]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            module = ".".join(filter(None, (base, node.module)))
+            found.update({module} if node.module else {f"{module}.{alias.name}" for alias in node.names})
+    return found
+
+
+FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+
+
+def test_every_file_has_its_place():
+    assert {room(p) for p in FILES} == set(ORDER)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_come_from_the_left(path):
+    here = ORDER.index(room(path))
+    used = {name.split(".")[1] for name in imports(path) if name.startswith("uwm.")} - {"__version__"}
+    wrong = [name for name in used if name != room(path) and ORDER.index(name) >= here]
+    assert not wrong, f"{path.name} imports from its right: {wrong}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_only_models_imports_the_model_libraries(path):
+    used = {name.split(".")[0] for name in imports(path)} & MODEL_LIBRARIES
+    assert not used or room(path) == "models"
+
+
+def test_apply_and_diff_need_no_model_library():
+    code = (
+        "import sys, uwm.patch, uwm.inspection; print([m for m in ('transformers', 'open_clip') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
+
+
+def test_no_file_and_no_function_is_too_long():
+    for path in FILES:
+        lines = path.read_text().splitlines()
+        assert len(lines) <= 400, f"{path.name} has {len(lines)} lines"
+        for node in ast.walk(ast.parse("\n".join(lines))):
+            if isinstance(node, ast.FunctionDef):
+                length = (node.end_lineno or 0) - node.lineno + 1
+                assert length <= 50, f"{path.name}: {node.name} has {length} lines"

@@ -1,0 +1,79 @@
+"""`uwm.score`: what it takes, what it refuses, what it stores."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+
+import uwm
+from uwm import records
+from uwm.errors import BadInput
+
+
+@pytest.fixture(scope="module")
+def model(tiny_hf):
+    return uwm.load(tiny_hf)
+
+
+@pytest.fixture(scope="module")
+def scores(model, tiny_set):
+    return uwm.score(model, uwm.read_calibration(tiny_set))
+
+
+def test_the_default_layers_are_the_paper_s(scores):
+    assert [str(w) for w in scores] == ["text.0.out_proj", "text.1.out_proj", "vision.0.fc2", "vision.1.fc2", "vision.2.fc2"]  # noqa: E501  # fmt: skip
+    assert scores[uwm.WeightId("vision", 1, "fc2")].shape == (32, 64)
+    assert scores.recipe["pairs"] == {"text": 24, "vision": 24}
+
+
+def test_save_and_load(scores, tmp_path):
+    paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for path in paths:
+        scores.save(path)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    loaded = uwm.Scores.load(paths[0])
+    assert list(loaded) == list(scores)
+    assert all(torch.equal(loaded[w], scores[w]) for w in scores)
+    assert (loaded.base, loaded.guards, loaded.recipe) == (scores.base, scores.guards, scores.recipe)
+
+
+def test_another_kind_or_format_is_refused(scores, tmp_path):
+    path = tmp_path / "s.safetensors"
+    scores.save(path)
+    with pytest.raises(BadInput, match="holds scores, expected patch"):
+        uwm.Patch.load(path)
+    with safe_open(str(path), "pt") as file:
+        about = json.loads(file.metadata()[records.KEY])
+    about["format"] = 99
+    from safetensors.torch import load_file, save_file
+
+    save_file(load_file(path), path, metadata={records.KEY: json.dumps(about)})
+    with pytest.raises(BadInput, match="format 99, this uwm reads 1"):
+        uwm.Scores.load(path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"text_layers": "fc3"}, "--text-layers 'fc3' matches no weight; the text tower has blocks 0–1 with q_proj"),
+        ({"vision_layers": "vision.[3-9].fc2"}, "matches no weight"),
+        ({"method": "magic"}, "expected one of uwm"),
+        ({"text_layers": "none", "vision_layers": "none"}, "no weight is chosen"),
+    ],
+)
+def test_wrong_settings(model, tiny_set, flags, message):
+    with pytest.raises(BadInput, match=message.replace("[", r"\[")):
+        uwm.score(model, uwm.read_calibration(tiny_set), **flags)
+
+
+def test_a_text_only_set_scores_the_text_tower_and_refuses_the_other(model, tiny_set, tmp_path):
+    lines = (tiny_set / "pairs.jsonl").read_text().splitlines()
+    keep = [{k: v for k, v in json.loads(line).items() if "image" not in k} for line in lines]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, keep)))
+    calib = uwm.read_calibration(tmp_path)
+    assert {w.tower for w in uwm.score(model, calib)} == {"text"}
+    with pytest.raises(BadInput, match="has no pictures for the vision tower"):
+        uwm.score(model, calib, vision_layers="vision.*.fc2")
