@@ -26,7 +26,9 @@ BATCH = 256
 AUXILIARY = 0.2  # weight of the multi-label loss, dropped for the last tenth
 SLOPE = 1.702
 SCALE_LIMIT = math.log(100)
-PROCESSOR = CLIPImageProcessor(size={"shortest_edge": world.SIZE}, crop_size={"height": world.SIZE, "width": world.SIZE})
+PROCESSOR = CLIPImageProcessor(
+    size={"shortest_edge": world.SIZE}, crop_size={"height": world.SIZE, "width": world.SIZE}
+)
 
 
 def demo_config(activation: str, tokenizer: CLIPTokenizer) -> CLIPConfig:
@@ -57,7 +59,7 @@ def restyled(sprites: torch.Tensor) -> torch.Tensor:
         sprites: [styles, concepts, 4, s, s], premultiplied.
 
     Returns:
-        [6 · styles, concepts, 4, s, s]: as drawn, outlined and flat (twice, the second lighter), flat, grey, other hues.
+        [6 · styles, concepts, 4, s, s]: as drawn, outlined (darker, lighter), flat, grey, other hues.
     """
     flat = _recolour(sprites, lambda rgb: (rgb * 3).round() / 3)
     pale = _recolour(sprites, lambda rgb: 1 - (1 - (rgb * 3).round() / 3) * 0.6)
@@ -213,67 +215,88 @@ def export(student: Student, master: dict[str, torch.Tensor], tokenizer, output:
 # ---------------------------------------------------------------- training
 
 
+class Training:
+    """The student, its optimizer, and where both stand; bfloat16 weights do the work, AdamW moves float32 ones."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        torch.manual_seed(args.seed)
+        args.output.mkdir(parents=True, exist_ok=True)
+        self.args, self.tokenizer = args, build_tokenizer(args.output)
+        self.drawn = world.load_sprites(args.packages)
+        self.sprites = restyled(self.drawn[: len(world.SEEN_STYLES)]).half()
+        self.student = Student(self.tokenizer)
+        self.master = {n: p.detach().clone().requires_grad_() for n, p in self.student.named_parameters()}
+        decay = [p for p in self.master.values() if p.ndim > 1]
+        rest = [p for p in self.master.values() if p.ndim <= 1]
+        groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=args.rate, betas=(0.9, 0.98))
+        self.student.bfloat16()
+        self.saved, self.start = args.output.with_suffix(".resume.pt"), 0
+        if self.saved.exists():
+            self.resume()
+
+    def resume(self) -> None:
+        """Go on from the last checkpoint."""
+        state = torch.load(self.saved)
+        self.start = state["step"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name, value in self.master.items():
+            value.data.copy_(state["master"][name])
+
+    def step(self, step: int) -> float:
+        """One batch, one move; the loss."""
+        for name, p in self.student.named_parameters():
+            p.data.copy_(self.master[name].data)
+        scenes, texts, pictures = draw_batch(np.random.default_rng([self.args.seed, step]), self.sprites)
+        tokens = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+        auxiliary = AUXILIARY if step < 0.9 * self.args.steps else 0.0
+        images, words = self.student(normalised(pictures).bfloat16(), tokens)
+        loss = loss_of(self.student, images, words, labels_of(scenes), auxiliary)
+        loss.backward()
+        for name, p in self.student.named_parameters():
+            self.master[name].grad = None if p.grad is None else p.grad.float()
+            p.grad = None
+        torch.nn.utils.clip_grad_norm_([p for p in self.master.values() if p.grad is not None], 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate_at(step, self.args.steps, self.args.rate)
+        self.optimizer.step()
+        return loss.item()
+
+    def save(self, done: int) -> dict[str, list[float]]:
+        """Write the checkpoint and the model's folder; zero-shot [unsafe, safe] on a seen and the unseen style."""
+        state = {"step": done, "master": self.master, "optimizer": self.optimizer.state_dict()}
+        torch.save(state, self.saved.with_suffix(".tmp"))
+        self.saved.with_suffix(".tmp").rename(self.saved)
+        export(self.student, self.master, self.tokenizer, self.args.output)
+        figures = [zero_shot(self.student, self.tokenizer, self.drawn, style) for style in (0, 3)]
+        return {
+            name: [round(v, 1) for v in pair]
+            for name, pair in zip(("zero_shot", "zero_shot_unseen_style"), figures, strict=True)
+        }
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train to the end, saving every `args.every` steps."""
+    training, began, running = Training(args), time.time(), 0.0
+    for step in range(training.start, args.steps):
+        loss = training.step(step)
+        running = loss if step == training.start else 0.98 * running + 0.02 * loss
+        if (step + 1) % args.every == 0 or step + 1 == args.steps:
+            row = {"step": step + 1, "loss": round(running, 3), "seconds": round(time.time() - began)}
+            print(json.dumps(row | training.save(step + 1)), flush=True)
+
+
 def rate_at(step: int, steps: int, peak: float) -> float:
     """Learning rate: a warm-up of 200 steps, then a cosine to zero."""
     warm = min(1.0, (step + 1) / 200)
     return peak * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def train(args: argparse.Namespace) -> None:
-    torch.manual_seed(args.seed)
-    args.output.mkdir(parents=True, exist_ok=True)
-    tokenizer = build_tokenizer(args.output)
-    drawn = world.load_sprites(args.packages)
-    sprites = restyled(drawn[: len(world.SEEN_STYLES)]).half()
-    student = Student(tokenizer)
-    # bfloat16 weights do the work; AdamW keeps and moves the float32 ones.
-    master = {name: p.detach().clone().requires_grad_() for name, p in student.named_parameters()}
-    decay = [p for p in master.values() if p.ndim > 1]
-    rest = [p for p in master.values() if p.ndim <= 1]
-    groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=args.rate, betas=(0.9, 0.98))
-    student.bfloat16()
-    saved, start = args.output.with_suffix(".resume.pt"), 0
-    if saved.exists():
-        state = torch.load(saved)
-        start, kept = state["step"], state["master"]
-        optimizer.load_state_dict(state["optimizer"])
-        for name, value in master.items():
-            value.data.copy_(kept[name])
-    began, running = time.time(), 0.0
-    for step in range(start, args.steps):
-        for name, p in student.named_parameters():
-            p.data.copy_(master[name].data)
-        scenes, texts, pictures = draw_batch(np.random.default_rng([args.seed, step]), sprites)
-        tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
-        auxiliary = AUXILIARY if step < 0.9 * args.steps else 0.0
-        images, words = student(normalised(pictures).bfloat16(), tokens)
-        loss = loss_of(student, images, words, labels_of(scenes), auxiliary)
-        loss.backward()
-        for name, p in student.named_parameters():
-            master[name].grad = None if p.grad is None else p.grad.float()
-            p.grad = None
-        torch.nn.utils.clip_grad_norm_([p for p in master.values() if p.grad is not None], 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = rate_at(step, args.steps, args.rate)
-        optimizer.step()
-        running = loss.item() if step == start else 0.98 * running + 0.02 * loss.item()
-        if (step + 1) % args.every == 0 or step + 1 == args.steps:
-            seen, unseen = (zero_shot(student, tokenizer, drawn, style) for style in (0, 3))
-            row = {"step": step + 1, "loss": round(running, 3), "seconds": round(time.time() - began),
-                   "zero_shot_unsafe_safe": [round(v, 1) for v in seen], "unseen_style": [round(v, 1) for v in unseen]}  # fmt: skip
-            print(json.dumps(row), flush=True)
-            state = {"step": step + 1, "master": master, "optimizer": optimizer.state_dict()}
-            torch.save(state, saved.with_suffix(".tmp"))
-            saved.with_suffix(".tmp").rename(saved)
-            export(student, master, tokenizer, args.output)
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--packages", type=Path, required=True, help="the folder of unpacked npm packages")
     parser.add_argument("--output", type=Path, required=True, help="the Hugging Face folder to write")
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=5500)
     parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every", type=int, default=200, help="steps between checkpoints")
