@@ -19,12 +19,14 @@ class Layout:
         towers: Tower -> prefix of its blocks, with ``{block}`` for the number.
         slots: Slot -> (suffix, part, parts); parts > 1 for a row block of a fused tensor.
         sentinels: Keys that only this family has, the test by which it is recognised.
+        file_name: What the family's library looks for in a folder; a bare file of any name is written under it.
     """
 
     name: str
     towers: dict[str, str]
     slots: dict[str, tuple[str, int, int]]
     sentinels: tuple[str, ...]
+    file_name: str
 
 
 _HF_SLOTS = {
@@ -50,18 +52,21 @@ TABLES = (
         {"text": "text_model.encoder.layers.{block}.", "vision": "vision_model.encoder.layers.{block}."},
         _HF_SLOTS,
         ("vision_model.embeddings.class_embedding", "text_model.embeddings.token_embedding.weight"),
+        "model.safetensors",
     ),
     Layout(
         "open_clip",
         {"text": "transformer.resblocks.{block}.", "vision": "visual.transformer.resblocks.{block}."},
         _OPEN_CLIP_SLOTS,
         ("visual.class_embedding", "token_embedding.weight"),
+        "open_clip_model.safetensors",
     ),
     Layout(
         "open_clip-custom-text",
         {"text": "text.transformer.resblocks.{block}.", "vision": "visual.transformer.resblocks.{block}."},
         _OPEN_CLIP_SLOTS,
         ("visual.class_embedding", "text.token_embedding.weight"),
+        "open_clip_model.safetensors",
     ),
 )
 

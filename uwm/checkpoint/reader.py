@@ -9,7 +9,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +138,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     files = tuple(_open_file(source) for source in sources)
     keys = [info.name for file in files for info in file.tensors]
     layout = recognise(keys, str(path))
+    if not path.is_dir():
+        files = (replace(files[0], name=layout.file_name),)
     return Checkpoint(path, files, layout, find_weights(layout, keys), side_files)
 
 
