@@ -77,3 +77,25 @@ def test_metrics(golden):
     assert percent(metrics.recall(vs, ts)) == safe["image_to_text"]
     assert percent(metrics.union_recall(tu, vs, vu)) == union["unsafe_text_to_safe_image"]
     assert percent(metrics.union_recall(vu, ts, tu)) == union["unsafe_image_to_safe_text"]
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "rules"),
+    [
+        ("grad-unsafe", "GradientUnsafe", {"text": "top-fraction", "vision": "top-mass"}),
+        ("grad-safe-clip", "GradientSafeCLIP", {"text": "top-fraction", "vision": "top-fraction"}),
+    ],
+)
+def test_gradient_baselines(model, golden, method, name, rules):
+    scores = uwm.score(model, batches(golden, 4), method=method)
+    patch = uwm.select(scores, mass=0.035)
+    assert patch.recipe["rule"] == rules
+    assert patch.alpha == 0
+    assert len(scores) == 4
+    for weight, values in scores.items():
+        expected = golden[f"{name}.{weight}.score"]
+        torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-6 * expected.max().item())
+        selected = torch.zeros(values.numel(), dtype=torch.uint8)
+        selected[patch.flips[weight]] = 1
+        assert (selected != golden[f"{name}.{weight}.selected.0.035"].flatten()).sum() <= 2
+    assert not any(p.requires_grad for p in model.module.parameters())

@@ -86,8 +86,8 @@ def _run(recipe: Any, output: Path | None, overwrite: bool, show: dict[str, bool
     click.echo(
         f"{manifest['model']['name']}: scored on {manifest['calibration']['name']} pairs ({pairs}); negated "
         f"{manifest['selected']} of {manifest['of']} entries in {len(manifest['layers'])} matrices"
-        if recipe.alpha == -1
-        else f"{manifest['model']['name']}: {manifest['selected']} of {manifest['of']} entries × {recipe.alpha}"
+        if outcome.patch.alpha == -1
+        else f"{manifest['model']['name']}: {manifest['selected']} of {manifest['of']} entries × {outcome.patch.alpha}"
     )
     for name, columns in outcome.results.items():
         click.echo(f"\n{name} ({next(iter(columns.values())).pairs} pairs)\n{text_table(rows(columns))}")

@@ -16,7 +16,7 @@ from .errors import BadInput
 from .images import load_image
 from .metrics import bootstrap, ranks, safeground_samples
 from .models import Model
-from .profiler import BATCH_SIZE, Progress, count_batches, pair_batches
+from .profiler import BATCH_SIZE, Progress, count_batches, embed_inputs, pair_batches
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,7 @@ def embed(
 
 
 def _encode(model: Model, inputs: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    inputs = inputs.to(model.device)
-    if mask is None:
-        embedded = model.encode_image(inputs.to(next(model.module.parameters()).dtype))
-    else:
-        embedded = model.encode_text(inputs, mask.to(model.device))
-    return F.normalize(embedded.float(), dim=-1).cpu()
+    return F.normalize(embed_inputs(model, inputs, mask), dim=-1).cpu()
 
 
 def figures(embeddings: Embeddings, seed: int = 0) -> dict[str, tuple[float, float, float]]:

@@ -99,15 +99,17 @@ MODEL = _stack(
 SCORE = _stack(
     click.option("--calib", required=True, help="Calibration set, a folder."),
     click.option("--split", help="Its split to calibrate on  [default: calib or train, where there is one]"),
-    click.option("--method", default="uwm", show_default=True, help="How weights are scored."),
+    click.option("--method", default="uwm", show_default=True, help="uwm, grad-unsafe or grad-safe-clip."),
     click.option("--text-layers", default="out_proj", show_default=True, help="Slots, globs or names; none for none."),
     click.option("--vision-layers", default="fc2", show_default=True, help="Likewise."),
 )
 SELECT = _stack(
-    click.option("--mass", type=float, default=0.02, show_default=True, help="τ: share of the score mass to edit."),
+    click.option(
+        "--mass", type=float, help="τ: share of the score mass to edit  [default: the method's, 0.02 for uwm]"
+    ),
     click.option("--text-mass", type=float, help="τ of the text tower."),
     click.option("--vision-mass", type=float, help="τ of the vision tower."),
-    click.option("--alpha", type=float, default=-1.0, show_default=True, help="What chosen entries are multiplied by."),
+    click.option("--alpha", type=float, help="Factor of the chosen entries  [default: the method's, -1 for uwm]"),
 )
 WRITE = _stack(
     click.option("-o", "--output", type=PATH, help="Folder to write."),

@@ -50,6 +50,15 @@ class Model(ABC):
         """Where the model is."""
         return next(self.module.parameters()).device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return next(self.module.parameters()).dtype
+
+    def trainable(self, weight: WeightId) -> nn.Parameter:
+        """The whole parameter that holds a weight, row blocks of other weights included."""
+        return self._parameters[self.weights[weight].key]
+
     def parameter(self, weight: WeightId) -> torch.Tensor:
         """The live matrix [out, in], a view: writing to it edits the model."""
         ref = self.weights[weight]

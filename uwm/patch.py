@@ -16,6 +16,7 @@ from .checkpoint import Checkpoint, Edit, check_output, new_folder, open_checkpo
 from .checkpoint.reader import matrix_sha256
 from .errors import BadInput, InvalidResult
 from .models import Model, resolve
+from .scorers import METHODS
 from .scoring import Scores
 from .selection import RULES
 from .weights import WeightId
@@ -78,45 +79,54 @@ class Patch:
 def select(
     scores: Scores,
     *,
-    mass: float = 0.02,
+    mass: float | None = None,
     text_mass: float | None = None,
     vision_mass: float | None = None,
-    alpha: float = -1.0,
-    rule: str = "top-mass",
+    alpha: float | None = None,
+    rule: str | None = None,
 ) -> Patch:
-    """A patch from scores: in every weight the entries that `rule` picks (UWM, Eq. 11).
+    """A patch from scores: in every weight the entries that the rule picks (UWM, Eq. 11).
 
     Args:
         scores: From `uwm.score`, or `Scores.load`.
-        mass: τ for both towers; `text_mass` and `vision_mass` override it.
-        alpha: What the chosen entries are multiplied by.
-        rule: ``top-mass`` or ``top-fraction``.
+        mass: τ for both towers; `text_mass` and `vision_mass` override it. Default: the method's own, 0.02 for UWM.
+        alpha: What the chosen entries are multiplied by. Default: the method's own, −1 for UWM.
+        rule: ``top-mass`` or ``top-fraction``. Default: the method's own, top-mass for UWM.
 
     Raises:
         BadInput: A mass outside of 0–1, an alpha that is not finite, an unknown rule.
         InvalidResult: Nothing would change, or the bound 1 ≤ selected ≤ τN + 1 does not hold.
     """
-    if rule not in RULES:
-        raise BadInput(f"rule {rule!r}: expected one of {', '.join(RULES)}")
-    if not math.isfinite(alpha) or abs(alpha) > 1e4:
-        raise BadInput(f"--alpha {alpha}: expected a finite number such as -1")
-    if alpha == 1:
-        raise InvalidResult("--alpha 1 changes nothing")
-    masses = {"text": mass if text_mass is None else text_mass, "vision": mass if vision_mass is None else vision_mass}
+    method = METHODS[scores.recipe["method"]]
+    alpha = method.alpha if alpha is None else alpha
+    _check_settings(alpha, rule)
+    both = method.mass if mass is None else mass
+    masses = {"text": both if text_mass is None else text_mass, "vision": both if vision_mass is None else vision_mass}
+    rules = {tower: rule or method.rules[tower] for tower in masses}
     flips = {}
     for weight, values in scores.items():
         try:
-            flips[weight] = RULES[rule](values, masses[weight.tower])
+            flips[weight] = RULES[rules[weight.tower]](values, masses[weight.tower])
         except InvalidResult as error:
             raise InvalidResult(f"{weight}: {error}") from None
-    used = {tower: masses[tower] for tower in sorted({w.tower for w in flips})}
+    towers = sorted({w.tower for w in flips})
+    settings = {"rule": {t: rules[t] for t in towers}, "mass": {t: masses[t] for t in towers}}
     return Patch(
         flips=flips,
         shapes={weight: (values.shape[0], values.shape[1]) for weight, values in scores.items()},
         base=dict(scores.base),
         alpha=alpha,
-        recipe={**scores.recipe, "rule": rule, "mass": used},
+        recipe={**scores.recipe, **settings},
     )
+
+
+def _check_settings(alpha: float, rule: str | None) -> None:
+    if rule is not None and rule not in RULES:
+        raise BadInput(f"rule {rule!r}: expected one of {', '.join(RULES)}")
+    if not math.isfinite(alpha) or abs(alpha) > 1e4:
+        raise BadInput(f"--alpha {alpha}: expected a finite number such as -1")
+    if alpha == 1:
+        raise InvalidResult("--alpha 1 changes nothing")
 
 
 def random_control(patch: Patch, seed: int = 0) -> Patch:

@@ -74,12 +74,16 @@ def token_statistics(x: torch.Tensor, mask: torch.Tensor | None = None) -> Token
     x = x * kept
     mean = (x.sum(1).double() / count).float()
     spread = ((x - mean[:, None]) * kept).square().sum(1).double()
-    wide = _double(spread / (count - 1).clamp_min(1)).sqrt()
-    return TokenStatistics(_double(x.square().sum(1)).sqrt(), wide, tokens)
+    std = (spread / (count - 1).clamp_min(1)).sqrt()
+    return TokenStatistics(x.square().sum(1).double().sqrt(), std, tokens)
 
 
-def _double(x: torch.Tensor) -> torch.Tensor:
-    return x.double()
+@dataclass(frozen=True)
+class QuadrupleEmbeddings:
+    """One tower's embeddings of a batch, [pairs, dim], safe and unsafe."""
+
+    safe: torch.Tensor
+    unsafe: torch.Tensor
 
 
 class Scorer(Protocol):
@@ -90,20 +94,47 @@ class Scorer(Protocol):
 
 
 def pair_batches(
-    model: Model, calibration: CalibrationSet, *, batch_size: int = BATCH_SIZE, towers: Iterable[str], workers: int = 2
+    model: Model,
+    calibration: CalibrationSet,
+    *,
+    batch_size: int = BATCH_SIZE,
+    towers: Iterable[str],
+    workers: int = 2,
+    joint: bool = False,
 ) -> Iterator[PairBatch]:
-    """The set as preprocessed batches: first the captions of all pairs that have them, then the pictures."""
-    if "text" in towers:
-        for pairs in _chunks([p for p in calibration.pairs if p.has_text], batch_size):
-            safe = model.tokenize([p.safe_text or "" for p in pairs])
-            unsafe = model.tokenize([p.unsafe_text or "" for p in pairs])
-            yield PairBatch(None, None, *safe, *unsafe)
-    if "vision" in towers:
-        with ThreadPoolExecutor(max(1, workers)) as pool:
+    """The set as preprocessed batches.
+
+    Args:
+        model: Tokenizes and preprocesses.
+        calibration: The pairs.
+        batch_size: Pairs at a time.
+        towers: Whose inputs are wanted.
+        workers: Threads that read pictures.
+        joint: Captions and pictures together, of pairs that have both; without it first the captions of all pairs
+            that have them, then the pictures.
+    """
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        if joint:
+            for pairs in _chunks([p for p in calibration.pairs if p.has_text and p.has_image], batch_size):
+                yield PairBatch(*_pixels(model, pairs, pool), *_tokens(model, pairs))
+            return
+        if "text" in towers:
+            for pairs in _chunks([p for p in calibration.pairs if p.has_text], batch_size):
+                yield PairBatch(None, None, *_tokens(model, pairs))
+        if "vision" in towers:
             for pairs in _chunks([p for p in calibration.pairs if p.has_image], batch_size):
-                sides = [[p.safe_image for p in pairs], [p.unsafe_image for p in pairs]]
-                pixels = [model.preprocess(list(pool.map(load_image, _paths(side)))) for side in sides]
-                yield PairBatch(pixels[0], pixels[1])
+                yield PairBatch(*_pixels(model, pairs, pool))
+
+
+def _tokens(model: Model, pairs: list[CalibrationPair]) -> tuple[torch.Tensor, ...]:
+    """Safe ids and mask, unsafe ids and mask, [pairs, length] each."""
+    return (*model.tokenize([p.safe_text or "" for p in pairs]), *model.tokenize([p.unsafe_text or "" for p in pairs]))
+
+
+def _pixels(model: Model, pairs: list[CalibrationPair], pool: ThreadPoolExecutor) -> tuple[torch.Tensor, ...]:
+    """Safe and unsafe pixel values, [pairs, 3, h, w] each."""
+    sides = [[p.safe_image for p in pairs], [p.unsafe_image for p in pairs]]
+    return tuple(model.preprocess(list(pool.map(load_image, _paths(side)))) for side in sides)
 
 
 def count_batches(calibration: CalibrationSet, batch_size: int, towers: Iterable[str]) -> int:
@@ -154,6 +185,75 @@ def profile(model: Model, batches: Iterable[PairBatch], scorers: Mapping[WeightI
     return seen
 
 
+def gradients(
+    model: Model,
+    batches: Iterable[PairBatch],
+    weights: Iterable[WeightId],
+    loss: Callable[[QuadrupleEmbeddings, QuadrupleEmbeddings], torch.Tensor],
+) -> tuple[dict[WeightId, torch.Tensor], dict[str, int]]:
+    """Mean absolute gradient of a loss over batches (the gradient baselines of UWM, section 5).
+
+    Args:
+        model: Its parameters stay as they are and need no gradient before or after.
+        batches: With both modalities.
+        weights: What to differentiate by.
+        loss: Of the scored tower's and the other tower's embeddings; see `uwm.scorers.gradient`.
+
+    Returns:
+        WeightId -> |∂loss/∂W| averaged over batches, float64 [out, in]; and tower -> pairs seen.
+
+    Raises:
+        InvalidResult: No batch had both modalities, or a weight got no gradient.
+    """
+    weights = sorted(weights)
+    total: dict[WeightId, torch.Tensor] = {}
+    count, pairs = 0, 0
+    for batch in batches:
+        if batch.sides("text") is None or batch.sides("vision") is None:
+            continue
+        for tower in sorted({w.tower for w in weights}):
+            for weight, gradient in _batch_gradient(model, batch, [w for w in weights if w.tower == tower], loss):
+                total[weight] = total.get(weight, 0) + gradient.abs().double().cpu()
+        count, pairs = count + 1, pairs + len(batch.sides("text")[0][0])  # type: ignore[index]
+    if not count:
+        raise InvalidResult(f"{weights[0]} received no gradient: no pair has both captions and pictures")
+    return {weight: value / count for weight, value in total.items()}, {w.tower: pairs for w in weights}
+
+
+def _batch_gradient(
+    model: Model, batch: PairBatch, weights: list[WeightId], loss: Callable
+) -> Iterator[tuple[WeightId, torch.Tensor]]:
+    """The gradient of one batch's loss by the weights of one tower, each [out, in]."""
+    tower = weights[0].tower
+    other = "vision" if tower == "text" else "text"
+    live = {model.weights[w].key: model.trainable(w) for w in weights}
+    try:
+        for parameter in live.values():
+            parameter.requires_grad_(True)
+        with torch.no_grad():
+            far = QuadrupleEmbeddings(*(embed_inputs(model, *side) for side in batch.sides(other) or []))
+            unsafe = embed_inputs(model, *(batch.sides(tower) or [])[1])
+        with torch.enable_grad():
+            safe = embed_inputs(model, *(batch.sides(tower) or [])[0])
+            found = torch.autograd.grad(loss(QuadrupleEmbeddings(safe, unsafe), far), list(live.values()))
+    finally:
+        for parameter in live.values():
+            parameter.requires_grad_(False)
+    by_key = dict(zip(live, found, strict=True))
+    for weight in weights:
+        ref = model.weights[weight]
+        yield weight, by_key[ref.key][ref.rows(len(by_key[ref.key]))]
+
+
+def embed_inputs(model: Model, inputs: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Embeddings [pairs, dim] in float32: of pictures without a mask, of tokens with one."""
+    inputs = inputs.to(model.device)
+    if inputs.is_floating_point():
+        return model.encode_image(inputs.to(model.dtype)).float()
+    mask = torch.ones_like(inputs) if mask is None else mask
+    return model.encode_text(inputs, mask.to(model.device)).float()
+
+
 def _observe_side(
     model: Model, tower: str, layers: Mapping, inputs: torch.Tensor, mask: torch.Tensor | None, first: int
 ) -> dict[WeightId, TokenStatistics]:
@@ -168,7 +268,7 @@ def _observe_side(
 
     with observe(layers, sink):
         if tower == "vision":
-            model.encode_image(inputs.to(next(model.module.parameters()).dtype))
+            model.encode_image(inputs.to(model.dtype))
         else:
             assert mask is not None
             model.encode_text(inputs, mask)

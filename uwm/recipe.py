@@ -52,10 +52,10 @@ class Recipe:
     method: str = "uwm"
     text_layers: str = TEXT_LAYERS
     vision_layers: str = VISION_LAYERS
-    mass: float = 0.02
+    mass: float | None = None
     text_mass: float | None = None
     vision_mass: float | None = None
-    alpha: float = -1.0
+    alpha: float | None = None
     limit: int | None = None
     seed: int = 0
     device: str = "auto"
@@ -205,6 +205,7 @@ def _manifest(
         }
         for w in patch.flips
     }
+    settings |= {"mass": patch.recipe["mass"], "rule": patch.recipe["rule"], "alpha": patch.alpha}
     settings |= {key: Path(settings[key]).name for key in ("model", "calib", "eval_set") if settings[key]}
     settings["zero_shot"] = [Path(folder).name for folder in recipe.zero_shot]
     sources = [file.source or model.checkpoint.path for file in model.checkpoint.files]

@@ -13,8 +13,8 @@ from . import records
 from .calibration import CalibrationSet
 from .errors import BadInput, InvalidResult
 from .models import Model
-from .profiler import BATCH_SIZE, PairBatch, Progress, count_batches, pair_batches, profile
-from .scorers import SCORERS
+from .profiler import BATCH_SIZE, PairBatch, Progress, count_batches, gradients, pair_batches, profile
+from .scorers import METHODS, Method
 from .weights import WeightId, match
 
 TEXT_LAYERS = "out_proj"
@@ -87,9 +87,9 @@ def score(
     Args:
         model: From `uwm.load`.
         calib: A calibration set, or any iterable of `PairBatch`.
-        method: A name in `uwm.scorers.SCORERS`.
+        method: A name in `uwm.scorers.METHODS`.
         text_layers, vision_layers: Slots, globs or full names; ``"none"`` leaves the tower alone.
-        batch_size: Pairs at a time; it does not change the scores.
+        batch_size: Pairs at a time; it does not change UWM's scores, it does change the gradient baselines'.
         workers: Threads that read pictures.
         progress: Wraps the batches, as tqdm does: ``progress(batches, total, name)``.
 
@@ -97,30 +97,41 @@ def score(
         BadInput: A pattern that matches nothing, an unknown method, no weight chosen.
         InvalidResult: A chosen layer saw no activations, or they were not finite.
     """
-    if method not in SCORERS:
-        raise BadInput(f"--method {method!r}: expected one of {', '.join(SCORERS)}")
+    if method not in METHODS:
+        raise BadInput(f"--method {method!r}: expected one of {', '.join(METHODS)}")
     chosen = match(text_layers, model.weights, "text") + match(vision_layers, model.weights, "vision")
     if isinstance(calib, CalibrationSet):
         chosen = _with_pairs(chosen, calib, explicit=(text_layers, vision_layers))
     if not chosen:
         raise BadInput("no weight is chosen: both towers are 'none' or the set has no pairs for them")
-    scorers = {weight: SCORERS[method](weight, model.parameter(weight)) for weight in chosen}
     recipe: dict[str, Any] = {"method": method}
+    batches: Iterable[PairBatch]
     if isinstance(calib, CalibrationSet):
-        towers = sorted({w.tower for w in chosen})
-        batches: Iterable[PairBatch] = pair_batches(model, calib, batch_size=batch_size, towers=towers, workers=workers)
+        joint, towers = METHODS[method].loss is not None, sorted({w.tower for w in chosen})
+        batches = pair_batches(model, calib, batch_size=batch_size, towers=towers, workers=workers, joint=joint)
         if progress is not None:
-            batches = progress(batches, count_batches(calib, batch_size, towers), "profile")
+            batches = progress(batches, count_batches(calib, batch_size, ["text"] if joint else towers), "profile")
         recipe["calibration"] = calib.fingerprint()
     else:
         batches = calib
-    recipe["pairs"] = profile(model, batches, scorers)
-    tensors = {weight: scorer.scores() for weight, scorer in scorers.items()}
+    tensors, guards, recipe["pairs"] = _compute(METHODS[method], model, batches, chosen)
     for weight, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise InvalidResult(f"{weight}: the scores hold NaN or infinite values")
-    base = {weight: model.fingerprint(weight) for weight in chosen}
-    return Scores(tensors, base, recipe, {weight: scorer.guards for weight, scorer in scorers.items()})
+    return Scores(tensors, {weight: model.fingerprint(weight) for weight in chosen}, recipe, guards)
+
+
+def _compute(
+    method: Method, model: Model, batches: Iterable[PairBatch], chosen: list[WeightId]
+) -> tuple[dict[WeightId, torch.Tensor], dict[WeightId, dict[str, int]], dict[str, int]]:
+    """Scores, guards and pairs seen, by whichever way the method works."""
+    if method.loss is not None:
+        found, seen = gradients(model, batches, chosen, method.loss)
+        return {w: found[w].float() for w in chosen}, {w: {} for w in chosen}, seen
+    assert method.scorer is not None
+    scorers = {weight: method.scorer(weight, model.parameter(weight)) for weight in chosen}
+    seen = profile(model, batches, scorers)
+    return {w: s.scores() for w, s in scorers.items()}, {w: s.guards for w, s in scorers.items()}, seen
 
 
 def _with_pairs(chosen: list[WeightId], calib: CalibrationSet, explicit: tuple) -> list[WeightId]:
