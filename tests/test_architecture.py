@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "uwm"
 ORDER = (
-    "errors", "weights", "layouts", "checkpoint", "records", "shipped_files", "models", "images", "calibration", "taps",
+    "version", "errors", "weights", "layouts", "checkpoint", "records", "shipped_files", "models", "images", "calibration", "taps",
     "profiler", "scorers", "scoring", "selection", "patch", "metrics", "evaluate", "report", "recipe", "inspection",
     "flags", "cli", "__main__",
 )  # fmt: skip
@@ -47,7 +47,7 @@ def test_every_file_has_its_place():
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_come_from_the_left(path):
     here = ORDER.index(room(path))
-    used = {name.split(".")[1] for name in imports(path) if name.startswith("uwm.")} - {"__version__"}
+    used = {name.split(".")[1] for name in imports(path) if name.startswith("uwm.")}
     wrong = [name for name in used if name != room(path) and ORDER.index(name) >= here]
     assert not wrong, f"{path.name} imports from its right: {wrong}"
 

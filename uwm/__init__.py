@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__version__ = "0.1.0"
-
 from . import metrics
 from .calibration import CalibrationPair, CalibrationSet, read_calibration
 from .errors import UwmError
@@ -13,6 +11,7 @@ from .patch import Patch, apply, diff, patched, revert, select
 from .profiler import PairBatch
 from .recipe import Recipe, run
 from .scoring import Scores, score
+from .version import __version__
 from .weights import WeightId
 
 __all__ = [

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import __version__
 from .calibration import CalibrationSet, read_calibration
 from .checkpoint import check_output, file_sha256, new_folder
 from .errors import BadInput
@@ -23,6 +22,7 @@ from .profiler import BATCH_SIZE, Progress
 from .report import model_card
 from .scoring import TEXT_LAYERS, VISION_LAYERS, Scores, score
 from .shipped_files import DEMO_SET
+from .version import __version__
 
 FORMAT = 1
 FEW_PAIRS = 16

@@ -1,0 +1,74 @@
+"""`uwm apply` against copying the file, on a synthetic open_clip checkpoint.
+
+    python tests/benchmarks/apply_copy.py [GIGABYTES]
+
+Prints the ratio of wall times (apply reads, edits, hashes, writes, syncs and verifies; the copy copies and syncs)
+and apply's peak memory beyond what importing uwm takes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from uwm.checkpoint import open_checkpoint
+from uwm.checkpoint.header import make_header
+from uwm.patch import Patch
+
+WIDTH = 1024
+CHILD = """
+import resource, sys, uwm
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+uwm.apply(sys.argv[1], uwm.Patch.load(sys.argv[2]), output=sys.argv[3])
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def make_checkpoint(path: Path, gigabytes: float) -> None:
+    """Blocks of fc1 and fc2 under open_clip's names until the size is reached, float32 noise."""
+    blocks = max(1, int(gigabytes * 1e9 / (2 * 4 * WIDTH * WIDTH * 4)))
+    tensors = [("token_embedding.weight", (100, WIDTH)), ("visual.class_embedding", (WIDTH,))]
+    for block in range(blocks):
+        prefix = f"visual.transformer.resblocks.{block}.mlp"
+        tensors += [(f"{prefix}.c_fc.weight", (4 * WIDTH, WIDTH)), (f"{prefix}.c_proj.weight", (WIDTH, 4 * WIDTH))]
+    rng = np.random.default_rng(0)
+    with path.open("wb") as stream:
+        stream.write(make_header((name, torch.float32, shape) for name, shape in tensors))
+        for _, shape in tensors:
+            rng.standard_normal(shape, dtype=np.float32).tofile(stream)
+
+
+def main() -> None:
+    gigabytes = float(sys.argv[1]) if len(sys.argv) > 1 else 1.0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_checkpoint(folder / "m.safetensors", gigabytes)
+        checkpoint = open_checkpoint(folder / "m.safetensors")
+        chosen = [w for w in checkpoint.weights if w.slot == "fc2"]
+        flips = {w: torch.arange(0, 4 * WIDTH * WIDTH, 50) for w in chosen}
+        base = {w: checkpoint.fingerprint(w) for w in chosen}
+        Patch(flips, {w: (WIDTH, 4 * WIDTH) for w in chosen}, base).save(folder / "p.safetensors")
+        start = time.perf_counter()
+        shutil.copyfile(folder / "m.safetensors", folder / "copy")
+        with (folder / "copy").open("rb") as stream:
+            os.fsync(stream.fileno())
+        copied = time.perf_counter() - start
+        start = time.perf_counter()
+        arguments = [sys.executable, "-c", CHILD, *(str(folder / n) for n in ("m.safetensors", "p.safetensors", "out"))]
+        done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+        applied = time.perf_counter() - start
+        size = (folder / "m.safetensors").stat().st_size / 1e9
+    print(f"{size:.1f} GB: apply {applied:.1f} s (with start-up), copy {copied:.1f} s, ratio {applied / copied:.2f}")
+    print(f"peak memory of apply beyond start-up: {done.stdout.strip()} MB; largest tensor {16 * WIDTH**2 // 10**6} MB")
+
+
+if __name__ == "__main__":
+    main()
