@@ -55,7 +55,7 @@ def main() -> None:
         chosen = [w for w in checkpoint.weights if w.slot == "fc2"]
         flips = {w: torch.arange(0, 4 * WIDTH * WIDTH, 50) for w in chosen}
         base = {w: checkpoint.fingerprint(w) for w in chosen}
-        Patch(flips, {w: (WIDTH, 4 * WIDTH) for w in chosen}, base).save(folder / "p.safetensors")
+        Patch(flips, dict.fromkeys(chosen, (WIDTH, 4 * WIDTH)), base).save(folder / "p.safetensors")
         start = time.perf_counter()
         shutil.copyfile(folder / "m.safetensors", folder / "copy")
         with (folder / "copy").open("rb") as stream:
