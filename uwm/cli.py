@@ -12,7 +12,21 @@ from typing import Any
 import click
 
 from .errors import BadInput, RequirementNotMet, ResourceFault, UwmError
-from .flags import COMMON, MODEL, PATH, SCORE, SELECT, WRITE, Verb, print_json, progress_of, say, split_flags
+from .flags import (
+    COMMON,
+    HUB,
+    MODEL,
+    PATH,
+    SCORE,
+    SELECT,
+    WRITE,
+    Verb,
+    print_json,
+    progress_of,
+    resolved,
+    say,
+    split_flags,
+)
 
 DEMO_OUTPUT = "uwm-demo"
 
@@ -112,15 +126,13 @@ def _run(recipe: Any, output: Path | None, overwrite: bool, show: dict[str, bool
 @COMMON
 def score(output: Path, overwrite: bool, **flags: Any) -> None:
     """Profile and score only; thresholds can then be tried for free."""
-    from .models import load
-    from .recipe import Recipe, calibration_pairs, make_scores
+    from .recipe import Recipe, calibration_pairs, load_model, make_scores
 
     settings, show = split_flags(flags)
     _refuse_existing(output, overwrite)
     recipe = Recipe(**settings)
     pairs = calibration_pairs(recipe)
-    model = load(recipe.model, arch=recipe.arch, quick_gelu=recipe.quick_gelu, device=recipe.device, dtype=recipe.dtype)
-    scores = make_scores(recipe, model, pairs, progress_of(show))
+    scores = make_scores(recipe, load_model(recipe), pairs, progress_of(show))
     scores.save(output)
     say(show, {"output": str(output), "weights": len(scores), **scores.recipe}, f"{len(scores)} weights → {output}")
 
@@ -150,6 +162,7 @@ def select(scores: Path, output: Path, overwrite: bool, **flags: Any) -> None:
 @click.argument("model")
 @click.argument("patch", type=PATH)
 @WRITE
+@HUB
 @COMMON
 def apply(model: str, patch: Path, **flags: Any) -> None:
     """Write an edited copy of a checkpoint from a patch; no model library is needed."""
@@ -160,6 +173,7 @@ def apply(model: str, patch: Path, **flags: Any) -> None:
 @click.argument("model")
 @click.argument("patch", type=PATH)
 @WRITE
+@HUB
 @COMMON
 def revert(model: str, patch: Path, **flags: Any) -> None:
     """Undo a patch; the tensors are the original's again, byte for byte."""
@@ -170,15 +184,16 @@ def _file_to_file(verb: str, model: str, patch_path: Path, flags: dict[str, Any]
     from . import patch as patches
 
     settings, show = split_flags(flags)
+    source = resolved(model, settings)
     output, loaded = settings["output"], patches.Patch.load(patch_path)
     if output is None and not settings["dry_run"]:
         raise BadInput("say where to write with -o FOLDER, or pass --dry-run")
     if settings["dry_run"]:
         check = patches.check_base if verb == "apply" else patches.check_edited
-        check(patches.open_checkpoint(patches.resolve(model)), loaded)
+        check(patches.open_checkpoint(source), loaded)
         hashes = {}
     else:
-        hashes = getattr(patches, verb)(model, loaded, output=output, overwrite=settings["overwrite"])
+        hashes = getattr(patches, verb)(source, loaded, output=output, overwrite=settings["overwrite"])
     count = sum(loaded.counts().values())
     done = "would change" if settings["dry_run"] else "changed"
     text = f"{verb}: {done} {count} entries in {len(loaded.flips)} matrices" + (f" → {output}" if hashes else "")
@@ -188,28 +203,30 @@ def _file_to_file(verb: str, model: str, patch_path: Path, flags: dict[str, Any]
 @uwm.command()
 @click.argument("first")
 @click.argument("second")
+@HUB
 @COMMON
 def diff(first: str, second: str, **flags: Any) -> None:
     """Which tensors of two checkpoints differ, and in how many entries."""
     from .patch import diff as compare
     from .report import text_table
 
-    _, show = split_flags(flags)
-    found = compare(first, second)
+    settings, show = split_flags(flags)
+    found = compare(resolved(first, dict(settings)), resolved(second, settings))
     table = [["tensor", "differ", "negated", "of"], *([n, *(f"{v}" for v in c.values())] for n, c in found.items())]
     say(show, found, text_table(table) if found else "no tensor differs")
 
 
 @uwm.command()
 @click.argument("file")
+@HUB
 @COMMON
 def inspect(file: str, **flags: Any) -> None:
     """What a patch, a scores file or a checkpoint holds."""
     from .inspection import inspect as look
     from .report import text_table
 
-    _, show = split_flags(flags)
-    about, table = look(file)
+    settings, show = split_flags(flags)
+    about, table = look(resolved(file, settings))
     head = "\n".join(f"{key}: {value}" for key, value in about.items())
     say(show, {**about, "weights": [dict(zip(table[0], row, strict=True)) for row in table[1:]]},
          f"{head}\n{text_table(table)}")  # fmt: skip
@@ -243,7 +260,13 @@ def evaluate(
     results = {}
     for column, reference in (("baseline", baseline), ("model", model)):
         if reference is not None:
-            loaded = load(reference, **{key: settings[key] for key in ("arch", "quick_gelu", "device", "dtype")})
+            loaded = load(
+                reference,
+                **{
+                    key: settings[key]
+                    for key in ("arch", "quick_gelu", "device", "dtype", "revision", "cache_dir", "offline")
+                },
+            )
             folders = {Path(folder).name: Path(folder) for folder in settings["zero_shot"]}
             passed = {key: settings[key] for key in ("batch_size", "workers", "seed")}
             results[column] = measure(loaded, chosen, zero_shot_folders=folders, progress=progress_of(show), **passed)

@@ -86,7 +86,13 @@ COMMON = _stack(
     click.option("--no-progress", is_flag=True, help="No progress bars."),
     click.option("--debug", is_flag=True, help="Show the traceback of an error."),
 )
+HUB = _stack(
+    click.option("--revision", help="Branch, tag or commit of a model on the Hub."),
+    click.option("--cache-dir", help="The Hub's cache  [default: huggingface_hub's own]"),
+    click.option("--offline", is_flag=True, help="Never touch the network."),
+)
 MODEL = _stack(
+    HUB,
     click.option("--arch", help="open_clip's architecture name, for bare weights."),
     click.option("--quick-gelu/--no-quick-gelu", default=None, help="The activation, for bare weights."),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda[:N] or mps."),
@@ -124,6 +130,13 @@ def split_flags(flags: dict[str, Any]) -> tuple[dict[str, Any], dict[str, bool]]
     if show["verbose"]:
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
     return flags, show
+
+
+def resolved(model: str, settings: dict[str, Any]) -> Path:
+    """The path behind MODEL; takes the flags of HUB out of the settings."""
+    from .references import resolve
+
+    return resolve(model, **{key: settings.pop(key) for key in ("revision", "cache_dir", "offline")})
 
 
 def say(show: dict[str, bool], as_json: Any, text: str) -> None:

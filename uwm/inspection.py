@@ -9,14 +9,14 @@ from typing import Any
 
 from . import records
 from .checkpoint import open_checkpoint
-from .models import resolve
 from .patch import PATCH_FILE, Patch
+from .references import resolve
 from .scoring import Scores
 
 PACKAGES = ("uwm", "torch", "torchvision", "transformers", "open_clip_torch", "safetensors", "huggingface_hub", "numpy", "pillow")  # fmt: skip  # noqa: E501
 
 
-def inspect(reference: str) -> tuple[dict[str, Any], list[list[str]]]:
+def inspect(reference: str | Path) -> tuple[dict[str, Any], list[list[str]]]:
     """Describe a patch, a scores file or a checkpoint.
 
     Returns:

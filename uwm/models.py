@@ -16,7 +16,7 @@ from .checkpoint import Checkpoint, open_checkpoint
 from .checkpoint.reader import matrix_sha256
 from .errors import BadInput, ResourceFault
 from .layouts import find_weights, recognise
-from .shipped_files import DEMO_MODEL
+from .references import resolve
 from .weights import WeightId
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
@@ -234,11 +234,15 @@ def load(
     quick_gelu: bool | None = None,
     device: str = "auto",
     dtype: str = "auto",
+    revision: str | None = None,
+    cache_dir: str | None = None,
+    offline: bool = False,
 ) -> Model:
     """Open a model.
 
     Args:
-        reference: A Hugging Face CLIP folder, an open_clip folder, bare open_clip weights, or ``"demo"``.
+        reference: A Hugging Face CLIP folder, an open_clip folder, bare open_clip weights, ``"demo"``, or a repository
+            on the Hub; see `uwm.references.resolve`, also for `revision`, `cache_dir` and `offline`.
         arch: open_clip's name of the architecture, for bare weights.
         quick_gelu: The activation, where neither folder nor `arch` decides it.
         device: ``auto``, ``cpu``, ``cuda[:N]`` or ``mps``.
@@ -249,7 +253,7 @@ def load(
         Refused: A pickle that asks for more than tensors.
         ResourceFault: The device is not there.
     """
-    checkpoint = open_checkpoint(resolve(reference))
+    checkpoint = open_checkpoint(resolve(reference, revision=revision, cache_dir=cache_dir, offline=offline))
     _refuse_nonfinite(checkpoint)
     model: Model
     if checkpoint.layout.name == "hf-clip":
@@ -264,16 +268,6 @@ def load(
         model = OpenClipModel.open(checkpoint, arch, quick_gelu)
     model.module.to(device=_device(device), dtype=_dtype(dtype)).requires_grad_(False)
     return model
-
-
-def resolve(reference: str | Path) -> Path:
-    """The path behind a model reference."""
-    if str(reference) == "demo":
-        return DEMO_MODEL
-    path = Path(reference)
-    if not path.exists():
-        raise BadInput(f"{reference}: no such file or folder")
-    return path
 
 
 def _fill(module: nn.Module, checkpoint: Checkpoint) -> None:

@@ -15,7 +15,8 @@ from . import records
 from .checkpoint import Checkpoint, Edit, check_output, new_folder, open_checkpoint, write_edited
 from .checkpoint.reader import matrix_sha256
 from .errors import BadInput, InvalidResult
-from .models import Model, resolve
+from .models import Model
+from .references import resolve
 from .scorers import METHODS
 from .scoring import Scores
 from .selection import RULES

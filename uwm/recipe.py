@@ -16,9 +16,10 @@ from .calibration import CalibrationSet, read_calibration
 from .checkpoint import check_output, file_sha256, new_folder
 from .errors import BadInput
 from .evaluate import EvalResult, evaluate
-from .models import Model, OpenClipModel, load, resolve
+from .models import Model, OpenClipModel, load
 from .patch import Patch, patched, random_control, select, write_patched
 from .profiler import BATCH_SIZE, Progress
+from .references import is_hub, resolve
 from .report import model_card
 from .scoring import TEXT_LAYERS, VISION_LAYERS, Scores, score
 from .shipped_files import DEMO_SET
@@ -60,6 +61,9 @@ class Recipe:
     seed: int = 0
     device: str = "auto"
     dtype: str = "auto"
+    revision: str | None = None
+    cache_dir: str | None = None
+    offline: bool = False
     batch_size: int = BATCH_SIZE
     workers: int = 2
 
@@ -90,12 +94,10 @@ def run(
     """
     clock = _Clock()
     if output is not None:
-        check_output(output, [resolve(recipe.model)], overwrite)
+        check_output(output, [resolve(recipe.model, **_hub(recipe))], overwrite)
     calibration, held_out = read_sets(recipe)
     with clock("load"):
-        model = load(
-            recipe.model, arch=recipe.arch, quick_gelu=recipe.quick_gelu, device=recipe.device, dtype=recipe.dtype
-        )
+        model = load_model(recipe)
     with clock("score"):
         scores = make_scores(recipe, model, calibration, progress)
     with clock("select"):
@@ -108,6 +110,22 @@ def run(
             _write(folder, model, patch, manifest, results, clock)
     manifest["run"] = clock.report()
     return Outcome(patch, results, manifest, tuple(_warnings(calibration)))
+
+
+def load_model(recipe: Recipe) -> Model:
+    """`uwm.load` with the recipe's settings."""
+    return load(
+        recipe.model,
+        arch=recipe.arch,
+        quick_gelu=recipe.quick_gelu,
+        device=recipe.device,
+        dtype=recipe.dtype,
+        **_hub(recipe),
+    )
+
+
+def _hub(recipe: Recipe) -> dict[str, Any]:
+    return {"revision": recipe.revision, "cache_dir": recipe.cache_dir, "offline": recipe.offline}
 
 
 def make_scores(recipe: Recipe, model: Model, calibration: CalibrationSet, progress: Progress | None) -> Scores:
@@ -206,7 +224,9 @@ def _manifest(
         for w in patch.flips
     }
     settings |= {"mass": patch.recipe["mass"], "rule": patch.recipe["rule"], "alpha": patch.alpha}
-    settings |= {key: Path(settings[key]).name for key in ("model", "calib", "eval_set") if settings[key]}
+    name = recipe.model if is_hub(recipe.model) else Path(recipe.model).name
+    settings |= {"model": name, "cache_dir": None}
+    settings |= {key: Path(settings[key]).name for key in ("calib", "eval_set") if settings[key]}
     settings["zero_shot"] = [Path(folder).name for folder in recipe.zero_shot]
     sources = [file.source or model.checkpoint.path for file in model.checkpoint.files]
     return {
@@ -214,7 +234,8 @@ def _manifest(
         "versions": {"uwm": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "settings": settings,
         "model": {
-            "name": model.checkpoint.path.name,
+            "name": name,
+            "on_hub": is_hub(recipe.model),
             "layout": model.layout_name,
             "quick_gelu": model.quick_gelu,
             "sha256": {source.name: file_sha256(source) for source in sources},

@@ -75,7 +75,12 @@ def model_card(manifest: Mapping[str, Any], results: Mapping[str, Mapping[str, E
     name, settings = manifest["model"]["name"], manifest["settings"]
     library = "open_clip" if manifest["model"]["layout"].startswith("open_clip") else "transformers"
     tags = ["uwm", "model-editing", "safety", "clip"]
-    metadata = ModelCardData(library_name=library, pipeline_tag="zero-shot-image-classification", tags=tags).to_yaml()
+    metadata = ModelCardData(
+        base_model=name if manifest["model"]["on_hub"] else None,
+        library_name=library,
+        pipeline_tag="zero-shot-image-classification",
+        tags=tags,
+    ).to_yaml()
     sign = "negated" if settings["alpha"] == -1 else f"multiplied by {settings['alpha']}"
     parts = [
         f"---\n{metadata}\n---",
