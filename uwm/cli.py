@@ -29,6 +29,7 @@ from .flags import (
 )
 
 DEMO_OUTPUT = "uwm-demo"
+OPENING = ("arch", "quick_gelu", "device", "dtype", "revision", "cache_dir", "offline")  # keywords of uwm.load
 
 
 class _Group(click.Group):
@@ -260,13 +261,7 @@ def evaluate(
     results = {}
     for column, reference in (("baseline", baseline), ("model", model)):
         if reference is not None:
-            loaded = load(
-                reference,
-                **{
-                    key: settings[key]
-                    for key in ("arch", "quick_gelu", "device", "dtype", "revision", "cache_dir", "offline")
-                },
-            )
+            loaded = load(reference, **{key: settings[key] for key in OPENING})
             folders = {Path(folder).name: Path(folder) for folder in settings["zero_shot"]}
             passed = {key: settings[key] for key in ("batch_size", "workers", "seed")}
             results[column] = measure(loaded, chosen, zero_shot_folders=folders, progress=progress_of(show), **passed)
