@@ -65,6 +65,11 @@ def test_zero_shot_by_hand(model, classes):
     assert found["top1_unsafe"] == pytest.approx(sum(right[4:]) / 2)
 
 
+def test_a_side_without_classes_has_no_figure(model, classes):
+    (classes.parent / "unsafe_classes.txt").write_text("nothing here\n")
+    assert set(zero_shot(model, classes)) == {"top1", "top1_safe"}
+
+
 def test_zero_shot_folder_of_the_wrong_form(model, classes, tmp_path):
     (classes / "classnames.txt").write_text("dog\ncat\n")
     with pytest.raises(BadInput, match="2 names for 3 class folders"):

@@ -8,7 +8,7 @@ import pytest
 
 import uwm
 from uwm.errors import BadInput
-from uwm.references import is_hub, resolve
+from uwm.references import hub_name, resolve
 from uwm.shipped_files import DEMO_MODEL
 
 COMMITS = {"main": "a" * 40, "v2": "b" * 40}
@@ -43,7 +43,7 @@ def test_paths_and_the_demo(tiny_hf):
     ],
 )
 def test_a_cached_repository_opens_without_network(cache, reference, revision, commit):
-    assert is_hub(reference)
+    assert hub_name(reference) == "acme/clip"
     found = resolve(reference, revision=revision, cache_dir=cache, offline=True)
     assert found.name == COMMITS[commit]
     assert uwm.load(reference, revision=revision, cache_dir=cache, offline=True).weights
@@ -58,7 +58,7 @@ def test_what_is_not_cached_is_said(cache):
 def test_an_existing_path_wins_over_a_repository(tiny_hf, tmp_path, monkeypatch):
     shutil.copytree(tiny_hf, tmp_path / "acme" / "clip")
     monkeypatch.chdir(tmp_path)
-    assert not is_hub("acme/clip")
+    assert hub_name("acme/clip") is None
     assert str(resolve("acme/clip")) == "acme/clip"
 
 

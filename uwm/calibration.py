@@ -7,12 +7,13 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from .checkpoint.writer import file_sha256
 from .errors import BadInput, Refused
+from .images import bad_images
 
 TEXT_KEYS = ("safe_text", "unsafe_text")
 IMAGE_KEYS = ("safe_image", "unsafe_image")
@@ -43,6 +44,11 @@ class CalibrationPair:
         """Both pictures are there."""
         return self.safe_image is not None and self.unsafe_image is not None
 
+    def content(self) -> tuple[str | None, ...]:
+        """Both captions and the sha256 of both pictures: equal for equal pairs, wherever they are."""
+        hashes = (None if path is None else file_sha256(path) for path in (self.safe_image, self.unsafe_image))
+        return (self.safe_text, self.unsafe_text, *hashes)
+
 
 @dataclass(frozen=True)
 class CalibrationSet:
@@ -68,6 +74,8 @@ class CalibrationSet:
 
     def limit(self, n: int | None, seed: int = 0) -> CalibrationSet:
         """At most n pairs, drawn with the seed, in their old order."""
+        if n is not None and n < 1:
+            raise BadInput(f"--limit {n}: expected at least 1")
         if n is None or n >= len(self):
             return self
         rows = sorted(random.Random(seed).sample(range(len(self)), n))
@@ -79,7 +87,8 @@ class CalibrationSet:
             raise BadInput(f"--holdout {share}: expected a share between 0 and 1")
         if len(self) < 2:
             raise BadInput(f"{self.root}: {len(self)} pair; at least 2 are needed to hold one out (or pass --eval)")
-        out = set(random.Random(seed).sample(range(len(self)), max(1, round(share * len(self)))))
+        size = min(len(self) - 1, max(1, round(share * len(self))))
+        out = set(random.Random(seed).sample(range(len(self)), size))
         keep = tuple(p for i, p in enumerate(self.pairs) if i not in out)
         held = tuple(p for i, p in enumerate(self.pairs) if i in out)
         return replace(self, pairs=keep), replace(self, pairs=held)
@@ -88,10 +97,7 @@ class CalibrationSet:
         """sha256 over the captions, tags and picture bytes of all pairs in order."""
         digest = hashlib.sha256()
         for pair in self.pairs:
-            row = asdict(pair)
-            for key in IMAGE_KEYS:
-                row[key] = file_sha256(row[key]) if row[key] else None
-            digest.update(json.dumps(row, sort_keys=True).encode())
+            digest.update(json.dumps([pair.id, pair.concept, pair.split, *pair.content()]).encode())
         return digest.hexdigest()
 
 
@@ -164,8 +170,8 @@ def _parse_line(raw: bytes, where: str) -> dict[str, Any]:
         raise BadInput(f"{where}: not UTF-8 at byte {error.start} of the line") from None
     except json.JSONDecodeError as error:
         raise BadInput(f"{where}:{error.colno}: not valid JSON ({error.msg})") from None
-    except RecursionError:
-        raise BadInput(f"{where}: nested too deep") from None
+    except (RecursionError, ValueError):
+        raise BadInput(f"{where}: nested too deep, or a number far too long") from None
     if not isinstance(row, dict):
         raise BadInput(f"{where}: expected a JSON object, found {type(row).__name__}")
     return row
@@ -174,12 +180,12 @@ def _parse_line(raw: bytes, where: str) -> dict[str, Any]:
 def _pair_of(row: dict[str, Any], root: Path, where: str) -> CalibrationPair:
     unknown = [key for key in row if key not in KEYS]
     if unknown:
-        raise BadInput(f"{where}: unknown key {unknown[0]!r}; expected {', '.join(KEYS)}")
-    if "id" not in row:
+        raise BadInput(f"{where}: unknown key {_short(unknown[0])}; expected {', '.join(KEYS)}")
+    if row.get("id") is None:
         raise BadInput(f"{where}: the key 'id' is missing")
     for key, value in row.items():
         if value is not None and not isinstance(value, str):
-            raise BadInput(f"{where}: {key!r} is {value!r}, expected a string")
+            raise BadInput(f"{where}: {key!r} is {_short(value)}, expected a string")
         if value and any(0xD800 <= ord(c) <= 0xDFFF for c in value):
             raise BadInput(f"{where}: {key!r} holds half of a surrogate pair")
     for pair in (TEXT_KEYS, IMAGE_KEYS):
@@ -193,8 +199,21 @@ def _pair_of(row: dict[str, Any], root: Path, where: str) -> CalibrationPair:
     return CalibrationPair(**fields)
 
 
+def _short(value: Any) -> str:
+    """A value as a message can hold it."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "…"
+
+
 def _inside(root: Path, name: str, where: str) -> Path:
     """The picture's path, shown to lie in the set's folder and to be a file."""
+    try:
+        return _contained(root, name, where)
+    except (OSError, RuntimeError) as error:  # a name too long, a loop of links
+        raise BadInput(f"{where}: picture {_short(name)} cannot be read ({_short(str(error))})") from None
+
+
+def _contained(root: Path, name: str, where: str) -> Path:
     if "://" in name:
         raise Refused(f"{where}: {name!r} is a URL; pictures are read from the set's folder only")
     path = root / name
@@ -228,6 +247,7 @@ def _stems(folder: Path) -> dict[str, dict[str, Path]]:
         kind = "text" if path.suffix == ".txt" else "image" if path.suffix.lower() in IMAGE_SUFFIXES else None
         if kind is None:
             continue
+        _inside(folder.parent, f"{folder.name}/{path.name}", str(folder))
         if kind in found.setdefault(path.stem, {}):
             raise BadInput(f"{folder}: {path.name} and {found[path.stem][kind].name} share the stem {path.stem!r}")
         found[path.stem][kind] = path
@@ -237,8 +257,15 @@ def _stems(folder: Path) -> dict[str, dict[str, Path]]:
 def _stem_pair(stem: str, safe: dict[str, Path], unsafe: dict[str, Path], root: Path) -> CalibrationPair:
     if safe.keys() != unsafe.keys():
         raise BadInput(f"{root}: {stem!r} has {', '.join(safe)} in safe/ and {', '.join(unsafe)} in unsafe/")
-    texts = [side["text"].read_text("utf-8").strip() if "text" in side else None for side in (safe, unsafe)]
+    texts = [_caption(side["text"]) if "text" in side else None for side in (safe, unsafe)]
     return CalibrationPair(stem, "", texts[0], texts[1], safe.get("image"), unsafe.get("image"))
+
+
+def _caption(path: Path) -> str:
+    try:
+        return path.read_text("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: not UTF-8 at byte {error.start}") from None
 
 
 # ---------------------------------------------------------------- what is odd about a set
@@ -254,13 +281,16 @@ def check(calibration: CalibrationSet) -> dict[str, Any]:
     texts = Counter((p.safe_text, p.unsafe_text) for p in pairs if p.has_text)
     seen: dict[tuple, set[str]] = {}
     for pair in pairs:
-        if pair.has_text:
-            seen.setdefault((pair.safe_text, pair.unsafe_text), set()).add(pair.split)
+        captions, pictures = pair.content()[:2], pair.content()[2:]
+        for part in (captions, pictures):
+            if part != (None, None):
+                seen.setdefault(part, set()).add(pair.split)
     warnings = {
         "identical_texts": [p.id for p in pairs if p.has_text and p.safe_text == p.unsafe_text],
         "identical_images": [p.id for p in pairs if p.has_image and _same_bytes(p.safe_image, p.unsafe_image)],
         "duplicate_captions": [f"{a} | {b}" for (a, b), n in texts.items() if n > 1],
         "leakage_between_splits": [f"{a} | {b}" for (a, b), splits in seen.items() if len(splits) > 1],
+        "bad_images": bad_images(image_paths(pairs)),
     }
     return {
         "pairs": len(pairs),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import traceback
@@ -130,8 +129,8 @@ def score(output: Path, overwrite: bool, **flags: Any) -> None:
     from .recipe import Recipe, calibration_pairs, load_model, make_scores
 
     settings, show = split_flags(flags)
-    _refuse_existing(output, overwrite)
     recipe = Recipe(**settings)
+    _refuse_existing(output, overwrite, recipe.model, recipe.calib)
     pairs = calibration_pairs(recipe)
     scores = make_scores(recipe, load_model(recipe), pairs, progress_of(show))
     scores.save(output)
@@ -151,7 +150,7 @@ def select(scores: Path, output: Path, overwrite: bool, **flags: Any) -> None:
     from .scoring import Scores
 
     settings, show = split_flags(flags)
-    _refuse_existing(output, overwrite)
+    _refuse_existing(output, overwrite, str(scores))
     loaded = Scores.load(scores)
     patch = make(loaded, **settings)
     patch.save(output)
@@ -251,7 +250,7 @@ def evaluate(
     """SafeGround, retrieval and zero-shot accuracy; a requirement that is not met sets the exit code."""
     from .calibration import read_calibration
     from .evaluate import evaluate as measure
-    from .evaluate import parse_requirement
+    from .evaluate import parse_requirement, zero_shot_folders
     from .models import load
     from .report import LEGEND, rows, text_table
 
@@ -262,7 +261,7 @@ def evaluate(
     for column, reference in (("baseline", baseline), ("model", model)):
         if reference is not None:
             loaded = load(reference, **{key: settings[key] for key in OPENING})
-            folders = {Path(folder).name: Path(folder) for folder in settings["zero_shot"]}
+            folders = zero_shot_folders(settings["zero_shot"])
             passed = {key: settings[key] for key in ("batch_size", "workers", "seed")}
             results[column] = measure(loaded, chosen, zero_shot_folders=folders, progress=progress_of(show), **passed)
     verdicts = [requirement.check(results["model"], results.get("baseline")) for requirement in parsed]
@@ -307,7 +306,9 @@ def env(**flags: Any) -> None:
 # ---------------------------------------------------------------- shared by the verbs
 
 
-def _refuse_existing(path: Path, overwrite: bool) -> None:
+def _refuse_existing(path: Path, overwrite: bool, *inputs: str) -> None:
+    if any(Path(source).resolve() == path.resolve() for source in inputs):
+        raise BadInput(f"{path}: is the input itself; choose another output")
     if path.exists() and not overwrite:
         raise BadInput(f"{path}: exists; pass --overwrite to replace it, or choose another output")
 
@@ -334,14 +335,16 @@ def _exit_code(arguments: list[str]) -> int:
         click.echo("uwm: interrupted; nothing was left half-written", err=True)
         return 130
     except click.ClickException as error:
-        error.show()
+        context = getattr(error, "ctx", None)
+        hint = f"; try '{context.command_path} --help'" if context is not None else ""
+        click.echo(f"uwm: error: {error.format_message()}{hint}", err=True)
         return error.exit_code
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "out of memory" not in str(error):
             raise
         return _fail(ResourceFault("out of memory; try a smaller --batch-size, or --device cpu"), arguments)
-    except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (nobody reads on; keep the interpreter's last flush quiet)
+    except OSError as error:
+        return _fail(ResourceFault(f"{error.filename or 'the system'}: {error.strerror or error}"), arguments)
     return 0
 
 

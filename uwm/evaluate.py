@@ -161,8 +161,21 @@ def zero_shot(
     if listed.exists():
         unsafe_names = set(_lines(listed))
         unsafe = torch.tensor([names[t] in unsafe_names for t in data.targets])
-        result |= {"top1_safe": right[~unsafe].mean().item(), "top1_unsafe": right[unsafe].mean().item()}
+        for key, chosen in (("top1_safe", ~unsafe), ("top1_unsafe", unsafe)):
+            if chosen.any():
+                result[key] = right[chosen].mean().item()
     return result
+
+
+def zero_shot_folders(folders: Iterable[str]) -> dict[str, Path]:
+    """Folders for `zero_shot` by their own names. Raises BadInput when two share a name."""
+    named: dict[str, Path] = {}
+    for folder in folders:
+        path = Path(folder)
+        if path.name in named:
+            raise BadInput(f"--zero-shot: {path} and {named[path.name]} share a name; rename one")
+        named[path.name] = path
+    return named
 
 
 def _guess(model: Model, data: Any, rows: range, classes: torch.Tensor) -> torch.Tensor:
@@ -184,7 +197,10 @@ class Requirement:
         found = 100 * _figure(result, self.figure)
         if self.relative:
             assert baseline is not None
-            found = 100 * (found / (100 * _figure(baseline, self.figure)) - 1)
+            base = 100 * _figure(baseline, self.figure)
+            if base == 0:
+                raise BadInput(f"--require: the baseline's {self.figure} is 0, so no change in % exists")
+            found = 100 * (found / base - 1)
         met = found >= self.value if self.sign == ">=" else found <= self.value
         text = f"{self.figure}{self.sign}{self.value:g}{'%' if self.relative else ''}"
         return {"requirement": text, "found": found, "met": met}

@@ -27,8 +27,13 @@ class Verb(click.Command):
         )  # fmt: skip
         for option in self.params:
             if isinstance(option, click.Option) and option.name:
-                option.envvar = f"UWM_{option.name.upper()}"
+                option.envvar = f"UWM_{_flag(option).upper().replace('-', '_')}"
                 option.show_envvar = False
+
+
+def _flag(option: click.Option) -> str:
+    """The option's long flag without its dashes, ``eval-split``."""
+    return max(option.opts, key=len).lstrip("-")
 
 
 def _read_config(context: click.Context, option: click.Parameter, path: Path | None) -> None:
@@ -45,13 +50,11 @@ def _read_config(context: click.Context, option: click.Parameter, path: Path | N
         raise BadInput(f"--config {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"--config {path}: not valid TOML ({error})") from None
-    names = {p.name for p in context.command.params if isinstance(p, click.Option)} - {"config"}
-    settings = {key.replace("-", "_"): value for key, value in settings.items()}
-    if unknown := sorted(settings.keys() - names):
-        raise BadInput(
-            f"--config {path}: unknown key {unknown[0]!r}; expected some of {', '.join(sorted(names - {None}))}"
-        )
-    context.default_map = settings
+    names = {_flag(p): p.name for p in context.command.params if isinstance(p, click.Option) and p.name != "config"}
+    settings = {key.replace("_", "-"): value for key, value in settings.items()}
+    if unknown := sorted(settings.keys() - names.keys()):
+        raise BadInput(f"--config {path}: unknown key {unknown[0]!r}; expected some of {', '.join(sorted(names))}")
+    context.default_map = {names[key]: value for key, value in settings.items()}
 
 
 class _Auto(click.ParamType):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from .errors import BadInput
 
 MAX_PIXELS = 64_000_000
+_FILTERS = threading.Lock()
 BACKGROUND = (255, 255, 255)  # what transparent pictures are laid on
 
 
@@ -23,12 +27,10 @@ def load_image(path: Path) -> Image.Image:
         BadInput: No picture, cut off, floating-point, or over 64 megapixels.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
-                if opened.width * opened.height > MAX_PIXELS:
-                    raise BadInput(f"{path}: {opened.width} × {opened.height} pixels, more than 64 megapixels")
-                return _as_rgb(ImageOps.exif_transpose(opened), path)
+        with _open(path) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                raise BadInput(f"{path}: {opened.width} × {opened.height} pixels, more than 64 megapixels")
+            return _as_rgb(ImageOps.exif_transpose(opened), path)
     except UnidentifiedImageError:
         raise BadInput(f"{path}: not a picture that Pillow can read") from None
     except FileNotFoundError:
@@ -39,10 +41,36 @@ def load_image(path: Path) -> Image.Image:
         raise BadInput(f"{path}: damaged picture ({error})") from None
 
 
+def bad_images(paths: Iterable[Path], workers: int = 2) -> list[str]:
+    """What is wrong with those of the pictures that cannot be read, one message each."""
+
+    def problem(path: Path) -> str | None:
+        try:
+            load_image(path)
+        except BadInput as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        return [message for message in pool.map(problem, paths) if message is not None]
+
+
+def _open(path: Path) -> Image.Image:
+    """Read the header, with Pillow's warning of too many pixels as an error; filters are global, hence the lock."""
+    with _FILTERS, warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return Image.open(path)
+
+
 def _as_rgb(image: Image.Image, path: Path) -> Image.Image:
     if image.mode == "F":
         raise BadInput(f"{path}: a floating-point picture; convert it to 8 or 16 bit first")
     if image.mode.startswith("I"):
+        low, high = np.asarray(image).min(), np.asarray(image).max()
+        if low < 0 or high > 65535:
+            raise BadInput(
+                f"{path}: a 32-bit picture with values from {low} to {high}; convert it to 8 or 16 bit first"
+            )
         return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,14 +13,15 @@ from typing import Any
 import torch
 
 from . import records
-from .checkpoint import Checkpoint, Edit, check_output, new_folder, open_checkpoint, write_edited
+from .checkpoint import MANIFEST, Checkpoint, Edit, check_output, new_folder, open_checkpoint, write_edited
 from .checkpoint.reader import matrix_sha256
 from .errors import BadInput, InvalidResult
 from .models import Model
 from .references import resolve
 from .scorers import METHODS
 from .scoring import Scores
-from .selection import RULES
+from .selection import RULES, check_share
+from .version import __version__
 from .weights import WeightId
 
 PATCH_FILE = "uwm_patch.safetensors"
@@ -98,9 +100,13 @@ def select(
         BadInput: A mass outside of 0–1, an alpha that is not finite, an unknown rule.
         InvalidResult: Nothing would change, or the bound 1 ≤ selected ≤ τN + 1 does not hold.
     """
+    if scores.recipe.get("method") not in METHODS:
+        raise BadInput(
+            f"scores of the unknown method {scores.recipe.get('method')!r}; this uwm has {', '.join(METHODS)}"
+        )
     method = METHODS[scores.recipe["method"]]
     alpha = method.alpha if alpha is None else alpha
-    _check_settings(alpha, rule)
+    check_settings(alpha=alpha, rule=rule, masses=(mass, text_mass, vision_mass))
     both = method.mass if mass is None else mass
     masses = {"text": both if text_mass is None else text_mass, "vision": both if vision_mass is None else vision_mass}
     rules = {tower: rule or method.rules[tower] for tower in masses}
@@ -121,10 +127,14 @@ def select(
     )
 
 
-def _check_settings(alpha: float, rule: str | None) -> None:
+def check_settings(*, alpha: float | None, masses: tuple[float | None, ...], rule: str | None = None) -> None:
+    """Refuse settings of `select` that cannot work, before anything is computed; raises as `select`."""
+    for mass in masses:
+        if mass is not None:
+            check_share(mass)
     if rule is not None and rule not in RULES:
         raise BadInput(f"rule {rule!r}: expected one of {', '.join(RULES)}")
-    if not math.isfinite(alpha) or abs(alpha) > 1e4:
+    if alpha is not None and (not math.isfinite(alpha) or abs(alpha) > 1e4):
         raise BadInput(f"--alpha {alpha}: expected a finite number such as -1")
     if alpha == 1:
         raise InvalidResult("--alpha 1 changes nothing")
@@ -207,7 +217,9 @@ def apply(reference: str | Path, patch: Patch, *, output: str | Path, overwrite:
     check_output(output, [checkpoint.path], overwrite)
     check_base(checkpoint, patch)
     with new_folder(output) as folder:
-        return write_patched(checkpoint, patch, folder)
+        hashes = write_patched(checkpoint, patch, folder)
+        _write_manifest(folder, "apply", patch, hashes)
+    return hashes
 
 
 def write_patched(checkpoint: Checkpoint, patch: Patch, folder: Path) -> dict[str, str]:
@@ -253,7 +265,15 @@ def revert(reference: str | Path, patch: Patch, *, output: str | Path, overwrite
     check_edited(checkpoint, patch)
     with new_folder(output) as folder:
         edits = {w: Edit(i, patch.alpha, patch.originals.get(w)) for w, i in patch.flips.items()}
-        return write_edited(checkpoint, edits, folder)
+        hashes = write_edited(checkpoint, edits, folder)
+        _write_manifest(folder, "revert", patch, hashes)
+    return hashes
+
+
+def _write_manifest(folder: Path, verb: str, patch: Patch, hashes: dict[str, str]) -> None:
+    """A short uwm.json: what was done, with which patch, and what came out."""
+    about = {"format": records.FORMAT, "uwm": __version__, "verb": verb, "patch": patch.recipe, "output_sha256": hashes}
+    (folder / MANIFEST).write_text(json.dumps(about, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
 def check_edited(checkpoint: Checkpoint, patch: Patch) -> None:

@@ -12,14 +12,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .calibration import CalibrationSet, read_calibration
+from .calibration import CalibrationSet, image_paths, read_calibration
 from .checkpoint import check_output, file_sha256, new_folder
 from .errors import BadInput
-from .evaluate import EvalResult, evaluate
+from .evaluate import EvalResult, evaluate, zero_shot_folders
+from .images import bad_images
 from .models import Model, OpenClipModel, load
-from .patch import Patch, patched, random_control, select, write_patched
+from .patch import Patch, check_settings, patched, random_control, select, write_patched
 from .profiler import BATCH_SIZE, Progress
-from .references import is_hub, resolve
+from .references import hub_name, resolve
 from .report import model_card
 from .scoring import TEXT_LAYERS, VISION_LAYERS, Scores, score
 from .shipped_files import DEMO_SET
@@ -93,9 +94,13 @@ def run(
         UwmError: Of every kind; whatever happens, an earlier output stays whole until the new one is verified.
     """
     clock = _Clock()
+    check_settings(alpha=recipe.alpha, masses=(recipe.mass, recipe.text_mass, recipe.vision_mass))
     if output is not None:
-        check_output(output, [resolve(recipe.model, **_hub(recipe))], overwrite)
-    calibration, held_out = read_sets(recipe)
+        sets = [Path(folder) for folder in (recipe.calib, recipe.eval_set, *recipe.zero_shot) if folder]
+        check_output(output, [resolve(recipe.model, **_hub(recipe)), *sets], overwrite)
+    with clock("read"):
+        calibration, held_out = read_sets(recipe)
+        _refuse_bad_images([calibration, *held_out.values()], recipe.workers)
     with clock("load"):
         model = load_model(recipe)
     with clock("score"):
@@ -109,7 +114,7 @@ def run(
         with clock("write"), new_folder(output) as folder:
             _write(folder, model, patch, manifest, results, clock)
     manifest["run"] = clock.report()
-    return Outcome(patch, results, manifest, tuple(_warnings(calibration)))
+    return Outcome(patch, results, manifest, tuple(_warnings(calibration, results)))
 
 
 def load_model(recipe: Recipe) -> Model:
@@ -175,12 +180,19 @@ def read_sets(recipe: Recipe) -> tuple[CalibrationSet, dict[str, CalibrationSet]
         calibration, held = calibration.holdout(recipe.holdout, recipe.seed)
         return calibration, {"held-out": held}
     other = read_calibration(recipe.eval_set or recipe.calib)
-    held_out = {name: other.split(name) for name in recipe.eval_splits} or {other.root.name: other}
-    used = set(calibration.pairs)
+    held_out = {name: other.split(name) for name in recipe.eval_splits} or {other.root.resolve().name: other}
+    used = {pair.content() for pair in calibration.pairs}
     for name, held in held_out.items():
-        if used.intersection(held.pairs):
+        if any(pair.content() in used for pair in held.pairs):
             raise BadInput(f"evaluation set {name!r} holds pairs that calibration uses; choose another --eval-split")
     return calibration, {name: held.limit(recipe.limit, recipe.seed) for name, held in held_out.items()}
+
+
+def _refuse_bad_images(sets: list[CalibrationSet], workers: int) -> None:
+    """Before the model is loaded: name every picture that cannot be read, at once."""
+    if bad := bad_images([path for pairs in sets for path in image_paths(pairs.pairs)], workers):
+        more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
+        raise BadInput(f"{len(bad)} bad pictures: " + "; ".join(bad[:5]) + more)
 
 
 def _measure(
@@ -197,7 +209,7 @@ def _measure(
                 results[name][column] = evaluate(
                     model,
                     pairs,
-                    zero_shot_folders={Path(f).name: Path(f) for f in recipe.zero_shot} if number == 0 else None,
+                    zero_shot_folders=zero_shot_folders(recipe.zero_shot) if number == 0 else None,
                     batch_size=recipe.batch_size,
                     workers=recipe.workers,
                     seed=recipe.seed,
@@ -224,9 +236,9 @@ def _manifest(
         for w in patch.flips
     }
     settings |= {"mass": patch.recipe["mass"], "rule": patch.recipe["rule"], "alpha": patch.alpha}
-    name = recipe.model if is_hub(recipe.model) else Path(recipe.model).name
+    name = hub_name(recipe.model) or resolve(recipe.model).resolve().name
     settings |= {"model": name, "cache_dir": None}
-    settings |= {key: Path(settings[key]).name for key in ("calib", "eval_set") if settings[key]}
+    settings |= {key: Path(settings[key]).resolve().name for key in ("calib", "eval_set") if settings[key]}
     settings["zero_shot"] = [Path(folder).name for folder in recipe.zero_shot]
     sources = [file.source or model.checkpoint.path for file in model.checkpoint.files]
     return {
@@ -235,13 +247,13 @@ def _manifest(
         "settings": settings,
         "model": {
             "name": name,
-            "on_hub": is_hub(recipe.model),
+            "on_hub": hub_name(recipe.model) is not None,
             "layout": model.layout_name,
             "quick_gelu": model.quick_gelu,
             "sha256": {source.name: file_sha256(source) for source in sources},
         },
         "calibration": {
-            "name": calibration.root.name,
+            "name": calibration.root.resolve().name,
             "pairs": scores.recipe["pairs"],
             "skipped": calibration.skipped,
             "sha256": scores.recipe["calibration"],
@@ -266,7 +278,9 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
-def _warnings(calibration: CalibrationSet) -> Iterator[str]:
+def _warnings(calibration: CalibrationSet, results: Mapping) -> Iterator[str]:
+    if not results:
+        yield "nothing was measured: SafeGround needs pairs with both captions and pictures"
     if len(calibration) < FEW_PAIRS:
         yield f"only {len(calibration)} calibration pairs; scores from fewer than {FEW_PAIRS} are mostly noise"
     for reason, count in calibration.skipped.items():

@@ -40,9 +40,10 @@ def resolve(
     return _download(found["repository"], found["revision"] or revision, cache_dir, offline, text)
 
 
-def is_hub(reference: str) -> bool:
-    """Whether a reference names a repository on the Hub and no path."""
-    return reference != "demo" and not Path(reference).exists() and HUB.fullmatch(reference) is not None
+def hub_name(reference: str) -> str | None:
+    """ORG/NAME of a reference that leads to the Hub; None for a path or the demo."""
+    found = HUB.fullmatch(reference)
+    return None if reference == "demo" or Path(reference).exists() or found is None else found["repository"]
 
 
 def _download(repository: str, revision: str | None, cache_dir: str | None, offline: bool, reference: str) -> Path:

@@ -95,7 +95,7 @@ def model_card(manifest: Mapping[str, Any], results: Mapping[str, Mapping[str, E
             + markdown_table(rows(columns))
             for set_name, columns in results.items()
         ),
-        LEGEND,
+        *([LEGEND] if results else ["Nothing was measured: the set has no pairs with both captions and pictures."]),
         "An edit lowers a risk, it does not remove it: read the intervals, and measure on your own data.",
         "## How",
         "```json\n" + _json(settings) + "\n```",

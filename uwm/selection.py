@@ -51,10 +51,15 @@ def top_fraction(scores: torch.Tensor, fraction: float) -> torch.Tensor:
 RULES = {"top-mass": top_mass, "top-fraction": top_fraction}
 
 
+def check_share(share: float) -> None:
+    """Refuse a τ that is no number between 0 and 1. Raises BadInput."""
+    if not (isinstance(share, int | float) and math.isfinite(share) and 0 < share < 1):
+        raise BadInput(f"--mass {share}: expected a number between 0 and 1, such as 0.02")
+
+
 def _checked(scores: torch.Tensor, share: float) -> torch.Tensor:
     """The scores as float64 [out · in], fit to be selected from."""
-    if not (isinstance(share, int | float) and math.isfinite(share) and 0 < share < 1):
-        raise BadInput(f"mass {share}: expected a number between 0 and 1, such as 0.02")
+    check_share(share)
     flat = scores.detach().cpu().double().flatten()
     if not torch.isfinite(flat).all():
         raise InvalidResult("the scores hold NaN or infinite values")

@@ -1,10 +1,11 @@
 """Checkpoints as files: lazy reading, fingerprints, streaming and atomic writing. No model library is needed."""
 
-from .folder import check_output, new_folder
+from .folder import MANIFEST, check_output, new_folder
 from .reader import Checkpoint, TensorInfo, open_checkpoint
 from .writer import Edit, file_sha256, write_edited
 
 __all__ = [
+    "MANIFEST",
     "Checkpoint",
     "Edit",
     "TensorInfo",

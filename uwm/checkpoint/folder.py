@@ -12,6 +12,8 @@ from pathlib import Path
 
 from ..errors import BadInput, ResourceFault
 
+MANIFEST = "uwm.json"  # in every folder that uwm writes
+
 logger = logging.getLogger(__name__)
 
 
@@ -19,16 +21,20 @@ def check_output(output: Path, inputs: list[Path], overwrite: bool) -> None:
     """Refuse an unusable output before the long work starts.
 
     Raises:
-        BadInput: It exists (without `overwrite`), is a file, or is one of the inputs.
+        BadInput: It exists (without `overwrite`), is a file, is or contains an input, or is a folder that uwm did not
+            write, which is never replaced.
         ResourceFault: Its parent cannot be written to.
     """
+    here = output.resolve()
     for source in inputs:
-        if output.resolve() in (source.resolve(), source.resolve().parent):
-            raise BadInput(f"{output}: is the input itself (or its folder); choose another output")
+        if here == source.resolve() or here in source.resolve().parents:
+            raise BadInput(f"{output}: is the input {source} itself, or contains it; choose another output")
     if output.exists() and not output.is_dir():
         raise BadInput(f"{output}: exists and is no folder; choose another output")
     if output.exists() and not overwrite:
         raise BadInput(f"{output}: exists; pass --overwrite to replace it, or choose another output")
+    if output.exists() and any(output.iterdir()) and not (output / MANIFEST).is_file():
+        raise BadInput(f"{output}: exists and was not written by uwm (no {MANIFEST}), so it is not replaced")
     parent = next(p for p in output.absolute().parents if p.exists())
     if not os.access(parent, os.W_OK):
         raise ResourceFault(f"{parent}: not writable, so {output} cannot be made")
