@@ -216,7 +216,7 @@ def test_manifest_layers_and_guards(outcome, manifest, tiny_hf):
 
 def test_manifest_times_every_stage(outcome):
     used = outcome.manifest["run"]
-    assert list(used["seconds"]) == ["load", "score", "select", "evaluate", "write"]
+    assert list(used["seconds"]) == ["read", "load", "score", "select", "evaluate", "write"]
     assert used["peak_memory_mb"] == pytest.approx(peak_memory_mb(), rel=0.5)
 
 
@@ -264,11 +264,11 @@ def test_swapping_safe_and_unsafe_changes_the_selection(outcome, recipe, tiny_se
 
 def test_a_fault_while_writing_leaves_the_earlier_output_whole(recipe, tmp_path, monkeypatch):
     (tmp_path / "safe").mkdir()
-    (tmp_path / "safe" / "earlier").write_text("x")
+    (tmp_path / "safe" / "uwm.json").write_text("x")
     monkeypatch.setattr(recipes, "model_card", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(recipe, tmp_path / "safe", overwrite=True)
-    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")] == ["safe", "safe/earlier"]
+    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")] == ["safe", "safe/uwm.json"]
 
 
 def test_unusable_outputs_are_refused_before_the_long_work(recipe, tiny_hf, tmp_path, monkeypatch):

@@ -336,7 +336,7 @@ def _exit_code(arguments: list[str]) -> int:
         return 130
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
-        hint = f"; try '{context.command_path} --help'" if context is not None else ""
+        hint = f" Try '{context.command_path} --help' for help." if context is not None else ""
         click.echo(f"uwm: error: {error.format_message()}{hint}", err=True)
         return error.exit_code
     except (MemoryError, RuntimeError) as error:

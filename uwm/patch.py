@@ -67,16 +67,38 @@ class Patch:
     def load(cls, path: str | Path) -> Patch:
         """Read what `save` wrote, from the file or from the folder that holds it. Raises BadInput."""
         path = Path(path)
-        tensors, about = records.read(path / PATCH_FILE if path.is_dir() else path, "patch")
-        weights = {WeightId.parse(name): entry for name, entry in about["weights"].items()}
-        return cls(
-            flips={w: tensors[str(w)] for w in sorted(weights)},
-            shapes={w: tuple(entry["shape"]) for w, entry in sorted(weights.items())},
-            base={w: entry["base_sha256"] for w, entry in sorted(weights.items())},
-            alpha=about["alpha"],
-            recipe=about["recipe"],
-            originals={w: tensors[f"{ORIGINALS}{w}"] for w in sorted(weights) if f"{ORIGINALS}{w}" in tensors},
-        )
+        path = path / PATCH_FILE if path.is_dir() else path
+        tensors, about = records.read(path, "patch")
+        try:
+            weights = {WeightId.parse(name): entry for name, entry in sorted(about["weights"].items())}
+            patch = cls(
+                flips={w: tensors[str(w)] for w in sorted(weights)},
+                shapes={w: tuple(weights[w]["shape"]) for w in sorted(weights)},
+                base={w: weights[w]["base_sha256"] for w in sorted(weights)},
+                alpha=_number(about["alpha"]),
+                recipe=about["recipe"],
+                originals={w: tensors[f"{ORIGINALS}{w}"] for w in sorted(weights) if f"{ORIGINALS}{w}" in tensors},
+            )
+            sound = all(_sound(indices, patch.shapes[w], patch.originals.get(w)) for w, indices in patch.flips.items())
+        except (KeyError, AttributeError, TypeError, ValueError) as error:
+            raise BadInput(f"{path}: damaged patch ({error!r}); make it anew with `uwm select`") from None
+        if not sound:
+            raise BadInput(f"{path}: damaged patch (its indices do not fit its shapes); make it anew with `uwm select`")
+        return patch
+
+
+def _number(value: Any) -> float:
+    if type(value) not in (int, float):
+        raise TypeError(f"alpha {value!r}")
+    return value
+
+
+def _sound(indices: torch.Tensor, shape: tuple[int, int], originals: torch.Tensor | None) -> bool:
+    """Whether these are sorted flat indices into the shape, each once, with as many original values."""
+    if indices.dtype != torch.int64 or indices.ndim != 1 or len(shape) != 2:
+        return False
+    inside = not len(indices) or bool(indices[0] >= 0 and indices[-1] < math.prod(shape))
+    return inside and bool((indices.diff() > 0).all()) and (originals is None or originals.shape == indices.shape)
 
 
 def select(
@@ -281,8 +303,10 @@ def check_edited(checkpoint: Checkpoint, patch: Patch) -> None:
     if patch.alpha != -1.0 and patch.originals.keys() != patch.flips.keys():
         raise BadInput(f"a patch with alpha {patch.alpha} is undone with the {PATCH_FILE} that `uwm apply` wrote")
     for weight in patch.flips:
-        undone = _undone(_matrix(checkpoint, patch, weight), patch, weight)
-        if matrix_sha256(undone) != patch.base[weight]:
+        matrix = _matrix(checkpoint, patch, weight).flatten()
+        undone = _undone(matrix, patch, weight)
+        redone = Edit(patch.flips[weight], patch.alpha).apply(undone.clone())
+        if matrix_sha256(undone) != patch.base[weight] or matrix_sha256(redone) != matrix_sha256(matrix):
             raise BadInput(f"{checkpoint.path}: {weight} does not hold this patch, so it cannot be reverted")
 
 

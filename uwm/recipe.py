@@ -22,7 +22,7 @@ from .patch import Patch, check_settings, patched, random_control, select, write
 from .profiler import BATCH_SIZE, Progress
 from .references import hub_name, resolve
 from .report import model_card
-from .scoring import TEXT_LAYERS, VISION_LAYERS, Scores, score
+from .scoring import TEXT_LAYERS, VISION_LAYERS, Scores, check_method, score
 from .shipped_files import DEMO_SET
 from .version import __version__
 
@@ -94,6 +94,7 @@ def run(
         UwmError: Of every kind; whatever happens, an earlier output stays whole until the new one is verified.
     """
     clock = _Clock()
+    check_method(recipe.method)
     check_settings(alpha=recipe.alpha, masses=(recipe.mass, recipe.text_mass, recipe.vision_mass))
     if output is not None:
         sets = [Path(folder) for folder in (recipe.calib, recipe.eval_set, *recipe.zero_shot) if folder]

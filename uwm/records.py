@@ -49,6 +49,7 @@ def describe(path: Path) -> dict[str, Any] | None:
     try:
         with safe_open(str(path), "pt") as file:
             text = (file.metadata() or {}).get(KEY)
-        return None if text is None else json.loads(text)
-    except (SafetensorError, ValueError):
+        about = None if text is None else json.loads(text)
+    except (SafetensorError, ValueError, RecursionError):
         return None
+    return about if isinstance(about, dict) else None

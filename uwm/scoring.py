@@ -97,8 +97,7 @@ def score(
         BadInput: A pattern that matches nothing, an unknown method, no weight chosen.
         InvalidResult: A chosen layer saw no activations, or they were not finite.
     """
-    if method not in METHODS:
-        raise BadInput(f"--method {method!r}: expected one of {', '.join(METHODS)}")
+    check_method(method)
     chosen = match(text_layers, model.weights, "text") + match(vision_layers, model.weights, "vision")
     if isinstance(calib, CalibrationSet):
         chosen = _with_pairs(chosen, calib, explicit=(text_layers, vision_layers))
@@ -119,6 +118,12 @@ def score(
         if not torch.isfinite(tensor).all():
             raise InvalidResult(f"{weight}: the scores hold NaN or infinite values")
     return Scores(tensors, {weight: model.fingerprint(weight) for weight in chosen}, recipe, guards)
+
+
+def check_method(name: str) -> None:
+    """Refuse a name that is no scoring method. Raises BadInput."""
+    if name not in METHODS:
+        raise BadInput(f"--method {name!r}: expected one of {', '.join(METHODS)}")
 
 
 def _compute(

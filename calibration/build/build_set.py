@@ -3,7 +3,7 @@
     python calibration/build/build_set.py --packages FOLDER --output calibration/emoji
 
 FOLDER holds the unpacked npm packages named in calibration/README.md. The seeds are fixed, so the
-same packages and library versions give the same bytes. A minute or two on one CPU core.
+same packages and library versions give the same bytes. Under a minute on one free CPU core.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -28,7 +29,7 @@ def check_output(output: Path, inputs: list[Path], overwrite: bool) -> None:
     here = output.resolve()
     for source in inputs:
         if here == source.resolve() or here in source.resolve().parents:
-            raise BadInput(f"{output}: is the input {source} itself, or contains it; choose another output")
+            raise BadInput(f"{output}: is the input itself or a folder around it ({source}); choose another output")
     if output.exists() and not output.is_dir():
         raise BadInput(f"{output}: exists and is no folder; choose another output")
     if output.exists() and not overwrite:
@@ -48,14 +49,16 @@ def new_folder(output: Path) -> Iterator[Path]:
         ResourceFault: Another live process is writing the same output, or the disk failed.
     """
     output = output.absolute()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    _clear_stale(output)
     temporary = output.parent / f".uwm-{os.getpid()}-{output.name}"
-    temporary.mkdir()
+    retired = temporary.with_name(temporary.name + ".old")
+    ours = False
     try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        _clear_stale(output)
+        temporary.mkdir()
+        ours = True
         yield temporary
         _sync(temporary)
-        retired = temporary.with_name(temporary.name + ".old")
         if output.exists():
             output.rename(retired)
         temporary.rename(output)
@@ -64,7 +67,10 @@ def new_folder(output: Path) -> Iterator[Path]:
     except OSError as error:
         raise ResourceFault(f"{output}: could not write: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if ours:
+            if retired.exists() and not output.exists():
+                retired.rename(output)
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _clear_stale(output: Path) -> None:
@@ -113,4 +119,5 @@ def write_file(path: Path, data: bytes) -> None:
     except OSError as error:
         raise ResourceFault(f"{path}: could not write: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from collections.abc import Iterable
 from typing import Any, BinaryIO
@@ -22,6 +23,7 @@ DTYPES = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "C64": torch.complex64,
 }  # fmt: skip
+_SURROGATE = re.compile("[\ud800-\udfff]")
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -43,16 +45,16 @@ def read_header(stream: BinaryIO, size: int, where: str) -> tuple[bytes, dict[st
     if len(start) < 8:
         raise BadInput(f"{where}: too short for a safetensors file ({size} bytes); download it again")
     length = struct.unpack("<Q", start)[0]
-    if start.lstrip()[:1] in (b"<", b"{") or start.startswith(b"version "):
-        kind = {b"<": "an HTML or XML page", b"{": "a JSON file"}.get(start.lstrip()[:1], "a Git-LFS pointer")
-        raise BadInput(f"{where}: this is {kind}, not weights; download the file itself")
     if length > min(MAX_HEADER, size - 8):
+        if start.lstrip()[:1] in (b"<", b"{") or start.startswith(b"version "):
+            kind = {b"<": "an HTML or XML page", b"{": "a JSON file"}.get(start.lstrip()[:1], "a Git-LFS pointer")
+            raise BadInput(f"{where}: this is {kind}, not weights; download the file itself")
         raise BadInput(
             f"{where}: no safetensors file, or cut off: it promises a header of {length} bytes and holds {size} in all"
         )
     header = stream.read(length)
     entries = _parse(header, where)
-    entries.pop("__metadata__", None)
+    _check_metadata(entries.pop("__metadata__", None), where)
     if not entries:
         raise BadInput(f"{where}: holds no tensors")
     for name, entry in entries.items():
@@ -78,13 +80,13 @@ def _parse(header: bytes, where: str) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
         if len(result) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+            seen: set[str] = set()
+            twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
             raise BadInput(f"{where}: duplicate key {twice!r} in the header")
         return result
 
     try:
-        parsed = json.loads(header, object_pairs_hook=unique)
+        parsed = json.loads(header.decode("utf-8"), object_pairs_hook=unique)  # bytes: UTF-16 would pass too
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{where}: the safetensors header is not valid JSON ({error}); download it again") from None
     if not isinstance(parsed, dict):
@@ -92,12 +94,22 @@ def _parse(header: bytes, where: str) -> dict[str, Any]:
     return parsed
 
 
+def _check_metadata(metadata: Any, where: str) -> None:
+    if metadata is None:
+        return
+    texts = [*metadata, *metadata.values()] if isinstance(metadata, dict) else [None]
+    if not all(isinstance(text, str) and not _SURROGATE.search(text) for text in texts):
+        raise BadInput(f"{where}: __metadata__ in the header is no object of texts")
+
+
 def _check_entry(name: str, entry: Any, where: str) -> None:
-    if not name or "\0" in name or any(0xD800 <= ord(c) <= 0xDFFF for c in name):
+    if not name or "\0" in name or _SURROGATE.search(name):
         raise BadInput(f"{where}: tensor name {name!r} is empty or has characters that no name may have")
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        whole = all(type(n) is int and 0 <= n < 2**62 for n in (*shape, begin, end))
+        whole = type(dtype) is str and type(shape) is list
+        whole = whole and all(type(n) is int and 0 <= n < 2**62 for n in (*shape, begin, end))
+        whole = whole and math.prod(n for n in shape if n) < 2**62
     except (TypeError, KeyError, ValueError):
         whole = False
     if not whole:

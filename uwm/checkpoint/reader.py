@@ -7,6 +7,8 @@ import json
 import math
 import pickle
 import re
+import struct
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -27,6 +29,10 @@ FOLDER_CANDIDATES = (  # in this order; a pickle only when there is nothing bett
 )  # fmt: skip
 WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx"}
 WRAPPERS = ("state_dict", "model")
+DAMAGE = (  # torch's reader checks little: a damaged file surfaces as any of these
+    RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, OSError,
+    ArithmeticError, struct.error, zipfile.BadZipFile,
+)  # fmt: skip
 PREFIXES = ("module.", "_orig_mod.")
 
 
@@ -99,6 +105,8 @@ class Checkpoint:
     def read(self, key: str) -> torch.Tensor:
         """A stored tensor in its own dtype and shape."""
         file, info = self.locate(key)
+        if not info.nbytes:
+            return torch.empty(info.shape, dtype=info.dtype)
         return torch.from_numpy(file.raw(info)).view(info.dtype).reshape(info.shape)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
@@ -138,7 +146,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     files = tuple(_open_file(source) for source in sources)
     keys = [info.name for file in files for info in file.tensors]
     layout = recognise(keys, str(path))
-    if not path.is_dir():
+    if not path.is_dir() or files[0].source is None:
         files = (replace(files[0], name=layout.file_name),)
     return Checkpoint(path, files, layout, find_weights(layout, keys), side_files)
 
@@ -155,15 +163,32 @@ def _in_folder(folder: Path) -> list[Path]:
 def _shards(index: Path) -> list[Path]:
     """The shard files of a safetensors index, checked to lie in the index's own folder."""
     try:
-        names = sorted(set(json.loads(index.read_text("utf-8-sig"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        weight_map = json.loads(index.read_text("utf-8-sig"))["weight_map"]
+        names = sorted(set(weight_map.values()))
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError("a shard's name is no text")
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise BadInput(f"{index}: not a shard index ({error})") from None
     for name in names:
         if not re.fullmatch(r"[\w.\-]+\.safetensors", name):
             raise Refused(f"{index}: shard name {name!r} is not a plain .safetensors file name in this folder")
         if not (index.parent / name).is_file():
             raise BadInput(f"{index}: shard {name!r} is missing; download it again")
+    _check_shards(index, weight_map)
     return [index.parent / name for name in names]
+
+
+def _check_shards(index: Path, weight_map: dict[str, str]) -> None:
+    """Every tensor of the index lies where it says, and nowhere else."""
+    for shard in sorted(set(weight_map.values())):
+        held = {info.name for info in _open_file(index.parent / shard).tensors}
+        promised = {name for name, place in weight_map.items() if place == shard}
+        if held != promised:
+            odd = sorted(held ^ promised)
+            raise BadInput(
+                f"{index}: {odd[0]!r} is not {'in' if odd[0] in promised else 'promised for'} {shard}, or lies in "
+                "two shards; download both again"
+            )
 
 
 def _side_files(folder: Path) -> list[Path]:
@@ -182,7 +207,8 @@ def _side_files(folder: Path) -> list[Path]:
 def _open_file(path: Path) -> WeightsFile:
     with path.open("rb") as stream:
         start = stream.read(10)
-        if start[:2] == b"PK" or start[:1] == b"\x80":
+        # The low bytes of a header's length can be those of a pickle or a zip; what follows them cannot.
+        if start[8:9] != b"{" and (start[:2] == b"PK" or start[:1] == b"\x80"):
             return _open_pickle(path)
         stream.seek(0)
         header, entries = read_header(stream, path.stat().st_size, str(path))
@@ -195,19 +221,19 @@ def _open_file(path: Path) -> WeightsFile:
 
 def _open_pickle(path: Path) -> WeightsFile:
     """Read a pickled state dict through torch's allow-list reader; nothing else is ever tried."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any("/code/" in name for name in archive.namelist()):
-                raise BadInput(f"{path}: a TorchScript archive; save its state_dict() with torch.save first")
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        if _is_torchscript(path):
+            raise BadInput(f"{path}: a TorchScript archive; save its state_dict() with torch.save first")
+        with path.open("rb") as stream, warnings.catch_warnings():  # a stream: torch would go by a path's suffix
+            warnings.simplefilter("ignore")
+            loaded = torch.load(stream, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        asked = re.findall(r"GLOBAL ([\w.]+)", str(error)) or [str(error).splitlines()[0]]
-        raise Refused(
-            f"{path}: refused, this pickle asks for {', '.join(asked)}; re-save only its state_dict"
-        ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise BadInput(f"{path}: damaged pickle ({str(error).splitlines()[0]}); download it again") from None
+        asked = re.findall(r"GLOBAL ([\w.]+)", str(error))
+        what = f"asks for {', '.join(asked)}" if asked else "holds more than tensors, or is damaged"
+        raise Refused(f"{path}: refused, this pickle {what}; re-save only its state_dict") from None
+    except DAMAGE as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise BadInput(f"{path}: damaged pickle ({reason}); download it again") from None
     held = dict(sorted(_unwrap(loaded, path).items()))
     header = make_header((name, t.dtype, tuple(t.shape)) for name, t in held.items())
     infos, begin = [], len(header)
@@ -217,17 +243,32 @@ def _open_pickle(path: Path) -> WeightsFile:
     return WeightsFile(path.with_suffix(".safetensors").name, header, tuple(infos), None, held)
 
 
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
+
+
 def _unwrap(loaded: Any, path: Path) -> dict[str, torch.Tensor]:
     """The state dict inside a training checkpoint, without the prefix that all of its keys share."""
     for wrapper in WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]
-    if not isinstance(loaded, dict) or not all(isinstance(v, torch.Tensor) for v in loaded.values()) or not loaded:
+    good = isinstance(loaded, dict) and loaded
+    if not good or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in loaded.items()):
         raise BadInput(f"{path}: holds no state dict; expected tensors by name, bare or under 'state_dict' or 'model'")
-    unknown = {str(t.dtype) for t in loaded.values() if t.dtype not in NAMES}
+    kinds = {name: _kind(tensor) for name, tensor in loaded.items()}
+    unknown = {kind for kind in kinds.values() if kind}
     if unknown:
         raise BadInput(f"{path}: tensors of {', '.join(sorted(unknown))} cannot be written as safetensors")
-    for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in loaded):
-            loaded = {name[len(prefix) :]: tensor for name, tensor in loaded.items()}
-    return loaded
+    while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in loaded)), None):
+        loaded = {name[len(prefix) :]: tensor for name, tensor in loaded.items()}
+    return {name: tensor.detach().resolve_conj().resolve_neg() for name, tensor in loaded.items()}
+
+
+def _kind(tensor: torch.Tensor) -> str | None:
+    """What makes a tensor unfit for a safetensors file, or None."""
+    if tensor.layout != torch.strided or tensor.is_meta:
+        return f"{tensor.layout} layout on {tensor.device}"
+    return None if tensor.dtype in NAMES else str(tensor.dtype)

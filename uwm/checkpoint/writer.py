@@ -36,10 +36,18 @@ class Edit:
         if self.values is not None:
             flat[self.indices] = self.values.to(flat.dtype)
         elif self.alpha == -1.0:
-            flat[self.indices] = -old
+            flat[self.indices] = _negated(old)
         else:
             flat[self.indices] = (old.double() * self.alpha).to(flat.dtype)
         return flat
+
+
+def _negated(values: torch.Tensor) -> torch.Tensor:
+    """−values by the sign bit alone; torch's own negation loses the sign of a bfloat16 NaN."""
+    if not values.dtype.is_floating_point:
+        return -values
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.dtype.itemsize]
+    return (values.view(integers) ^ torch.iinfo(integers).min).view(values.dtype)
 
 
 def write_edited(checkpoint: Checkpoint, edits: Mapping[WeightId, Edit], folder: Path) -> dict[str, str]:
@@ -74,6 +82,8 @@ def write_edited(checkpoint: Checkpoint, edits: Mapping[WeightId, Edit], folder:
 
 def _edited(checkpoint: Checkpoint, info: TensorInfo, raw: np.ndarray, plan: list[tuple[WeightId, Edit]]) -> np.ndarray:
     """A tensor's bytes after its edits; `raw` is changed in place."""
+    if not plan:
+        return raw
     tensor = torch.from_numpy(raw).view(info.dtype).reshape(info.shape)
     for weight, edit in plan:
         rows = tensor[checkpoint.weights[weight].rows(info.shape[0])]
@@ -102,7 +112,7 @@ def _verify_file(checkpoint: Checkpoint, file: WeightsFile, by_key: Mapping, tar
             written = np.fromfile(stream, dtype=np.uint8, count=info.nbytes)
             raw = file.raw(info)
             plan = by_key.get(info.name, [])
-            good = good and np.array_equal(written, _edited(checkpoint, info, raw, plan) if plan else raw)
+            good = good and np.array_equal(written, _edited(checkpoint, info, raw, plan))
             if not good:
                 raise InvalidResult(f"{target.name}: {info.name!r} on disk is not what was planned; nothing kept")
         if stream.read(1):

@@ -1,0 +1,59 @@
+"""Checkpoints of a few kilobytes and hostile files, made from bytes."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import torch
+from layouts_by_hand import IN_BLOCKS, OUTSIDE_BLOCKS
+from safetensors.torch import save_file
+
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def bits(tensor):
+    """The tensor as integers of its own width, so that −0 and NaN compare as they are stored."""
+    return tensor.contiguous().view(BITS[tensor.dtype.itemsize])
+
+
+def safetensors_bytes(header, data=b"", length=None):
+    """A safetensors file from a header (object, text or bytes), true or not."""
+    if not isinstance(header, str | bytes):
+        header = json.dumps(header)
+    header = header.encode() if isinstance(header, str) else header
+    return struct.pack("<Q", len(header) if length is None else length) + header + data
+
+
+def hf_state(dtype=torch.float32, width=4, inner=6, blocks=2, seed=0):
+    """Every tensor of a Hugging Face CLIP with two towers of `blocks` blocks; the vision tower's fc2 is float16."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    state = {name: draw(3, width) for name in OUTSIDE_BLOCKS}
+    state |= {"text_projection.weight": draw(5, width), "visual_projection.weight": draw(5, width)}
+    state["logit_scale"] = draw()
+    for tower in ("text_model", "vision_model"):
+        for block in range(blocks):
+            prefix = f"{tower}.encoder.layers.{block}"
+            shapes = dict.fromkeys(IN_BLOCKS, (width,)) | {"mlp.fc1": (inner, width), "mlp.fc2": (width, inner)}
+            shapes |= {f"self_attn.{part}_proj": (width, width) for part in ("q", "k", "v", "out")}
+            for name, shape in shapes.items():
+                state[f"{prefix}.{name}.weight"] = draw(*shape)
+                state[f"{prefix}.{name}.bias"] = draw(shape[0])
+            if tower == "vision_model":
+                state[f"{prefix}.mlp.fc2.weight"] = state[f"{prefix}.mlp.fc2.weight"].half()
+    return state
+
+
+def hf_folder(folder: Path, state=None, **options):
+    """A folder of Hugging Face weights with side files; enough for everything that needs no model library."""
+    folder.mkdir(parents=True)
+    save_file(hf_state(**options) if state is None else state, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text('{"model_type": "clip"}')
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "vocab.json").write_bytes(b'{"a": 0}\r\n')
+    return folder
