@@ -28,6 +28,7 @@ from .version import __version__
 
 FORMAT = 1
 FEW_PAIRS = 16
+DEMO_MASS = 0.1  # chosen on the split val by calibration/build/choose_demo.py
 CALIBRATION_SPLITS = ("calib", "train")
 
 
@@ -157,6 +158,8 @@ def make_patch(recipe: Recipe, scores: Scores) -> Patch:
 
 def demo_recipe(**settings: Any) -> Recipe:
     """`uwm demo`: the shipped model and set, measured on the test split and on the unseen style."""
+    if settings.get("mass") is None:
+        settings["mass"] = DEMO_MASS
     return Recipe(
         model="demo",
         calib=str(DEMO_SET),

@@ -267,8 +267,8 @@ class Training:
         state = {"step": done, "master": self.master, "optimizer": self.optimizer.state_dict()}
         torch.save(state, self.saved.with_suffix(".tmp"))
         self.saved.with_suffix(".tmp").rename(self.saved)
-        export(self.student, self.master, self.tokenizer, self.args.output)
         figures = [zero_shot(self.student, self.tokenizer, self.drawn, style) for style in (0, 3)]
+        export(self.student, self.master, self.tokenizer, self.args.output)
         return {
             name: [round(v, 1) for v in pair]
             for name, pair in zip(("zero_shot", "zero_shot_unseen_style"), figures, strict=True)
