@@ -6,6 +6,8 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
 
+import contextlib
+import io
 import json
 import shutil
 from pathlib import Path
@@ -16,6 +18,7 @@ import torch
 from layouts_by_hand import to_open_clip
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from terminal import ALL_OF_CALIB
 
 from uwm import cli
 
@@ -119,3 +122,19 @@ def run_uwm(monkeypatch, capsys):
         return int(stop.value.code or 0), out, err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def made(tiny_hf, tiny_set, tmp_path_factory):
+    """An edited folder, and scores, patch and applied folder from the single steps with the same settings."""
+    folder = tmp_path_factory.mktemp("made")
+    for arguments in (
+        ("edit", tiny_hf, "--calib", tiny_set, "-o", folder / "edited", *ALL_OF_CALIB),
+        ("score", tiny_hf, "--calib", tiny_set, "-o", folder / "scores.safetensors"),
+        ("select", folder / "scores.safetensors", "-o", folder / "patch.safetensors"),
+        ("apply", tiny_hf, folder / "patch.safetensors", "-o", folder / "applied"),
+    ):
+        with contextlib.redirect_stdout(io.StringIO()), pytest.raises(SystemExit) as stop:
+            cli.main([str(a) for a in arguments])
+        assert not stop.value.code
+    return folder
