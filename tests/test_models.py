@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -66,6 +68,12 @@ def test_scores_do_not_depend_on_the_batch_size(both, tiny_set):
         one, all_at_once = (uwm.score(model, calib, batch_size=n) for n in (1, 64))
         for weight in one:
             torch.testing.assert_close(one[weight], all_at_once[weight], rtol=1e-5, atol=0)
+
+
+def test_loading_says_nothing_and_sets_up_no_logging(tiny_open_clip):
+    code = f"import logging, uwm; uwm.load({str(tiny_open_clip)!r}); print(logging.getLogger().handlers)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
 def test_tokenizers_agree_and_keep_the_end_token(both):

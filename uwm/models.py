@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -186,9 +188,10 @@ class OpenClipModel(Model):
         decided = bool(config.get("quick_gelu", False)) if quick_gelu is None else quick_gelu
         if checkpoint.path.is_dir() and decided != bool(config.get("quick_gelu", False)):
             raise BadInput(f"{checkpoint.path}: open_clip_config.json says quick_gelu {not decided}; drop the flag")
-        module = open_clip.create_model(
-            name, load_weights=False, pretrained_text=False, pretrained_image=False, quick_gelu=decided
-        )
+        with _open_clip_silenced():
+            module = open_clip.create_model(
+                name, load_weights=False, pretrained_text=False, pretrained_image=False, quick_gelu=decided
+            )
         _fill(module, checkpoint)
         return cls(module, checkpoint, name, decided)
 
@@ -271,21 +274,40 @@ def load(
 
 
 def _fill(module: nn.Module, checkpoint: Checkpoint) -> None:
-    """Copy every stored tensor into the module; missing, foreign or misshapen ones are errors."""
-    state = {k: v for k, v in checkpoint.state_dict().items() if not k.endswith(IGNORED_KEYS)}
+    """Copy every stored tensor into the module, one by one; missing, foreign or misshapen ones are errors."""
+    shapes = {k: v for k, v in checkpoint.shapes().items() if not k.endswith(IGNORED_KEYS)}
     own = module.state_dict()
-    missing, foreign = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    missing, foreign = sorted(own.keys() - shapes.keys()), sorted(shapes.keys() - own.keys())
     if missing or foreign:
         word, names = ("misses", missing) if missing else ("has unknown", foreign)
         listed = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
         raise BadInput(f"{checkpoint.path}: {word} {listed}; do the weights belong to this config or --arch?")
-    for key, value in state.items():
-        if value.shape != own[key].shape:
+    for key, shape in shapes.items():
+        if shape != tuple(own[key].shape):
             raise BadInput(
-                f"{checkpoint.path}: {key} is {list(value.shape)}, the architecture expects {list(own[key].shape)}; "
+                f"{checkpoint.path}: {key} is {list(shape)}, the architecture expects {list(own[key].shape)}; "
                 "check the config or --arch"
             )
-    module.load_state_dict(state)
+    with torch.no_grad():
+        for key in shapes:
+            own[key].copy_(checkpoint.read(key))
+
+
+@contextmanager
+def _open_clip_silenced() -> Iterator[None]:
+    """Drop open_clip's warning of random weights (ours follow): it goes to the root logger, and sets logging up."""
+    root, handler = logging.getLogger(), logging.NullHandler()
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "open_clip" not in record.pathname
+
+    root.addHandler(handler)
+    root.addFilter(keep)
+    try:
+        yield
+    finally:
+        root.removeFilter(keep)
+        root.removeHandler(handler)
 
 
 def _refuse_nonfinite(checkpoint: Checkpoint) -> None:

@@ -103,15 +103,21 @@ class Checkpoint:
         raise KeyError(key)
 
     def read(self, key: str) -> torch.Tensor:
-        """A stored tensor in its own dtype and shape."""
+        """A stored tensor in its own dtype and shape; not to be changed, it may be the checkpoint's own."""
         file, info = self.locate(key)
+        if file.source is None:
+            return file.held[key]
         if not info.nbytes:
             return torch.empty(info.shape, dtype=info.dtype)
         return torch.from_numpy(file.raw(info)).view(info.dtype).reshape(info.shape)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """All tensors, by their stored names."""
-        return {info.name: self.read(info.name) for file in self.files for info in file.tensors}
+        return {name: self.read(name) for name in self.shapes()}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of all tensors, by their stored names."""
+        return {info.name: info.shape for file in self.files for info in file.tensors}
 
     def matrix(self, weight: WeightId) -> torch.Tensor:
         """One weight's stored values, [out, in]."""
