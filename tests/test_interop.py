@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import open_clip
 import pytest
@@ -43,8 +44,14 @@ def expected(reference, folder, inputs, **flags):
     return after
 
 
-def test_transformers_loads_the_edited_folder(run_uwm, tiny_hf, tiny_set, tmp_path, inputs):
-    edit(run_uwm, tiny_hf, "--calib", tiny_set, "-o", tmp_path / "out")
+@pytest.mark.parametrize("stored", ["model.safetensors", "pytorch_model.bin"])
+def test_transformers_loads_the_edited_folder(run_uwm, tiny_hf, tiny_set, tmp_path, inputs, stored):
+    source = tmp_path / "in"
+    shutil.copytree(tiny_hf, source)
+    if stored == "pytorch_model.bin":
+        torch.save(load_file(source / "model.safetensors"), source / stored)
+        (source / "model.safetensors").unlink()
+    edit(run_uwm, source, "--calib", tiny_set, "-o", tmp_path / "out")
     module, report = CLIPModel.from_pretrained(str(tmp_path / "out"), output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]

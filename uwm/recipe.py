@@ -244,7 +244,6 @@ def _manifest(
     settings |= {"model": name, "cache_dir": None}
     settings |= {key: Path(settings[key]).resolve().name for key in ("calib", "eval_set") if settings[key]}
     settings["zero_shot"] = [Path(folder).name for folder in recipe.zero_shot]
-    sources = [file.source or model.checkpoint.path for file in model.checkpoint.files]
     return {
         "format": FORMAT,
         "versions": {"uwm": __version__, "torch": torch.__version__, "python": platform.python_version()},
@@ -254,7 +253,7 @@ def _manifest(
             "on_hub": hub_name(recipe.model) is not None,
             "layout": model.layout_name,
             "quick_gelu": model.quick_gelu,
-            "sha256": {source.name: file_sha256(source) for source in sources},
+            "sha256": {file.origin.name: file_sha256(file.origin) for file in model.checkpoint.files},
         },
         "calibration": {
             "name": calibration.root.resolve().name,

@@ -55,12 +55,14 @@ class TensorInfo:
 class WeightsFile:
     """One file of weights as it will be written: its name, header and tensors in the order of their bytes.
 
-    `source` is the safetensors file to read from, or None when the tensors are held in memory (from a pickle).
+    `origin` is the file it was read from; `source` the same where that is safetensors, to read tensors from, and None
+    where it is a pickle, whose tensors are `held` in memory.
     """
 
     name: str
     header: bytes
     tensors: tuple[TensorInfo, ...]
+    origin: Path
     source: Path | None
     held: Mapping[str, torch.Tensor] = field(default_factory=dict, repr=False)
 
@@ -222,7 +224,7 @@ def _open_file(path: Path) -> WeightsFile:
         TensorInfo(name, DTYPES[e["dtype"]], tuple(e["shape"]), len(header) + e["data_offsets"][0])
         for name, e in entries.items()
     )
-    return WeightsFile(path.name, header, infos, path)
+    return WeightsFile(path.name, header, infos, path, path)
 
 
 def _open_pickle(path: Path) -> WeightsFile:
@@ -246,7 +248,7 @@ def _open_pickle(path: Path) -> WeightsFile:
     for name, tensor in held.items():
         infos.append(TensorInfo(name, tensor.dtype, tuple(tensor.shape), begin))
         begin += infos[-1].nbytes
-    return WeightsFile(path.with_suffix(".safetensors").name, header, tuple(infos), None, held)
+    return WeightsFile(path.with_suffix(".safetensors").name, header, tuple(infos), path, None, held)
 
 
 def _is_torchscript(path: Path) -> bool:
