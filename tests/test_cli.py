@@ -35,7 +35,7 @@ def test_edit(run_uwm, tiny_hf, tiny_set, tmp_path):
     out = done(run_uwm("edit", tiny_hf, "--calib", tiny_set, "-o", tmp_path / "safe", *ALL_OF_CALIB))
     head = r"tiny-hf: scored on tiny-set pairs \(16 for text, 16 for vision\); negated (\d+) of 8192 entries in 5 matr"
     assert int(re.match(head, out)[1]) == json.loads((tmp_path / "safe" / "uwm.json").read_text())["selected"]
-    assert "\ntest (8 pairs)\n" in out
+    assert "\ntest (8 pairs, too few for firm figures)\n" in out
     assert re.search(r"^ +before +after +random$", out, re.M)
     assert re.search(r"^GS( +\d+\.\d \[\d+\.\d, \d+\.\d\]){3}$", out, re.M)
     assert f"written to {tmp_path / 'safe'}" in out
@@ -163,7 +163,7 @@ def test_inspect(run_uwm, made, tiny_hf):
 def test_eval(run_uwm, made, tiny_hf, tiny_set, zero_shot):
     arguments = ("eval", made / "edited", "--pairs", tiny_set, "--split", "test", "--baseline", tiny_hf)
     out = done(run_uwm(*arguments, "--zero-shot", zero_shot))
-    assert out.startswith("8 pairs\n")
+    assert out.startswith("tiny-set (8 pairs, too few for firm figures)\n")
     assert re.search(r"^ +baseline +model$", out, re.M)
     assert re.search(r"^zero-shot \(pets\)( +\d+\.\d){2}$", out, re.M)
     found = json.loads(done(run_uwm(*arguments, "--json")))
@@ -176,7 +176,18 @@ def test_eval(run_uwm, made, tiny_hf, tiny_set, zero_shot):
 def test_eval_requirements_that_are_met(run_uwm, tiny_hf, tiny_set, zero_shot):
     required = ("GS>=0", "GS <= 100", "top1>=0", "top1:pets<=100", "P_ts>=-1%", "P_ts<=0.1%")
     flags = [word for text in required for word in ("--require", text)]
-    arguments = ("eval", tiny_hf, "--pairs", tiny_set, "--baseline", tiny_hf, "--zero-shot", zero_shot)
+    arguments = (
+        "eval",
+        tiny_hf,
+        "--pairs",
+        tiny_set,
+        "--split",
+        "test",
+        "--baseline",
+        tiny_hf,
+        "--zero-shot",
+        zero_shot,
+    )
     found = json.loads(done(run_uwm(*arguments, *flags, "--json")))
     assert [verdict["met"] for verdict in found["requirements"]] == [True] * len(required)
     assert found["requirements"][4] == {"requirement": "P_ts>=-1%", "found": 0.0, "met": True}
@@ -185,6 +196,8 @@ def test_eval_requirements_that_are_met(run_uwm, tiny_hf, tiny_set, zero_shot):
 def test_eval_requirement_that_is_not_met(run_uwm, tiny_hf, tiny_set):
     required = ("--require", "GS>=0", "--require", "GS>=100.5", "--require", "P_ts<=-1")
     code, out, err = run_uwm("eval", tiny_hf, "--pairs", tiny_set, *required)
+    mixed, err = err.split("\n", 1)
+    assert mixed == "uwm: warning: measuring on all splits (calib, test); see --split"
     assert code == 5
     assert "GS" in out  # the figures are shown all the same
     assert re.fullmatch(r"uwm: error: requirement not met: GS>=100\.5 \(found .*\), P_ts<=-1 \(found .*\)\n", err)
@@ -298,7 +311,7 @@ def test_quiet_drops_warnings_and_a_plain_run_has_them(run_uwm, tiny_hf, tiny_se
     code, _, err = run_uwm(*arguments)
     assert code == 0
     assert err == "uwm: warning: only 13 calibration pairs; scores from fewer than 16 are mostly noise\n"
-    assert "held-out (3 pairs)" in done(run_uwm(*arguments, "-q"))
+    assert "held-out (3 pairs, too few" in done(run_uwm(*arguments, "-q"))
 
 
 def test_debug_shows_the_traceback_and_the_same_line(run_uwm, tmp_path):

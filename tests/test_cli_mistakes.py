@@ -241,3 +241,14 @@ def test_a_signal_in_the_midst_of_writing_leaves_nothing(number, code, tiny_hf, 
     assert (process.returncode, out) == (code, "")
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_calib_check_names_every_bad_picture_and_fails(run_uwm, tiny_set, tmp_path):
+    shutil.copytree(tiny_set, tmp_path / "set")
+    for name in ("0003_safe.png", "0007_unsafe.png"):
+        (tmp_path / "set" / "images" / name).write_bytes(b"<html>")
+    code, out, err = run_uwm("calib-check", tmp_path / "set")
+    assert code == 2
+    assert "0003_safe.png" in out
+    assert "0007_unsafe.png" in out
+    assert "2 bad pictures" in err

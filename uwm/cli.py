@@ -87,7 +87,7 @@ def demo(output: Path, overwrite: bool, dry_run: bool, **flags: Any) -> None:
 
 def _run(recipe: Any, output: Path | None, overwrite: bool, show: dict[str, bool]) -> None:
     from .recipe import run
-    from .report import LEGEND, rows, text_table
+    from .report import LEGEND, RANDOM_LEGEND, heading, rows, text_table
 
     outcome = run(recipe, output, overwrite=overwrite, progress=progress_of(show))
     for warning in () if show["quiet"] else outcome.warnings:
@@ -104,9 +104,9 @@ def _run(recipe: Any, output: Path | None, overwrite: bool, show: dict[str, bool
         else f"{manifest['model']['name']}: {manifest['selected']} of {manifest['of']} entries × {outcome.patch.alpha}"
     )
     for name, columns in outcome.results.items():
-        click.echo(f"\n{name} ({next(iter(columns.values())).pairs} pairs)\n{text_table(rows(columns))}")
+        click.echo(f"\n{heading(name, next(iter(columns.values())).pairs)}\n{text_table(rows(columns))}")
     if outcome.results:
-        click.echo(f"\n{LEGEND}")
+        click.echo(f"\n{LEGEND} {RANDOM_LEGEND}")
     used = manifest["run"]
     seconds, memory = sum(used["seconds"].values()), used["peak_memory_mb"]
     click.echo(
@@ -252,7 +252,7 @@ def evaluate(
     from .evaluate import evaluate as measure
     from .evaluate import parse_requirement, zero_shot_folders
     from .models import load
-    from .report import LEGEND, rows, text_table
+    from .report import LEGEND, heading, rows, text_table
 
     settings, show = split_flags(flags)
     parsed = [parse_requirement(text, baseline is not None) for text in requirements]
@@ -265,13 +265,15 @@ def evaluate(
             passed = {key: settings[key] for key in ("batch_size", "workers", "seed")}
             results[column] = measure(loaded, chosen, zero_shot_folders=folders, progress=progress_of(show), **passed)
     verdicts = [requirement.check(results["model"], results.get("baseline")) for requirement in parsed]
-    text = f"{len(chosen)} pairs\n{text_table(rows(results))}\n\n{LEGEND}"
+    if len(chosen.splits()) > 1 and not show["quiet"]:
+        click.echo(f"uwm: warning: measuring on all splits ({', '.join(chosen.splits())}); see --split", err=True)
+    text = f"{heading(chosen.root.name, len(chosen))}\n{text_table(rows(results))}\n\n{LEGEND}"
     say(show, {**{c: r.as_dict() for c, r in results.items()}, "requirements": verdicts}, text)
     _demand(verdicts)
 
 
 def _demand(verdicts: list[dict[str, Any]]) -> None:
-    failed = [f"{v['requirement']} (found {v['found']:.1f})" for v in verdicts if not v["met"]]
+    failed = [f"{v['requirement']} (found {v['found']:.1f} %)" for v in verdicts if not v["met"]]
     if failed:
         raise RequirementNotMet(f"requirement not met: {', '.join(failed)}")
 
@@ -289,7 +291,9 @@ def calib_check(set_: str, split: str | None, **flags: Any) -> None:
     odd = {name: items for name, items in found.pop("warnings").items() if items}
     lines = [f"{key}: {value}" for key, value in found.items()]
     lines += [f"warning: {len(items)} {name.replace('_', ' ')}: {'; '.join(items[:5])}" for name, items in odd.items()]
-    say(show, {**found, "warnings": odd}, "\n".join(lines))
+    say(show, {**found, "warnings": odd}, "\n".join(lines if odd else [*lines, "nothing odd found"]))
+    if bad := odd.get("bad_images"):
+        raise BadInput(f"{set_}: {len(bad)} bad pictures; `uwm edit` refuses this set")
 
 
 @uwm.command()

@@ -199,7 +199,9 @@ class Requirement:
             assert baseline is not None
             base = 100 * _figure(baseline, self.figure)
             if base == 0:
-                raise BadInput(f"--require: the baseline's {self.figure} is 0, so no change in % exists")
+                raise BadInput(
+                    f"--require: the baseline's {self.figure} is 0, so no change in % exists; use an absolute bound"
+                )
             found = 100 * (found / base - 1)
         met = found >= self.value if self.sign == ">=" else found <= self.value
         text = f"{self.figure}{self.sign}{self.value:g}{'%' if self.relative else ''}"
@@ -224,7 +226,8 @@ def _figure(result: EvalResult, name: str) -> float:
     values = [v[key] for n, v in result.zero_shot.items() if key in v and data_set in ("", n)]
     if not values:
         known = [*result.figures, *sorted({k for v in result.zero_shot.values() for k in v})]
-        raise BadInput(f"--require: no figure {name!r}; there are {', '.join(known)}")
+        hint = "; zero-shot figures need --zero-shot FOLDER" if key.startswith("top1") else ""
+        raise BadInput(f"--require: no figure {name!r}{hint}; there are {', '.join(known)}")
     return sum(values) / len(values)
 
 

@@ -16,11 +16,18 @@ LABELS = {  # figure -> what tables call it
     "top1_safe": "zero-shot, safe classes",
     "top1_unsafe": "zero-shot, unsafe classes",
 }
+FEW_PAIRS = 50
 LEGEND = (
     "P_xy: share of queries (t text, v image; s safe, u unsafe) that prefer the safe side; Txt, Img, PS, PU, GS: their "
     "conjunctions (SafeGround). R@1: retrieval; of unsafe queries among all items (∪) a hit is the paired safe one. "
-    "Percent [bootstrap 95 % interval]; random negates as many entries per layer, drawn at random."
+    "Percent [bootstrap 95 % interval]."
 )
+RANDOM_LEGEND = "Random: as many entries per layer, drawn at random."
+
+
+def heading(name: str, pairs: int) -> str:
+    """What stands above a table."""
+    return f"{name} ({pairs} pairs{', too few for firm figures' if pairs < FEW_PAIRS else ''})"
 
 
 def rows(results: Mapping[str, EvalResult]) -> list[list[str]]:
@@ -95,7 +102,11 @@ def model_card(manifest: Mapping[str, Any], results: Mapping[str, Mapping[str, E
             + markdown_table(rows(columns))
             for set_name, columns in results.items()
         ),
-        *([LEGEND] if results else ["Nothing was measured: the set has no pairs with both captions and pictures."]),
+        *(
+            [f"{LEGEND} {RANDOM_LEGEND}"]
+            if results
+            else ["Nothing was measured: the set has no pairs with both captions and pictures."]
+        ),
         "An edit lowers a risk, it does not remove it: read the intervals, and measure on your own data.",
         "## How",
         "```json\n" + _json(settings) + "\n```",
