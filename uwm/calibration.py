@@ -280,14 +280,14 @@ def check(calibration: CalibrationSet) -> dict[str, Any]:
     pairs = calibration.pairs
     texts = Counter((p.safe_text, p.unsafe_text) for p in pairs if p.has_text)
     seen: dict[tuple, set[str]] = {}
-    for pair in pairs:
-        captions, pictures = pair.content()[:2], pair.content()[2:]
-        for part in (captions, pictures):
+    contents = [pair.content() for pair in pairs]
+    for pair, content in zip(pairs, contents, strict=True):
+        for part in (content[:2], content[2:]):
             if part != (None, None):
                 seen.setdefault(part, set()).add(pair.split)
     warnings = {
         "identical_texts": [p.id for p in pairs if p.has_text and p.safe_text == p.unsafe_text],
-        "identical_images": [p.id for p in pairs if p.has_image and _same_bytes(p.safe_image, p.unsafe_image)],
+        "identical_images": [p.id for p, c in zip(pairs, contents, strict=True) if p.has_image and c[2] == c[3]],
         "duplicate_captions": [f"{a} | {b}" for (a, b), n in texts.items() if n > 1],
         "leakage_between_splits": [f"{a} | {b}" for (a, b), splits in seen.items() if len(splits) > 1],
         "bad_images": bad_images(image_paths(pairs)),
@@ -305,10 +305,6 @@ def check(calibration: CalibrationSet) -> dict[str, Any]:
 
 def _counts(values: Iterable[str]) -> dict[str, int]:
     return dict(sorted(Counter(value or "(none)" for value in values).items()))
-
-
-def _same_bytes(a: Path | None, b: Path | None) -> bool:
-    return a is not None and b is not None and a.read_bytes() == b.read_bytes()
 
 
 def image_paths(pairs: Sequence[CalibrationPair]) -> list[Path]:
