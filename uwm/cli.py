@@ -13,6 +13,7 @@ import click
 from .errors import BadInput, RequirementNotMet, ResourceFault, UwmError
 from .flags import (
     COMMON,
+    FILES,
     HUB,
     MODEL,
     PATH,
@@ -28,7 +29,7 @@ from .flags import (
 )
 
 DEMO_OUTPUT = "uwm-demo"
-OPENING = ("arch", "quick_gelu", "device", "dtype", "revision", "cache_dir", "offline")  # keywords of uwm.load
+OPENING = ("arch", "quick_gelu", "key", "device", "dtype", "revision", "cache_dir", "offline")  # keywords of uwm.load
 
 
 class _Group(click.Group):
@@ -161,6 +162,7 @@ def select(scores: Path, output: Path, overwrite: bool, **flags: Any) -> None:
 @uwm.command()
 @click.argument("model")
 @click.argument("patch", type=PATH)
+@FILES
 @WRITE
 @HUB
 @COMMON
@@ -172,6 +174,7 @@ def apply(model: str, patch: Path, **flags: Any) -> None:
 @uwm.command()
 @click.argument("model")
 @click.argument("patch", type=PATH)
+@FILES
 @WRITE
 @HUB
 @COMMON
@@ -181,23 +184,27 @@ def revert(model: str, patch: Path, **flags: Any) -> None:
 
 
 def _file_to_file(verb: str, model: str, patch_path: Path, flags: dict[str, Any]) -> None:
-    from . import patch as patches
+    from . import rewrite
+    from .patch import Patch
 
     settings, show = split_flags(flags)
     source = resolved(model, settings)
-    output, loaded = settings["output"], patches.Patch.load(patch_path)
-    if output is None and not settings["dry_run"]:
+    output, loaded = settings.pop("output"), Patch.load(patch_path)
+    if settings.pop("dry_run"):
+        checkpoint = rewrite.open_checkpoint(source, settings["key"])
+        fitted, left_out = rewrite.fit(checkpoint, loaded, cast=settings["cast"], edited=verb == "revert")
+        done, hashes, where = "would change", {}, ""
+    elif output is None:
         raise BadInput("say where to write with -o FOLDER, or pass --dry-run")
-    if settings["dry_run"]:
-        check = patches.check_base if verb == "apply" else patches.check_edited
-        check(patches.open_checkpoint(source), loaded)
-        hashes = {}
     else:
-        hashes = getattr(patches, verb)(source, loaded, output=output, overwrite=settings["overwrite"])
-    count = sum(loaded.counts().values())
-    done = "would change" if settings["dry_run"] else "changed"
-    text = f"{verb}: {done} {count} entries in {len(loaded.flips)} matrices" + (f" → {output}" if hashes else "")
-    say(show, {"entries": count, "output": None if output is None else str(output), "sha256": hashes}, text)
+        written = getattr(rewrite, verb)(source, loaded, output=output, **settings)
+        fitted, left_out, hashes = written.patch, written.left_out, written.hashes
+        done, where = "changed", f" → {output}"
+    count = sum(fitted.counts().values())
+    missing = f" (left out: {', '.join(left_out)}, which this checkpoint does not have)" if left_out else ""
+    text = f"{verb}: {done} {count} entries in {len(fitted.flips)} matrices{missing}{where}"
+    about = {"entries": count, "left_out": left_out, "output": None if output is None else str(output)}
+    say(show, {**about, "sha256": hashes}, text)
 
 
 @uwm.command()
@@ -207,8 +214,8 @@ def _file_to_file(verb: str, model: str, patch_path: Path, flags: dict[str, Any]
 @COMMON
 def diff(first: str, second: str, **flags: Any) -> None:
     """Which tensors of two checkpoints differ, and in how many entries."""
-    from .patch import diff as compare
     from .report import text_table
+    from .rewrite import diff as compare
 
     settings, show = split_flags(flags)
     found = compare(resolved(first, dict(settings)), resolved(second, settings))

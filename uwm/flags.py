@@ -98,6 +98,7 @@ MODEL = _stack(
     HUB,
     click.option("--arch", help="open_clip's architecture name, for bare weights."),
     click.option("--quick-gelu/--no-quick-gelu", default=None, help="The activation, for bare weights."),
+    click.option("--key", help="Which entry of a training checkpoint holds the weights."),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda[:N] or mps."),
     click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16."),
     click.option("--batch-size", type=_Auto(), default="auto", show_default=True, help="Pairs at a time."),
@@ -120,6 +121,10 @@ SELECT = _stack(
     click.option("--vision-mass", type=float, help="τ of the vision tower."),
     click.option("--alpha", type=float, help="Factor of the chosen entries  [default: the method's, -1 for uwm]"),
 )
+FILES = _stack(
+    click.option("--cast", is_flag=True, help="Accept the base stored in another of float32, float16, bfloat16."),
+    click.option("--key", help="Which entry of a training checkpoint holds the weights."),
+)
 WRITE = _stack(
     click.option("-o", "--output", type=PATH, help="Folder to write."),
     click.option("--overwrite", is_flag=True, help="Replace an output that exists."),
@@ -137,7 +142,7 @@ def split_flags(flags: dict[str, Any]) -> tuple[dict[str, Any], dict[str, bool]]
 
 def resolved(model: str, settings: dict[str, Any]) -> Path:
     """The path behind MODEL; takes the flags of HUB out of the settings."""
-    from .references import resolve
+    from .models.references import resolve
 
     return resolve(model, **{key: settings.pop(key) for key in ("revision", "cache_dir", "offline")})
 
