@@ -24,7 +24,7 @@ from .sources import Source, find_sources
 
 CASTS = (torch.float32, torch.float16, torch.bfloat16)
 PREFIXES = ("module.", "_orig_mod.")
-SCRIPT_NUMBERS = ("input_resolution", "context_length", "vocab_size")  # sizes that OpenAI's archives keep as tensors
+OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")  # sizes, which OpenAI stores beside the weights
 
 
 @dataclass(frozen=True)
@@ -226,9 +226,11 @@ def _open_pickle(path: Path, name: str, component: str, key: str | None) -> Weig
 def _state_dict(archive: Archive, path: Path, key: str | None) -> dict[str, StoredTensor]:
     """The tensors of a torch file, without the prefix that all of their names share."""
     if isinstance(archive.content, Made) and archive.scripted:
-        loaded = {n: t for n, t in _script_tensors(archive.content).items() if n not in SCRIPT_NUMBERS}
+        loaded = _script_tensors(archive.content)
     else:
         loaded = _choose(archive.content, path, key)
+    if all(getattr(loaded.get(name), "shape", None) == () for name in OPENAI_NUMBERS):
+        loaded = {name: tensor for name, tensor in loaded.items() if name not in OPENAI_NUMBERS}
     unfit = {t.kind if isinstance(t, Unfit) else str(t.dtype) for t in loaded.values() if not _fits(t)}
     if unfit:
         raise BadInput(f"{path}: {', '.join(sorted(unfit))} tensors cannot be written as safetensors")
@@ -244,7 +246,7 @@ def _fits(tensor: StoredTensor | Unfit) -> bool:
 def _script_tensors(module: Made, prefix: str = "") -> dict[str, Any]:
     """Parameters and buffers of a TorchScript module, by dotted name."""
     found: dict[str, Any] = {}
-    for name, value in module.arguments[0].items():
+    for name, value in (module.state or {}).items():
         if isinstance(value, StoredTensor | Unfit):
             found[prefix + name] = value
         elif isinstance(value, Made) and value.name.startswith("__torch__") and len(prefix) < 1000:
