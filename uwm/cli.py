@@ -13,6 +13,7 @@ import click
 from .errors import BadInput, RequirementNotMet, ResourceFault, UwmError
 from .flags import (
     COMMON,
+    EXPORT,
     FILES,
     HUB,
     MODEL,
@@ -55,11 +56,13 @@ def uwm() -> None:
 @SCORE
 @click.option("--eval", "eval_set", help="Set to measure on  [default: pairs held out of --calib]")
 @click.option("--eval-split", "eval_splits", multiple=True, help="Its split, or one of --calib's; repeat for more.")
+@click.option("--again", is_flag=True, help="Edit a checkpoint that uwm has edited already.")
 @click.option("--holdout", type=float, default=0.2, show_default=True, help="Share of pairs held out for measuring.")
 @click.option("--zero-shot", multiple=True, help="Folder of classes for zero-shot accuracy; repeat for more.")
 @SELECT
 @MODEL
 @WRITE
+@EXPORT
 @COMMON
 def edit(output: Path | None, overwrite: bool, dry_run: bool, **flags: Any) -> None:
     """Find, negate, measure, write: the main job."""
@@ -77,6 +80,7 @@ def edit(output: Path | None, overwrite: bool, dry_run: bool, **flags: Any) -> N
 @click.option("-o", "--output", type=PATH, default=DEMO_OUTPUT, show_default=True, help="Folder to write.")
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 @click.option("--dry-run", is_flag=True, help="Do everything but write.")
+@EXPORT
 @COMMON
 def demo(output: Path, overwrite: bool, dry_run: bool, **flags: Any) -> None:
     """The main job on the shipped model and set, offline, in under two minutes."""

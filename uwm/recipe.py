@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from .calibration import CalibrationSet, image_paths, read_calibration
-from .checkpoint import check_output, file_sha256, new_folder
-from .errors import BadInput
+from .checkpoint import check_output, file_sha256, new_folder, open_checkpoint
+from .errors import BadInput, InvalidResult
 from .evaluate import EvalResult, evaluate, zero_shot_folders
 from .images import bad_images
 from .models import Model, load
+from .models.export import check_export, export
 from .models.references import hub_name, resolve
-from .patch import Patch, check_settings, patched, random_control, select
+from .patch import PATCH_FILE, Patch, check_settings, patched, random_control, select
 from .profiler import BATCH_SIZE, Progress
 from .report import model_card
-from .rewrite import write_patched
+from .rewrite import fit, write_patched
 from .scoring import TEXT_LAYERS, VISION_LAYERS, Scores, check_method, score
 from .shipped_files import DEMO_SET
 from .version import __version__
@@ -70,6 +71,8 @@ class Recipe:
     offline: bool = False
     batch_size: int = BATCH_SIZE
     workers: int = 2
+    also_export: str | None = None
+    again: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,11 +105,15 @@ def run(
     if output is not None:
         sets = [Path(folder) for folder in (recipe.calib, recipe.eval_set, *recipe.zero_shot) if folder]
         check_output(output, [resolve(recipe.model, **_hub(recipe)), *sets], overwrite)
+    if not recipe.again:
+        _refuse_edited(resolve(recipe.model, **_hub(recipe)))
     with clock("read"):
         calibration, held_out = read_sets(recipe)
         _refuse_bad_images([calibration, *held_out.values()], recipe.workers)
     with clock("load"):
         model = load_model(recipe)
+    if recipe.also_export is not None:
+        check_export(model, recipe.also_export)
     with clock("score"):
         scores = make_scores(recipe, model, calibration, progress)
     with clock("select"):
@@ -117,8 +124,24 @@ def run(
     if output is not None:
         with clock("write"), new_folder(output) as folder:
             _write(folder, model, patch, manifest, results, clock)
+            if recipe.also_export is not None:
+                with patched(model, patch):
+                    export(model, folder, recipe.also_export)
     manifest["run"] = clock.report()
     return Outcome(patch, results, manifest, tuple(_warnings(calibration, results)))
+
+
+def _refuse_edited(model: Path) -> None:
+    """A second edit scores what the first one turned round, and may turn it back."""
+    if not (model / PATCH_FILE).is_file():
+        return
+    try:
+        fit(open_checkpoint(model), Patch.load(model), edited=True)
+    except BadInput:
+        return  # other weights than those that the patch made
+    raise InvalidResult(
+        f"{model}: already edited by uwm ({PATCH_FILE}); revert it first, or pass --again to edit it twice"
+    )
 
 
 def load_model(recipe: Recipe) -> Model:
