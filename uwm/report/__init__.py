@@ -1,0 +1,17 @@
+"""Results as people read them: tables on the terminal, the model card and the page beside the weights."""
+
+from __future__ import annotations
+
+from .card import model_card
+from .tables import LEGEND, RANDOM_LEGEND, heading, layer_table, markdown_table, rows, text_table
+
+__all__ = [
+    "LEGEND",
+    "RANDOM_LEGEND",
+    "heading",
+    "layer_table",
+    "markdown_table",
+    "model_card",
+    "rows",
+    "text_table",
+]
