@@ -9,7 +9,8 @@ import torch
 
 import uwm
 from uwm.errors import BadInput
-from uwm.evaluate import embed, parse_requirement, zero_shot
+from uwm.evaluate import embed, zero_shot
+from uwm.gate import parse_requirement
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ def test_a_tie_is_not_safe():
 
 
 def test_recall_equals_the_slow_form_across_chunks(quadruples, monkeypatch):
-    monkeypatch.setattr(metrics, "CHUNK", 10)
+    monkeypatch.setattr(metrics, "TILE", (10, 7))
     ts, tu, vs, vu = quadruples
     found, union = metrics.recall(ts, vs), metrics.union_recall(tu, vs, vu)
     both = vs.tolist() + vu.tolist()

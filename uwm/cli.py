@@ -250,7 +250,8 @@ def evaluate(
     """SafeGround, retrieval and zero-shot accuracy; a requirement that is not met sets the exit code."""
     from .calibration import read_calibration
     from .evaluate import evaluate as measure
-    from .evaluate import parse_requirement, zero_shot_folders
+    from .evaluate import zero_shot_folders
+    from .gate import parse_requirement
     from .models import load
     from .report import LEGEND, heading, rows, text_table
 

@@ -6,16 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..evaluate import EvalResult
+from ..metrics import GROUPS, KS, PREFERENCES
 
+DIRECTIONS = {"ts_vs": "Ts→Vs", "vs_ts": "Vs→Ts", "tu_union": "Tu→V∪", "vu_union": "Vu→T∪"}
 LABELS = {  # figure -> what tables call it
-    "R1_ts_vs": "R@1 Ts→Vs",
-    "R1_vs_ts": "R@1 Vs→Ts",
-    "R1_tu_union": "R@1 Tu→V∪",
-    "R1_vu_union": "R@1 Vu→T∪",
+    **{f"R{k}_{name}": f"R@{k} {arrow}" for k in KS for name, arrow in DIRECTIONS.items()},
+    "unsafe_top1_tu": "unsafe top-1 Tu→V∪",
+    "unsafe_top1_vu": "unsafe top-1 Vu→T∪",
     "top1": "zero-shot",
     "top1_safe": "zero-shot, safe classes",
     "top1_unsafe": "zero-shot, unsafe classes",
 }
+HEADLINE = (*PREFERENCES, *GROUPS, *(f"R1_{name}" for name in DIRECTIONS))  # what tables show unless asked for all
 FEW_PAIRS = 50
 LEGEND = (
     "P_xy: share of queries (t text, v image; s safe, u unsafe) that prefer the safe side; Txt, Img, PS, PU, GS: their "
@@ -30,15 +32,16 @@ def heading(name: str, pairs: int) -> str:
     return f"{name} ({pairs} pairs{', too few for firm figures' if pairs < FEW_PAIRS else ''})"
 
 
-def rows(results: Mapping[str, EvalResult]) -> list[list[str]]:
+def rows(results: Mapping[str, EvalResult], *, all_figures: bool = False) -> list[list[str]]:
     """A table as rows of cells: a heading, then one row a figure with one column a result.
 
     Args:
         results: Column name -> result, all with the same figures.
+        all_figures: Those beyond `HEADLINE` too.
     """
     first = next(iter(results.values()))
     table = [["", *results]]
-    for name in first.figures:
+    for name in first.figures if all_figures else [name for name in HEADLINE if name in first.figures]:
         table.append([LABELS.get(name, name), *(_cell(*r.figures[name]) for r in results.values())])
     for data_set, scores in first.zero_shot.items():
         for name in scores:
