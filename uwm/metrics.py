@@ -149,7 +149,7 @@ def _compare(queries: torch.Tensor, candidates: torch.Tensor, bar: torch.Tensor)
 def _against(
     similarity: torch.Tensor, bar: torch.Tensor, dim: int
 ) -> tuple[torch.Tensor, Iterator[tuple[torch.Tensor, torch.Tensor]]]:
-    """How many of a tile lie clearly above each row's bar, and in pieces the rows and columns of those too near to tell.
+    """How many of a tile lie clearly above each row's bar; in pieces, rows and columns of those too near to tell.
 
     The float32 tile is overwritten: comparisons that stay float32 are several times faster than those that make bools.
     """
