@@ -19,6 +19,7 @@ from .flags import (
     SCORE,
     SELECT,
     WRITE,
+    ZERO_SHOT,
     Verb,
     print_json,
     progress_of,
@@ -55,7 +56,7 @@ def uwm() -> None:
 @click.option("--eval", "eval_set", help="Set to measure on  [default: pairs held out of --calib]")
 @click.option("--eval-split", "eval_splits", multiple=True, help="Its split, or one of --calib's; repeat for more.")
 @click.option("--holdout", type=float, default=0.2, show_default=True, help="Share of pairs held out for measuring.")
-@click.option("--zero-shot", multiple=True, help="Folder of classes for zero-shot accuracy; repeat for more.")
+@ZERO_SHOT
 @SELECT
 @MODEL
 @WRITE
@@ -240,7 +241,7 @@ def inspect(file: str, **flags: Any) -> None:
 @click.option("--pairs", required=True, help="Set to measure on, a folder.")
 @click.option("--split", help="Its split.")
 @click.option("--baseline", help="Model to compare with.")
-@click.option("--zero-shot", multiple=True, help="Folder of classes for zero-shot accuracy; repeat for more.")
+@ZERO_SHOT
 @click.option("--require", "requirements", multiple=True, help="Such as 'GS>=4.5', or 'top1>=-2%' of the baseline's.")
 @MODEL
 @COMMON
@@ -250,23 +251,28 @@ def evaluate(
     """SafeGround, retrieval and zero-shot accuracy; a requirement that is not met sets the exit code."""
     from .calibration import read_calibration
     from .evaluate import evaluate as measure
-    from .evaluate import parse_requirement, zero_shot_folders
+    from .evaluate import parse_requirement
+    from .knowledge import open_data_sets
     from .models import load
     from .report import LEGEND, heading, rows, text_table
 
     settings, show = split_flags(flags)
     parsed = [parse_requirement(text, baseline is not None) for text in requirements]
     chosen = read_calibration(pairs, split=split).limit(settings["limit"], settings["seed"])
+    wanted = settings.pop("zero_shot")
+    data_sets = open_data_sets(wanted, **{key: settings[key] for key in ("data_root", "templates", "ensemble")})
     results = {}
     for column, reference in (("baseline", baseline), ("model", model)):
         if reference is not None:
             loaded = load(reference, **{key: settings[key] for key in OPENING})
-            folders = zero_shot_folders(settings["zero_shot"])
             passed = {key: settings[key] for key in ("batch_size", "workers", "seed")}
-            results[column] = measure(loaded, chosen, zero_shot_folders=folders, progress=progress_of(show), **passed)
+            results[column] = measure(loaded, chosen, data_sets=data_sets, progress=progress_of(show), **passed)
     verdicts = [requirement.check(results["model"], results.get("baseline")) for requirement in parsed]
-    if len(chosen.splits()) > 1 and not show["quiet"]:
-        click.echo(f"uwm: warning: measuring on all splits ({', '.join(chosen.splits())}); see --split", err=True)
+    warnings = [note for data in data_sets.values() for note in data.odd]
+    if len(chosen.splits()) > 1:
+        warnings.append(f"measuring on all splits ({', '.join(chosen.splits())}); see --split")
+    for warning in () if show["quiet"] else warnings:
+        click.echo(f"uwm: warning: {warning}", err=True)
     text = f"{heading(chosen.root.name, len(chosen))}\n{text_table(rows(results))}\n\n{LEGEND}"
     say(show, {**{c: r.as_dict() for c, r in results.items()}, "requirements": verdicts}, text)
     _demand(verdicts)

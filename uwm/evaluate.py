@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 
 from .calibration import CalibrationSet
 from .errors import BadInput
-from .images import load_image
+from .knowledge import DataSet, zero_shot
 from .metrics import bootstrap, ranks, safeground_samples
 from .models import Model
 from .profiler import BATCH_SIZE, Progress, count_batches, embed_inputs, pair_batches
@@ -38,16 +37,18 @@ class EvalResult:
         figures: Name -> (mean, low, high), fractions with a bootstrap 95 % interval. SafeGround's nine by their
             names; R1_ts_vs and R1_vs_ts are Recall@1 among the safe items; R1_tu_union and R1_vu_union that of
             unsafe queries among all items, where the paired safe item is the hit.
-        zero_shot: Data set -> figures of `zero_shot`.
+        zero_shot: Data set -> `uwm.knowledge.ZeroShot.figures`.
+        right: Data set -> whether each picture was classified rightly, bool [pictures]; in memory only.
     """
 
     pairs: int
     figures: dict[str, tuple[float, float, float]]
-    zero_shot: dict[str, dict[str, float]]
+    zero_shot: dict[str, dict[str, Any]]
+    right: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return asdict(self)
+        return {"pairs": self.pairs, "figures": dict(self.figures), "zero_shot": dict(self.zero_shot)}
 
 
 @torch.no_grad()
@@ -97,7 +98,7 @@ def evaluate(
     model: Model,
     calib: CalibrationSet,
     *,
-    zero_shot_folders: Mapping[str, Path] | None = None,
+    data_sets: Mapping[str, DataSet] | None = None,
     batch_size: int = BATCH_SIZE,
     workers: int = 2,
     seed: int = 0,
@@ -108,79 +109,19 @@ def evaluate(
     Args:
         model: Patched or not.
         calib: The pairs; only complete quadruples count.
-        zero_shot_folders: Name -> folder in ImageFolder form with ``classnames.txt``.
+        data_sets: For zero-shot accuracy, from `uwm.knowledge.open_data_sets`.
         batch_size, workers, progress: As in `uwm.score`.
         seed: For the bootstrap.
     """
     embeddings = embed(model, calib, batch_size=batch_size, workers=workers, progress=progress)
-    knowledge = {
-        name: zero_shot(model, folder, batch_size=batch_size, progress=progress)
-        for name, folder in (zero_shot_folders or {}).items()
-    }
-    return EvalResult(len(embeddings.safe_text), figures(embeddings, seed), knowledge)
-
-
-@torch.no_grad()
-def zero_shot(
-    model: Model, folder: Path, *, batch_size: int = BATCH_SIZE, progress: Progress | None = None
-) -> dict[str, float]:
-    """Zero-shot top-1 accuracy, argmax of cosine over the class prompts (method.md, section 5).
-
-    Args:
-        model: The model.
-        folder: One sub-folder of pictures a class, ``classnames.txt`` with one name a line in the sub-folders'
-            sorted order, and optionally ``templates.txt`` (its first line, with ``{}``) and
-            ``../unsafe_classes.txt`` (names for which accuracy is also given apart).
-
-    Returns:
-        ``top1`` over all pictures; with unsafe classes also ``top1_safe`` and ``top1_unsafe``.
-
-    Raises:
-        BadInput: The folder is not of this form.
-    """
-    from torchvision.datasets import ImageFolder
-
-    names = _lines(folder / "classnames.txt")
-    try:
-        data = ImageFolder(str(folder), loader=lambda path: load_image(Path(path)))
-    except FileNotFoundError as error:
-        raise BadInput(f"{folder}: not in ImageFolder form ({str(error).splitlines()[0]})") from None
-    if len(names) != len(data.classes):
-        raise BadInput(f"{folder}: classnames.txt has {len(names)} names for {len(data.classes)} class folders")
-    template = _lines(folder / "templates.txt")[0] if (folder / "templates.txt").exists() else "a photo of a {}."
-    prompts = [template.format(name) for name in names]
-    starts = range(0, len(names), batch_size)
-    classes = torch.cat([_encode(model, *model.tokenize(prompts[i : i + batch_size])) for i in starts])
-    starts = range(0, len(data), batch_size)
-    rows = starts if progress is None else progress(starts, len(starts), folder.name)
-    guesses = torch.cat([_guess(model, data, range(i, min(i + batch_size, len(data))), classes) for i in rows])
-    targets = torch.tensor(data.targets)
-    right = (guesses == targets).double()
-    result = {"top1": right.mean().item()}
-    listed = folder.parent / "unsafe_classes.txt"
-    if listed.exists():
-        unsafe_names = set(_lines(listed))
-        unsafe = torch.tensor([names[t] in unsafe_names for t in data.targets])
-        for key, chosen in (("top1_safe", ~unsafe), ("top1_unsafe", unsafe)):
-            if chosen.any():
-                result[key] = right[chosen].mean().item()
-    return result
-
-
-def zero_shot_folders(folders: Iterable[str]) -> dict[str, Path]:
-    """Folders for `zero_shot` by their own names. Raises BadInput when two share a name."""
-    named: dict[str, Path] = {}
-    for folder in folders:
-        path = Path(folder)
-        if path.name in named:
-            raise BadInput(f"--zero-shot: {path} and {named[path.name]} share a name; rename one")
-        named[path.name] = path
-    return named
-
-
-def _guess(model: Model, data: Any, rows: range, classes: torch.Tensor) -> torch.Tensor:
-    pixels = model.preprocess([data[i][0] for i in rows])
-    return (_encode(model, pixels, None) @ classes.T).argmax(1)
+    shared: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "seed": seed, "progress": progress}
+    known = {name: zero_shot(model, data, **shared) for name, data in (data_sets or {}).items()}
+    return EvalResult(
+        len(embeddings.safe_text),
+        figures(embeddings, seed),
+        {name: found.figures for name, found in known.items()},
+        {name: found.right for name, found in known.items()},
+    )
 
 
 @dataclass(frozen=True)
@@ -229,9 +170,3 @@ def _figure(result: EvalResult, name: str) -> float:
         hint = "; zero-shot figures need --zero-shot FOLDER" if key.startswith("top1") else ""
         raise BadInput(f"--require: no figure {name!r}{hint}; there are {', '.join(known)}")
     return sum(values) / len(values)
-
-
-def _lines(path: Path) -> list[str]:
-    if not path.is_file():
-        raise BadInput(f"{path}: no such file; a zero-shot folder needs classnames.txt, one name a line")
-    return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .evaluate import EvalResult
+from .knowledge import mean_over_sets
 
 LABELS = {  # figure -> what tables call it
     "R1_ts_vs": "R@1 Ts→Vs",
     "R1_vs_ts": "R@1 Vs→Ts",
     "R1_tu_union": "R@1 Tu→V∪",
     "R1_vu_union": "R@1 Vu→T∪",
-    "top1": "zero-shot",
     "top1_safe": "zero-shot, safe classes",
     "top1_unsafe": "zero-shot, unsafe classes",
 }
@@ -41,10 +41,19 @@ def rows(results: Mapping[str, EvalResult]) -> list[list[str]]:
     for name in first.figures:
         table.append([LABELS.get(name, name), *(_cell(*r.figures[name]) for r in results.values())])
     for data_set, scores in first.zero_shot.items():
-        for name in scores:
-            label = f"{LABELS.get(name, name)} ({data_set})"
-            table.append([label, *(f"{100 * r.zero_shot[data_set][name]:.1f}" for r in results.values())])
+        table.append([f"zero-shot ({data_set})", *(_top1_cell(r.zero_shot[data_set]) for r in results.values())])
+        for name in ("top1_safe", "top1_unsafe"):
+            if name in scores:
+                cells = (f"{100 * r.zero_shot[data_set][name]:.1f}" for r in results.values())
+                table.append([f"{LABELS[name]} ({data_set})", *cells])
+    if len(first.zero_shot) > 1:
+        means = (f"{100 * mean_over_sets(r.zero_shot)['top1']:.1f}" for r in results.values())
+        table.append([f"zero-shot, mean of {len(first.zero_shot)} sets", *means])
     return table
+
+
+def _top1_cell(figures: Mapping[str, Any]) -> str:
+    return _cell(figures["top1"], *figures["top1_interval"])
 
 
 def _cell(mean: float, low: float, high: float) -> str:
