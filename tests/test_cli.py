@@ -54,7 +54,7 @@ def test_edit_with_another_alpha_and_zero_shot(run_uwm, tiny_hf, tiny_set, zero_
     arguments = ("--alpha", 0.5, "--dry-run", "--zero-shot", zero_shot, *ALL_OF_CALIB)
     out = done(run_uwm("edit", tiny_hf, "--calib", tiny_set, *arguments))
     assert re.match(r"tiny-hf: \d+ of 8192 entries × 0\.5\n", out)
-    assert re.search(r"^zero-shot \(pets\)( +\d+\.\d){3}$", out, re.M)
+    assert re.search(r"^zero-shot \(pets\)( +\d+\.\d \[\d+\.\d, \d+\.\d\]){3}$", out, re.M)
     assert "nothing written" in out
 
 
@@ -166,7 +166,9 @@ def test_eval(run_uwm, made, tiny_hf, tiny_set, zero_shot):
     assert out.startswith("tiny-set (8 pairs, too few for firm figures)\n")
     assert re.search(r"^ +baseline +model +difference +gained +lost$", out, re.M)
     assert re.search(r"^GS( +-?\d+\.\d \[\d+\.\d, \d+\.\d\]){2} +[+-]\d+\.\d \[.*\] +\d+ +\d+$", out, re.M)
-    assert re.search(r"^zero-shot \(pets\)( +\d+\.\d){2} +[+-]\d+\.\d$", out, re.M)
+    assert re.search(
+        r"^zero-shot \(pets\)( +\d+\.\d \[\d+\.\d, \d+\.\d\]){2} +[+-]\d+\.\d \[.*\] +\d+ +\d+$", out, re.M
+    )
     assert "R@5" not in out
     found = json.loads(done(run_uwm(*arguments, "--json")))
     manifest = json.loads((made / "edited" / "uwm.json").read_text())
@@ -195,6 +197,34 @@ def test_eval_keeps_embeddings_unless_told_not_to(run_uwm, tiny_hf, tiny_set, tm
     kept.write_bytes(b"damaged")
     assert done(run_uwm(*arguments)) == plain
     assert kept.stat().st_size > 1000
+
+
+def test_eval_with_named_data_sets(run_uwm, tiny_hf, tiny_set, zero_shot, tmp_path, monkeypatch):
+    """A copy that is not whole is measured, and said to be none; the folder of all sets may come from outside."""
+    shutil.copytree(zero_shot, tmp_path / "eurosat" / "2750")
+    (tmp_path / "prompts.txt").write_text("a {}\nmany {}\n")
+    monkeypatch.setenv("UWM_DATA_ROOT", str(tmp_path))
+    flags = ("--zero-shot", "EuroSAT", "--zero-shot", zero_shot, "--templates", tmp_path / "prompts.txt", "--ensemble")
+    code, out, err = run_uwm("eval", tiny_hf, "--pairs", tiny_set, "--split", "test", *flags)
+    assert code == 0
+    assert err == (
+        "uwm: warning: eurosat: 4 pictures, a whole copy has 27000\n"
+        "uwm: warning: eurosat: 2 classes, a whole copy has 10\n"
+    )
+    assert re.search(r"^zero-shot \(eurosat\) +\d+\.\d \[", out, re.M)
+    assert re.search(r"^zero-shot, mean of 2 sets +\d+\.\d$", out, re.M)
+    found = json.loads(run_uwm("eval", tiny_hf, "--pairs", tiny_set, "--split", "test", *flags, "-q", "--json")[1])
+    scores = found["model"]["zero_shot"]
+    assert scores["eurosat"] == scores["pets"]  # the same pictures, names and prompts
+
+
+def test_edit_keeps_the_folder_of_data_sets_to_itself(run_uwm, tiny_hf, tiny_set, zero_shot, tmp_path):
+    shutil.copytree(zero_shot, tmp_path / "eurosat" / "2750")
+    flags = ("--zero-shot", "eurosat", "--data-root", tmp_path, *ALL_OF_CALIB, "--dry-run", "--json", "-q")
+    found = json.loads(done(run_uwm("edit", tiny_hf, "--calib", tiny_set, *flags)))
+    assert (found["settings"]["zero_shot"], found["settings"]["data_root"]) == (["eurosat"], None)
+    assert found["results"]["test"]["after"]["zero_shot"]["eurosat"]["pictures"] == 4
+    assert str(tmp_path) not in json.dumps(found)
 
 
 def test_eval_requirement_that_is_not_met(run_uwm, tiny_hf, tiny_set):

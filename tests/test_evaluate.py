@@ -11,7 +11,8 @@ import torch
 
 import uwm
 from uwm.errors import BadInput, InvalidResult
-from uwm.evaluate import EvalResult, differences, embed, embed_tower, zero_shot
+from uwm.evaluate import EvalResult, differences, embed, embed_tower
+from uwm.knowledge import open_data_sets, zero_shot
 
 
 @pytest.fixture(scope="module")
@@ -38,47 +39,17 @@ def test_figures_are_those_of_the_embeddings(model, tiny_set):
     assert result.pairs == 24
 
 
-@pytest.fixture
-def classes(tiny_set, tmp_path):
-    """Three classes of two pictures each, in ImageFolder form."""
-    for i, name in enumerate(("dog", "cat", "knife")):
-        (tmp_path / "set" / f"{i}_{name}").mkdir(parents=True)
-        for n in range(2):
-            shutil.copy(tiny_set / "images" / f"{i * 2 + n:04d}_safe.png", tmp_path / "set" / f"{i}_{name}")
-    (tmp_path / "set" / "classnames.txt").write_text("dog\ncat\nknife\n")
-    (tmp_path / "unsafe_classes.txt").write_text("knife\n")
-    return tmp_path / "set"
-
-
-def test_zero_shot_by_hand(model, classes):
-    (classes / "templates.txt").write_text("a picture of a {}\n")
-    with torch.no_grad():
-        texts = model.encode_text(*model.tokenize([f"a picture of a {n}" for n in ("dog", "cat", "knife")]))
-        right = []
-        for target, folder in enumerate(sorted(p for p in classes.iterdir() if p.is_dir())):
-            for path in sorted(folder.iterdir()):
-                from uwm.images import load_image
-
-                image = model.encode_image(model.preprocess([load_image(path)]))
-                right.append(float(torch.cosine_similarity(image, texts).argmax() == target))
-    found = zero_shot(model, classes, batch_size=4)
-    assert found["top1"] == pytest.approx(sum(right) / 6)
-    assert found["top1_safe"] == pytest.approx(sum(right[:4]) / 4)
-    assert found["top1_unsafe"] == pytest.approx(sum(right[4:]) / 2)
-
-
-def test_a_side_without_classes_has_no_figure(model, classes):
-    (classes.parent / "unsafe_classes.txt").write_text("nothing here\n")
-    assert set(zero_shot(model, classes)) == {"top1", "top1_safe"}
-
-
-def test_zero_shot_folder_of_the_wrong_form(model, classes, tmp_path):
-    (classes / "classnames.txt").write_text("dog\ncat\n")
-    with pytest.raises(BadInput, match="2 names for 3 class folders"):
-        zero_shot(model, classes)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(BadInput, match=r"needs classnames\.txt"):
-        zero_shot(model, tmp_path / "empty")
+def test_zero_shot_by_name_of_the_set(model, tiny_set, tmp_path):
+    for i, name in enumerate(("dog", "cat")):
+        (tmp_path / "pictures" / f"{i}_{name}").mkdir(parents=True)
+        shutil.copy(tiny_set / "images" / f"{i:04d}_safe.png", tmp_path / "pictures" / f"{i}_{name}")
+    (tmp_path / "pictures" / "classnames.txt").write_text("dog\ncat\n")
+    data_sets = open_data_sets([str(tmp_path / "pictures")])
+    result = uwm.evaluate(model, uwm.read_calibration(tiny_set), data_sets=data_sets)
+    expected = zero_shot(model, data_sets["pictures"])
+    assert result.zero_shot == {"pictures": expected.figures}
+    assert result.right["pictures"].equal(expected.right)
+    assert json.loads(json.dumps(result.as_dict()))["zero_shot"] == {"pictures": expected.figures}
 
 
 def test_figures_by_concept_are_means_over_its_queries(model, tiny_set):
@@ -107,7 +78,7 @@ def test_a_set_without_concepts_has_no_figures_by_concept(model, tiny_set):
 def test_json_has_all_but_the_samples(model, tiny_set):
     result = uwm.evaluate(model, uwm.read_calibration(tiny_set))
     found = json.loads(json.dumps(result.as_dict()))
-    assert found.keys() == vars(result).keys() - {"samples"}
+    assert found.keys() == vars(result).keys() - {"samples", "right"}
     assert all(sum(counts) == 24 for sides in found["similarities"].values() for counts in sides.values())
 
 
