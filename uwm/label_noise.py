@@ -26,8 +26,8 @@ from .weights import WeightId, match
 MIN_PAIRS = 3  # of a concept, to say where it goes
 TOWERS = ("text", "vision")
 REASONS = {
-    "picture": "the unsafe caption fits the safe picture as well as the unsafe one",
-    "caption": "the unsafe picture fits the safe caption as well as the unsafe one",
+    "picture": "the unsafe picture fits the safe caption as well as the unsafe one",
+    "caption": "the unsafe caption fits the safe picture as well as the unsafe one",
     "astray": "the step from safe to unsafe goes against that of the concept's other pairs",
 }
 
@@ -36,12 +36,15 @@ REASONS = {
 class LabelNoise:
     """Which pairs of a set are doubted and why, bool [pairs] each; a pair that lacks what a reason needs is not.
 
+    Which item is the wrong one is not said: a picture of something else and a caption of the safe picture fail the same
+    comparison.
+
     Attributes:
         ids: Of the pairs.
-        picture: The unsafe caption is no closer to the unsafe picture than to the safe one, cos(t_u, v_u) ≤
+        picture: The unsafe picture is no closer to the unsafe caption than to the safe one, cos(v_u, t_u) ≤
+            cos(v_u, t_s): it may be safe.
+        caption: The unsafe caption is no closer to the unsafe picture than to the safe one, cos(t_u, v_u) ≤
             cos(t_u, v_s).
-        caption: The unsafe picture is no closer to the unsafe caption than to the safe one, cos(v_u, t_u) ≤
-            cos(v_u, t_s). Where both hold, only the one with the larger gap.
         astray: The step from the safe to the unsafe side goes against the mean step of the other pairs of its concept.
     """
 
@@ -50,14 +53,14 @@ class LabelNoise:
     caption: torch.Tensor
     astray: torch.Tensor
 
-    def flagged(self, tower: str = "") -> torch.Tensor:
-        """The pairs doubted for any reason, or for one that concerns a tower; bool [pairs]."""
-        reasons = {"text": [self.caption], "vision": [self.picture], "": [self.caption, self.picture]}[tower]
-        return torch.stack([self.astray, *reasons]).any(0)
+    @property
+    def flagged(self) -> torch.Tensor:
+        """The pairs doubted for any reason, bool [pairs]."""
+        return self.picture | self.caption | self.astray
 
     def as_dict(self) -> dict[str, Any]:
         """Counts for a report: ``checked``, ``flagged``, its ``share``, and how many for each reason."""
-        flagged = int(self.flagged().sum())
+        flagged = int(self.flagged.sum())
         counts = {reason: int(getattr(self, reason).sum()) for reason in REASONS}
         return {"checked": len(self.ids), "flagged": flagged, "share": flagged / len(self.ids), **counts}
 
@@ -106,9 +109,7 @@ def label_noise(sides: Mapping[str, Sequence[torch.Tensor]], ids: Sequence[str],
         (ts, tu), (vs, vu) = (sides[tower] for tower in TOWERS)
         both = tu.any(1) & vu.any(1)
         own = (tu * vu).sum(1)
-        over_picture, over_caption = own - (tu * vs).sum(1), own - (vu * ts).sum(1)
-        picture = both & (over_picture <= 0) & (over_picture <= over_caption)
-        caption = both & (over_caption <= 0) & (over_caption < over_picture)
+        picture, caption = both & (own <= (vu * ts).sum(1)), both & (own <= (tu * vs).sum(1))
     steps = F.normalize(torch.cat([unsafe - safe for safe, unsafe in filter(None, sides.values())], 1), dim=1)
     return LabelNoise(tuple(ids), picture, caption, _against_their_concept(steps, concepts))
 
@@ -197,7 +198,7 @@ def dependence(
     found = {}
     for tower in TOWERS:
         there = _has(calib, tower)
-        flagged = noise.flagged(tower)[there]
+        flagged = noise.flagged[there]
         weights = match(patterns[tower], model.weights, tower) if there.any() else []
         if not weights or not flagged.any() or flagged.all():
             continue
