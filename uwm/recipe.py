@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -21,10 +20,9 @@ from .models import Model, OpenClipModel, load
 from .patch import Patch, check_settings, patched, random_control, select, write_patched
 from .profiler import BATCH_SIZE, Progress
 from .references import hub_name, resolve
-from .report import model_card
+from .report import find_examples, html_report, model_card, paired_differences, versions
 from .scoring import TEXT_LAYERS, VISION_LAYERS, Scores, check_method, score
 from .shipped_files import DEMO_SET
-from .version import __version__
 
 FORMAT = 1
 FEW_PAIRS = 16
@@ -226,8 +224,6 @@ def _manifest(
     recipe: Recipe, model: Model, calibration: CalibrationSet, scores: Scores, patch: Patch, results: Mapping
 ) -> dict[str, Any]:
     """The content of uwm.json, but for what differs from run to run."""
-    import torch
-
     assert model.checkpoint is not None
     counts, settings = patch.counts(), asdict(recipe)
     layers = {
@@ -246,7 +242,7 @@ def _manifest(
     settings["zero_shot"] = [Path(folder).name for folder in recipe.zero_shot]
     return {
         "format": FORMAT,
-        "versions": {"uwm": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": versions(),
         "settings": settings,
         "model": {
             "name": name,
@@ -265,6 +261,7 @@ def _manifest(
         "of": sum(layer["of"] for layer in layers.values()),
         "layers": layers,
         "results": {n: {column: r.as_dict() for column, r in columns.items()} for n, columns in results.items()},
+        "differences": {n: paired_differences(columns, recipe.seed) for n, columns in results.items()},
     }
 
 

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from .card import model_card
+from .document import paired_differences, versions
+from .examples import Example, find_examples
+from .page import html_report
 from .tables import LEGEND, RANDOM_LEGEND, heading, layer_table, markdown_table, rows, text_table
 
 __all__ = [
     "LEGEND",
     "RANDOM_LEGEND",
+    "Example",
+    "find_examples",
     "heading",
+    "html_report",
     "layer_table",
     "markdown_table",
     "model_card",
+    "paired_differences",
     "rows",
     "text_table",
+    "versions",
 ]
