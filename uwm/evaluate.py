@@ -10,8 +10,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from .cache import EmbeddingCache, embedding_key
 from .calibration import CalibrationSet
-from .errors import BadInput
+from .errors import BadInput, InvalidResult
 from .images import load_image
 from .metrics import bootstrap, histograms, own_similarities, retrieval_samples, safeground_samples
 from .models import Model
@@ -94,7 +95,6 @@ def quadruples(calibration: CalibrationSet) -> CalibrationSet:
     return whole
 
 
-@torch.no_grad()
 def embed(
     model: Model,
     calibration: CalibrationSet,
@@ -102,20 +102,56 @@ def embed(
     batch_size: int = BATCH_SIZE,
     workers: int = 2,
     progress: Progress | None = None,
+    cache: EmbeddingCache | None = None,
 ) -> Embeddings:
-    """Embeddings of every complete quadruple of a set. Raises BadInput when the set has none."""
+    """Embeddings of every complete quadruple of a set, from the cache where it has them.
+
+    Raises:
+        BadInput: The set has no complete quadruple. InvalidResult: NaN or infinite embeddings.
+    """
     whole = quadruples(calibration)
-    towers = ("text", "vision")
-    batches: Iterable = pair_batches(model, whole, batch_size=batch_size, towers=towers, workers=workers)
+    key = None if cache is None else embedding_key(model, whole, batch_size)
+    found = None if cache is None or key is None else cache.get(key)
+    if found is not None:
+        return Embeddings(**found)
+    settings: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "progress": progress}
+    made = Embeddings(*embed_tower(model, whole, "text", **settings), *embed_tower(model, whole, "vision", **settings))
+    if cache is not None and key is not None:
+        cache.put(key, vars(made))
+    return made
+
+
+@torch.no_grad()
+def embed_tower(
+    model: Model,
+    calibration: CalibrationSet,
+    tower: str,
+    *,
+    batch_size: int = BATCH_SIZE,
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> list[torch.Tensor]:
+    """Normalised embeddings of the safe and of the unsafe side, float32 [n, dim] on the CPU, of pairs that have both.
+
+    Raises:
+        InvalidResult: NaN or infinite embeddings.
+    """
+    pairs = [p for p in calibration.pairs if (p.has_text if tower == "text" else p.has_image)]
+    batches: Iterable = pair_batches(model, calibration, batch_size=batch_size, towers=[tower], workers=workers)
     if progress is not None:
-        batches = progress(batches, count_batches(whole, batch_size, towers), "embed")
-    rows: dict[str, list[torch.Tensor]] = {"text": [], "vision": []}
+        batches = progress(batches, count_batches(calibration, batch_size, [tower]), f"embed {tower}")
+    sides: list[torch.Tensor] = []
+    start = 0
     for batch in batches:
-        for tower in towers:
-            for inputs, mask in batch.sides(tower) or []:
-                rows[tower].append(_encode(model, inputs, mask))
-    sides = [torch.cat(rows[tower][start::2]) for tower in towers for start in (0, 1)]
-    return Embeddings(*sides)
+        found = [_encode(model, *side) for side in batch.sides(tower) or []]
+        sides = sides or [torch.empty(len(pairs), rows.shape[1]) for rows in found]
+        for side, rows in zip(sides, found, strict=True):
+            side[start : start + len(rows)] = rows
+            if not torch.isfinite(rows).all():
+                bad = int((~torch.isfinite(rows)).any(1).nonzero()[0])
+                raise InvalidResult(f"{tower} tower: NaN or infinite embeddings at pair {pairs[start + bad].id!r}")
+        start += len(found[0])
+    return sides
 
 
 def _encode(model: Model, inputs: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -148,6 +184,7 @@ def evaluate(
     workers: int = 2,
     seed: int = 0,
     progress: Progress | None = None,
+    cache: EmbeddingCache | None = None,
 ) -> EvalResult:
     """Measure a model on pairs that it was not calibrated on (method.md's SafeGround, retrieval and knowledge).
 
@@ -157,9 +194,10 @@ def evaluate(
         zero_shot_folders: Name -> folder in ImageFolder form with ``classnames.txt``.
         batch_size, workers, progress: As in `uwm.score`.
         seed: For the bootstrap.
+        cache: Where embeddings are kept between runs; None keeps none.
     """
     calib = quadruples(calib)
-    embeddings = embed(model, calib, batch_size=batch_size, workers=workers, progress=progress)
+    embeddings = embed(model, calib, batch_size=batch_size, workers=workers, progress=progress, cache=cache)
     knowledge = {
         name: zero_shot(model, folder, batch_size=batch_size, progress=progress)
         for name, folder in (zero_shot_folders or {}).items()
