@@ -13,6 +13,7 @@ import click
 from .errors import BadInput, RequirementNotMet, ResourceFault, UwmError
 from .flags import (
     COMMON,
+    EXAMPLES,
     HUB,
     MODEL,
     PATH,
@@ -59,8 +60,9 @@ def uwm() -> None:
 @SELECT
 @MODEL
 @WRITE
+@EXAMPLES
 @COMMON
-def edit(output: Path | None, overwrite: bool, dry_run: bool, **flags: Any) -> None:
+def edit(output: Path | None, overwrite: bool, dry_run: bool, show_examples: bool, **flags: Any) -> None:
     """Find, negate, measure, write: the main job."""
     from .recipe import Recipe
 
@@ -68,7 +70,7 @@ def edit(output: Path | None, overwrite: bool, dry_run: bool, **flags: Any) -> N
     if output is None and not dry_run:
         raise BadInput("say where to write with -o FOLDER, or pass --dry-run")
     recipe = Recipe(**{**settings, **{key: tuple(settings[key]) for key in ("eval_splits", "zero_shot")}})
-    _run(recipe, None if dry_run else output, overwrite, show)
+    _run(recipe, None if dry_run else output, overwrite, show_examples, show)
 
 
 @uwm.command()
@@ -76,20 +78,21 @@ def edit(output: Path | None, overwrite: bool, dry_run: bool, **flags: Any) -> N
 @click.option("-o", "--output", type=PATH, default=DEMO_OUTPUT, show_default=True, help="Folder to write.")
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 @click.option("--dry-run", is_flag=True, help="Do everything but write.")
+@EXAMPLES
 @COMMON
-def demo(output: Path, overwrite: bool, dry_run: bool, **flags: Any) -> None:
+def demo(output: Path, overwrite: bool, dry_run: bool, show_examples: bool, **flags: Any) -> None:
     """The main job on the shipped model and set, offline, in under two minutes."""
     from .recipe import demo_recipe
 
     settings, show = split_flags(flags)
-    _run(demo_recipe(**settings), None if dry_run else output, overwrite, show)
+    _run(demo_recipe(**settings), None if dry_run else output, overwrite, show_examples, show)
 
 
-def _run(recipe: Any, output: Path | None, overwrite: bool, show: dict[str, bool]) -> None:
+def _run(recipe: Any, output: Path | None, overwrite: bool, show_examples: bool, show: dict[str, bool]) -> None:
     from .recipe import run
     from .report import LEGEND, RANDOM_LEGEND, heading, rows, text_table
 
-    outcome = run(recipe, output, overwrite=overwrite, progress=progress_of(show))
+    outcome = run(recipe, output, overwrite=overwrite, show_examples=show_examples, progress=progress_of(show))
     for warning in () if show["quiet"] else outcome.warnings:
         click.echo(f"uwm: warning: {warning}", err=True)
     manifest = outcome.manifest

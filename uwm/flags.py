@@ -125,6 +125,7 @@ WRITE = _stack(
     click.option("--overwrite", is_flag=True, help="Replace an output that exists."),
     click.option("--dry-run", is_flag=True, help="Do everything but write."),
 )
+EXAMPLES = click.option("--show-examples", is_flag=True, help="Show captions and pictures of the set in report.html.")
 
 
 def split_flags(flags: dict[str, Any]) -> tuple[dict[str, Any], dict[str, bool]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from . import breakdowns, sections
+from . import breakdowns, overview
 from .examples import Example, examples_section
 from .findings import Findings, findings
 from .markup import clean, join, tag
@@ -35,9 +35,9 @@ def html_report(document: Document, examples: Sequence[Example] = ()) -> str:
     """
     parts = [
         _summary(document),
-        sections.edited(document),
-        sections.measured(document),
-        sections.changed(document),
+        overview.edited(document),
+        overview.measured(document),
+        overview.changed(document),
         breakdowns.similarities(document),
         breakdowns.concepts(document),
         breakdowns.knowledge(document),
