@@ -5,15 +5,17 @@ from __future__ import annotations
 import signal
 import sys
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .errors import BadInput, RequirementNotMet, ResourceFault, UwmError
+from .errors import BadInput, ResourceFault, UwmError
 from .flags import (
     COMMON,
     EXAMPLES,
+    GATE,
     HUB,
     MODEL,
     PATH,
@@ -244,42 +246,63 @@ def inspect(file: str, **flags: Any) -> None:
 @click.option("--split", help="Its split.")
 @click.option("--baseline", help="Model to compare with.")
 @click.option("--zero-shot", multiple=True, help="Folder of classes for zero-shot accuracy; repeat for more.")
-@click.option("--require", "requirements", multiple=True, help="Such as 'GS>=4.5', or 'top1>=-2%' of the baseline's.")
+@click.option("--all-figures", is_flag=True, help="Show R@5, 10, 20 and unsafe top-1 too; --json always has them.")
+@click.option("--by-concept", is_flag=True, help="Show figures by concept too; --json always has them.")
+@click.option("--no-cache", is_flag=True, help="Neither use nor keep embeddings of earlier runs.")
+@GATE
 @MODEL
 @COMMON
-def evaluate(
-    model: str, pairs: str, split: str | None, baseline: str | None, requirements: tuple, **flags: Any
-) -> None:
+def evaluate(model: str, pairs: str, split: str | None, baseline: str | None, no_cache: bool, **flags: Any) -> None:
     """SafeGround, retrieval and zero-shot accuracy; a requirement that is not met sets the exit code."""
+    from .cache import EmbeddingCache
     from .calibration import read_calibration
+    from .evaluate import concepts_of, differences, quadruples, zero_shot_folders
     from .evaluate import evaluate as measure
-    from .evaluate import zero_shot_folders
-    from .gate import parse_requirement
+    from .gate import check_known, check_report_file, parse_requirement
     from .models import load
-    from .report import LEGEND, heading, rows, text_table
+    from .report import as_text, sections
 
     settings, show = split_flags(flags)
-    parsed = [parse_requirement(text, baseline is not None) for text in requirements]
-    chosen = read_calibration(pairs, split=split).limit(settings["limit"], settings["seed"])
+    required = [parse_requirement(text, baseline is not None) for text in settings["requirements"]]
+    for file in filter(None, (settings["junit"], settings["markdown"])):
+        check_report_file(file, filter(None, (model, baseline, pairs, *settings["zero_shot"])))
+    whole = read_calibration(pairs, split=split)
+    chosen = quadruples(whole.limit(settings["limit"], settings["seed"]))
+    folders = zero_shot_folders(settings["zero_shot"])
+    check_known(required, concepts_of(chosen), [*folders])
+    if len(chosen.splits()) > 1 and not show["quiet"]:
+        click.echo(f"uwm: warning: measuring on all splits ({', '.join(chosen.splits())}); see --split", err=True)
     results = {}
     for column, reference in (("baseline", baseline), ("model", model)):
         if reference is not None:
-            loaded = load(reference, **{key: settings[key] for key in OPENING})
-            folders = zero_shot_folders(settings["zero_shot"])
             passed = {key: settings[key] for key in ("batch_size", "workers", "seed")}
-            results[column] = measure(loaded, chosen, zero_shot_folders=folders, progress=progress_of(show), **passed)
-    verdicts = [requirement.check(results["model"], results.get("baseline")) for requirement in parsed]
-    if len(chosen.splits()) > 1 and not show["quiet"]:
-        click.echo(f"uwm: warning: measuring on all splits ({', '.join(chosen.splits())}); see --split", err=True)
-    text = f"{heading(chosen.root.name, len(chosen))}\n{text_table(rows(results))}\n\n{LEGEND}"
-    say(show, {**{c: r.as_dict() for c, r in results.items()}, "requirements": verdicts}, text)
-    _demand(verdicts)
+            passed |= {"cache": None if no_cache else EmbeddingCache.default(), "progress": progress_of(show)}
+            loaded = load(reference, **{key: settings[key] for key in OPENING})
+            results[column] = measure(loaded, chosen, zero_shot_folders=folders, **passed)
+    changes = {} if baseline is None else differences(results["model"], results["baseline"], settings["seed"])
+    verdicts = [requirement.check(results["model"], results.get("baseline")) for requirement in required]
+    shown = {key: settings[key] for key in ("all_figures", "by_concept")}
+    tables = sections(chosen.root.name, results, changes, verdicts, **shown)
+    as_json = {**{column: result.as_dict() for column, result in results.items()}, "differences": changes}
+    say(show, {**as_json, "requirements": [asdict(verdict) for verdict in verdicts]},
+        as_text(tables, all_figures=shown["all_figures"], changes=bool(changes)))  # fmt: skip
+    _deliver(verdicts, tables, Path(model).name, settings)
 
 
-def _demand(verdicts: list[dict[str, Any]]) -> None:
-    failed = [f"{v['requirement']} (found {v['found']:.1f} %)" for v in verdicts if not v["met"]]
-    if failed:
-        raise RequirementNotMet(f"requirement not met: {', '.join(failed)}")
+def _deliver(verdicts: list, tables: list, name: str, settings: dict[str, Any]) -> None:
+    """The verdicts in the forms that CI reads, then the exit code."""
+    from .checkpoint.folder import write_file
+    from .gate import demand, github_annotations, junit
+    from .report import as_markdown
+
+    for line in github_annotations(verdicts) if settings["annotations"] == "github" else ():
+        click.echo(line, err=True)  # GitHub reads both streams; stdout may hold JSON
+    if settings["junit"] is not None:
+        write_file(settings["junit"], junit(verdicts, f"uwm eval {name}"))
+    if settings["markdown"] is not None:
+        with settings["markdown"].open("a", encoding="utf-8") as stream:  # GitHub's summary file may hold other steps'
+            stream.write(as_markdown(tables, f"uwm eval {name}"))
+    demand(verdicts)
 
 
 @uwm.command(name="calib-check")

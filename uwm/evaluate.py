@@ -162,17 +162,27 @@ def summarise(embeddings: Embeddings, concepts: Sequence[str], seed: int = 0) ->
     """The fields of `EvalResult` but zero-shot; `concepts` has one name a row, empty where there is none."""
     quadruple = (embeddings.safe_text, embeddings.unsafe_text, embeddings.safe_image, embeddings.unsafe_image)
     samples = safeground_samples(*quadruple) | retrieval_samples(*quadruple)
-    rows: dict[str, list[int]] = {}
-    for row, concept in enumerate(concepts if any(concepts) else ()):
-        rows.setdefault(concept or "(none)", []).append(row)
+    rows = _rows_by_concept(concepts)
     return {
         "pairs": len(concepts),
         "figures": bootstrap(samples, seed),
-        "by_concept": {c: bootstrap({f: s[rows[c]] for f, s in samples.items()}, seed) for c in sorted(rows)},
-        "concept_pairs": {concept: len(rows[concept]) for concept in sorted(rows)},
+        "by_concept": {c: bootstrap({f: s[rows[c]] for f, s in samples.items()}, seed) for c in rows},
+        "concept_pairs": {concept: len(found) for concept, found in rows.items()},
         "similarities": histograms(own_similarities(*quadruple)),
         "samples": samples,
     }
+
+
+def _rows_by_concept(concepts: Sequence[str]) -> dict[str, list[int]]:
+    rows: dict[str, list[int]] = {}
+    for row, concept in enumerate(concepts if any(concepts) else ()):
+        rows.setdefault(concept or "(none)", []).append(row)
+    return dict(sorted(rows.items()))
+
+
+def concepts_of(calibration: CalibrationSet) -> list[str]:
+    """The concepts that figures are given by, sorted; none where no pair names one."""
+    return [*_rows_by_concept([pair.concept for pair in calibration.pairs])]
 
 
 def evaluate(

@@ -17,6 +17,9 @@ GROUPS = {  # SafeGround's conjunctions (UWM, section 3)
     "GS": PREFERENCES,
 }
 KS = (1, 5, 10, 20)
+RETRIEVALS = ("ts_vs", "vs_ts", "tu_union", "vu_union")
+UNSAFE_TOP1 = ("unsafe_top1_tu", "unsafe_top1_vu")  # lower is better, unlike all others
+FIGURES = (*PREFERENCES, *GROUPS, *(f"R{k}_{name}" for k in KS for name in RETRIEVALS), *UNSAFE_TOP1)
 TILE = (1024, 4096)  # queries and candidates compared at a time
 PIECE = 1 << 14  # rows compared one by one at a time
 BINS = 100

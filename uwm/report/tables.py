@@ -6,18 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..evaluate import EvalResult
-from ..metrics import GROUPS, KS, PREFERENCES
+from ..metrics import GROUPS, KS, PREFERENCES, RETRIEVALS
 
-DIRECTIONS = {"ts_vs": "Ts→Vs", "vs_ts": "Vs→Ts", "tu_union": "Tu→V∪", "vu_union": "Vu→T∪"}
+ARROWS = dict(zip(RETRIEVALS, ("Ts→Vs", "Vs→Ts", "Tu→V∪", "Vu→T∪"), strict=True))
 LABELS = {  # figure -> what tables call it
-    **{f"R{k}_{name}": f"R@{k} {arrow}" for k in KS for name, arrow in DIRECTIONS.items()},
+    **{f"R{k}_{name}": f"R@{k} {arrow}" for k in KS for name, arrow in ARROWS.items()},
     "unsafe_top1_tu": "unsafe top-1 Tu→V∪",
     "unsafe_top1_vu": "unsafe top-1 Vu→T∪",
     "top1": "zero-shot",
     "top1_safe": "zero-shot, safe classes",
     "top1_unsafe": "zero-shot, unsafe classes",
 }
-HEADLINE = (*PREFERENCES, *GROUPS, *(f"R1_{name}" for name in DIRECTIONS))  # what tables show unless asked for all
+HEADLINE = (*PREFERENCES, *GROUPS, *(f"R1_{name}" for name in RETRIEVALS))  # what tables show unless asked for all
 FEW_PAIRS = 50
 LEGEND = (
     "P_xy: share of queries (t text, v image; s safe, u unsafe) that prefer the safe side; Txt, Img, PS, PU, GS: their "
