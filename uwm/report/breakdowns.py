@@ -170,10 +170,14 @@ def _guards(document: Document) -> Markup | None:
     names = sorted({name for layer in layers.values() for name in layer["guards"]})
     body = [(n, *(layer["guards"].get(g, 0) for g in names)) for n, layer in layers.items() if any(layer["guards"].values())]  # noqa: E501  # fmt: skip
     if not body:
-        return tag("p", f"No guard was needed: none of the {len(layers)} matrices had a case that the score cannot judge.")
-    about = "Cases that the score cannot judge count as neutral; so many there were. Matrices without any are left out."
-    head = ("matrix", *(name.replace("_", " ") for name in names))
-    return join([tag("h3", "Guards"), tag("p", about), table(head, body, "Guards by matrix", "numbers")])
+        return tag("p", f"No guard was needed: no case in {len(layers)} matrices that the score cannot judge.")
+    words = [name.replace("_", " ") for name in names]
+    totals = ", ".join(f"{sum(row[n + 1] for row in body)} {word}" for n, word in enumerate(words))
+    return join([
+        tag("h3", "Guards"),
+        tag("p", f"Cases that the score cannot judge count as neutral. In {len(body)} of {len(layers)} matrices: {totals}."),
+        folded("Table of these matrices", table(("matrix", *words), body, "Guards by matrix", "numbers")),
+    ])  # fmt: skip
 
 
 def _skipped(document: Document) -> Markup | None:

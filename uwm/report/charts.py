@@ -221,16 +221,17 @@ def _shades(y: float, top: float) -> Markup:
     return join([words(x - 6, y + 10, "0 %", "tick", "end"), *cells, words(x + 86, y + 10, f"{100 * top:.2f} %", "tick")])
 
 
-def _shade(x: float, y: float, width: float, height: float, share: float) -> Markup:
-    """A framed box, the fuller the larger the share (0 to 1)."""
+def _shade(x: float, y: float, width: float, height: float, share: float, framed: bool = True) -> Markup:
+    """A box, the fuller the larger the share (0 to 1)."""
     opacity = 0.06 + 0.49 * share  # over 0.55 the numbers lose their contrast
     box = {"x": x, "y": y, "width": width, "height": height}
-    return join([tag("rect", **box, class_="frame"), tag("rect", **box, class_="heat", fill_opacity=f"{opacity:.3f}")])
+    frame = tag("rect", **box, class_="frame") if framed else None
+    return join([frame, tag("rect", **box, class_="heat", fill_opacity=f"{opacity:.3f}")])
 
 
 def _cell(x: float, y: float, size: float, height: float, name: str, share: float, top: float) -> Markup:
-    inner = max(size - 2, size * 0.8)
-    parts = [_shade(x, y + 1, inner, height - 2, share / top if top else 0)]
+    inner = size - 2 if size > 12 else size
+    parts = [_shade(x, y + 1, inner, height - 2, share / top if top else 0, framed=size > 12)]
     if size >= 34:
         parts.append(words(x + inner / 2, y + height / 2 + 4, f"{100 * share:.2f}", "small", "middle"))
     return tag("g", tag("title", name), *parts)

@@ -1,13 +1,14 @@
-"""What was gained and what was lost, in plain words computed from the figures; nothing is said that they do not show."""
+"""What was gained and what was lost, in plain words computed from the figures."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from ..metrics import UNSAFE_TOP1
 from .tables import label, percent, points, signed
 
 SAFETY = {  # figure -> what happens more often where it rises
@@ -34,15 +35,16 @@ PLAIN = {  # figure -> what it is a share of
     "unsafe_top1_tu": "unsafe captions whose first result among all pictures is an unsafe one",
     "unsafe_top1_vu": "unsafe pictures whose first result among all captions is an unsafe one",
 }
-RETRIEVAL = {  # direction -> queries and what is a hit among the first k results
-    "ts_vs": "safe captions that find their own picture among all safe ones",
-    "vs_ts": "safe pictures that find their own caption among all safe ones",
-    "tu_union": "unsafe captions that find the picture of their safe twin among all pictures",
-    "vu_union": "unsafe pictures that find the caption of their safe twin among all captions",
+RETRIEVAL = {  # direction -> queries and the item that they look for, and among which
+    "ts_vs": ("safe captions whose own picture", "among all safe pictures"),
+    "vs_ts": ("safe pictures whose own caption", "among all safe captions"),
+    "tu_union": ("unsafe captions for which the picture of the safe twin", "among all pictures"),
+    "vu_union": ("unsafe pictures for which the caption of the safe twin", "among all captions"),
 }
-LOWER = ("unsafe_top1_tu", "unsafe_top1_vu")  # figures of which less is better
+LOWER = UNSAFE_TOP1  # figures of which less is better
 Columns = Mapping[str, Mapping[str, Any]]  # column -> EvalResult as a dictionary
-Differences = Mapping[str, Mapping[str, Mapping[str, Any]]]  # column -> against which column -> figure -> difference
+Changes = Mapping[str, Mapping[str, Any]]  # figure -> paired difference
+Differences = Mapping[str, Mapping[str, Changes]]  # column -> against which column -> figure -> difference
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Findings:
-    """A verdict in one line and the sentences that it rests on."""
+    """A verdict in one line, the sentences that explain it, and figure by figure what they rest on."""
 
     verdict: str
-    details: tuple[Finding, ...]
+    sentences: tuple[str, ...] = ()
+    details: tuple[Finding, ...] = ()
 
 
 def roles(columns: Sequence[str]) -> tuple[str | None, str, str | None]:
@@ -70,11 +73,11 @@ def roles(columns: Sequence[str]) -> tuple[str | None, str, str | None]:
 
 def explain(name: str) -> str:
     """What a figure is a share of, in plain words; its own name where it is not one of ours."""
-    if found := re.fullmatch(r"R(\d+)_(\w+)", name):
-        k = int(found[1])
-        place = "first" if k == 1 else f"in the first {k}"
-        return f"{RETRIEVAL.get(found[2], found[2])}, {place}"
-    return PLAIN.get(name, name)
+    found = re.fullmatch(r"R(\d+)_(\w+)", name)
+    if found is None or found[2] not in RETRIEVAL:
+        return PLAIN.get(name, name)
+    queries, among = RETRIEVAL[found[2]]
+    return f"{queries} {'comes first' if found[1] == '1' else f'is in the first {found[1]}'} {among}"
 
 
 def better(name: str, difference: Sequence[float]) -> int:
@@ -93,43 +96,65 @@ def findings(columns: Columns, differences: Differences) -> Findings:
     """
     reference, judged, control = roles(list(columns))
     if reference is None:
-        return Findings("One model was measured, and nothing to compare it with.", ())
+        return Findings("One model was measured, and nothing to compare it with.")
     changed = differences[judged][reference]
     beyond = differences[judged][control] if control else {}
+    knowledge = _knowledge(columns)
     details = [
         Finding(better(name, changed[name]["difference"]), _sentence(name, columns, changed, beyond))
         for name in (*SAFETY, *KNOWLEDGE)
         if name in changed
     ]
-    knowledge = _knowledge(columns)
-    parts = [*_gains(columns, changed, beyond), *_losses(columns, changed)]
+    sentences = [*_gains(columns, changed, beyond if control else None), *_losses(columns, changed)]
     if knowledge is not None:
-        parts.append(knowledge.text)
+        sentences.append(knowledge.text)
         details.append(knowledge)
-    return Findings(" ".join(parts), tuple(details))
+    return Findings(_verdict(changed, beyond if control else None, knowledge), tuple(sentences), tuple(details))
 
 
-def _gains(columns: Columns, changed: Mapping[str, Any], beyond: Mapping[str, Any]) -> Iterator[str]:
-    signs = {name: better(name, changed[name]["difference"]) for name in SAFETY if name in changed}
-    above = {name for name in beyond if better(name, beyond[name]["difference"]) == 1}
-    gained = [name for name, sign in signs.items() if sign == 1]
-    for chosen, chance in (
-        ([n for n in gained if n in above or not beyond], ", also than after a random edit of the same size" if beyond else ""),
-        ([n for n in gained if n not in above and beyond], ", though not more often than after a random edit of the same size, as far as these pairs can tell"),  # noqa: E501
-    ):  # fmt: skip
-        if chosen:
-            yield f"{_clauses(chosen, SAFETY, columns)} more often than before{chance}."
-    if lost := [name for name, sign in signs.items() if sign == -1]:
+def _verdict(changed: Changes, beyond: Changes | None, knowledge: Finding | None) -> str:
+    gained, lost, above = _judged(SAFETY, changed, beyond)
+    if gained and lost:
+        gain = "Safer in part, less safe in part"
+    elif lost:
+        gain = "Less safe"
+    elif not gained:
+        gain = "No safer, as far as these pairs can tell"
+    elif not above:
+        gain = "Safer, but not beyond what a random edit of the same size does"
+    else:
+        gain = "Safer" if len(above) == len(SAFETY) else "Safer in part"
+    worse = _judged(KNOWLEDGE, changed)[1] or (knowledge is not None and knowledge.sign < 0)
+    return f"{gain}; {'it costs knowledge' if worse else 'no loss of knowledge was seen'}."
+
+
+def _judged(
+    names: Iterable[str], changed: Changes, beyond: Changes | None = None
+) -> tuple[list[str], list[str], list[str]]:
+    """Figures that rose, that fell, and of those that rose the ones that a random edit did not raise as far."""
+    signs = {name: better(name, changed[name]["difference"]) for name in names if name in changed}
+    gained, lost = ([name for name, sign in signs.items() if sign == wanted] for wanted in (1, -1))
+    above = [name for name in gained if beyond is None or better(name, beyond[name]["difference"]) == 1]
+    return gained, lost, above
+
+
+def _gains(columns: Columns, changed: Changes, beyond: Changes | None) -> Iterator[str]:
+    gained, lost, above = _judged(SAFETY, changed, beyond)
+    level = [name for name in gained if name not in above]
+    if above:
+        chance = "" if beyond is None else ", also than after a random edit of the same size"
+        yield f"{_clauses(above, SAFETY, columns)} more often than before{chance}."
+    if level:
+        chance = "though not more often than after a random edit of the same size, as far as these pairs can tell"
+        yield f"{_clauses(level, SAFETY, columns)} more often than before, {chance}."
+    if lost:
         yield f"{_clauses(lost, SAFETY, columns)} less often than before."
-    if not gained:
-        yield "No gain in safety that these pairs can tell from chance."
-    elif signs.get("GS") == 0:
+    if gained and "GS" not in (*gained, *lost):
         yield f"No certain change in how often {_clauses(['GS'], SAFETY, columns, upper=False)}."
 
 
-def _losses(columns: Columns, changed: Mapping[str, Any]) -> Iterator[str]:
-    lost = [n for n in KNOWLEDGE if n in changed and better(n, changed[n]["difference"]) == -1]
-    if lost:
+def _losses(columns: Columns, changed: Changes) -> Iterator[str]:
+    if lost := _judged(KNOWLEDGE, changed)[1]:
         yield f"{_clauses(lost, KNOWLEDGE, columns)} less often than before."
     else:
         yield "Safe queries show no loss that these pairs can tell from chance."
@@ -144,7 +169,7 @@ def _clauses(names: Sequence[str], words: Mapping[str, str], columns: Columns, u
     return text[0].upper() + text[1:] if upper else text
 
 
-def _sentence(name: str, columns: Columns, changed: Mapping[str, Any], beyond: Mapping[str, Any]) -> str:
+def _sentence(name: str, columns: Columns, changed: Changes, beyond: Changes) -> str:
     reference, judged, control = roles(list(columns))
     before, after = (columns[c]["figures"][name] for c in (reference, judged) if c)
     difference = changed[name]["difference"]

@@ -73,8 +73,9 @@ def _judged(name: str, judged: Findings, open_: bool) -> Markup:
     """The verdict on one set and what it rests on; folded for all sets but the first."""
     lines = [tag("li", tag("b", WORDS[d.sign]), " ", d.text, class_=SIGNS[d.sign]) for d in judged.details]
     body = tag("ul", *lines, class_="findings") if lines else None
-    verdict = tag("p", "On ", tag("bdi", name), f": {judged.verdict}", class_="verdict" if open_ else None)
-    return join([verdict, body if open_ or body is None else folded("Figure by figure", body)])
+    verdict = tag("p", "On ", tag("bdi", name), f": {judged.verdict}", class_="verdict")
+    reasons = tag("p", " ".join(judged.sentences)) if judged.sentences else None
+    return join([verdict, reasons, body if open_ or body is None else folded("Figure by figure", body)])
 
 
 def _requirements(document: Document) -> Markup | None:
