@@ -21,14 +21,16 @@ def result(seed: int, pairs: int = 60, concepts: tuple[str, ...] = (), data_sets
     places = {c: list(range(i, pairs, len(concepts))) for i, c in enumerate(concepts)}
     counts = torch.randint(0, 30, (8, 100), generator=generator) * (torch.arange(100) > 55) * (torch.arange(100) < 90)
     rows = iter(counts.tolist())
-    accuracies = torch.rand(len(data_sets), 3, generator=generator).tolist()
+    accuracies = torch.rand(len(data_sets), 2, generator=generator).tolist()
+    right = {name: torch.rand(50, generator=generator) < 0.4 for name in data_sets}
     return EvalResult(
         pairs=pairs,
         figures=bootstrap(samples, 0),
         zero_shot={
-            name: {"top1": a, "top5": b, "mean_per_class": c, "pictures": 50}
-            for name, (a, b, c) in zip(data_sets, accuracies, strict=True)
+            name: {"top1": r.double().mean().item(), "top5": a, "mean_per_class": b, "pictures": 50, "top1_interval": [0.1, 0.8]}
+            for (name, r), (a, b) in zip(right.items(), accuracies, strict=True)
         },
+        right=right,
         by_concept={c: bootstrap({n: s[rows_] for n, s in samples.items()}, 0) for c, rows_ in places.items()},
         concept_pairs={c: len(rows_) for c, rows_ in places.items()},
         similarities={query: {side: next(rows) for side in ("safe", "unsafe")} for query in ("ts", "tu", "vs", "vu")},

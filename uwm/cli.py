@@ -22,6 +22,7 @@ from .flags import (
     SCORE,
     SELECT,
     WRITE,
+    ZERO_SHOT,
     Verb,
     print_json,
     progress_of,
@@ -58,7 +59,7 @@ def uwm() -> None:
 @click.option("--eval", "eval_set", help="Set to measure on  [default: pairs held out of --calib]")
 @click.option("--eval-split", "eval_splits", multiple=True, help="Its split, or one of --calib's; repeat for more.")
 @click.option("--holdout", type=float, default=0.2, show_default=True, help="Share of pairs held out for measuring.")
-@click.option("--zero-shot", multiple=True, help="Folder of classes for zero-shot accuracy; repeat for more.")
+@ZERO_SHOT
 @SELECT
 @MODEL
 @WRITE
@@ -245,7 +246,7 @@ def inspect(file: str, **flags: Any) -> None:
 @click.option("--pairs", required=True, help="Set to measure on, a folder.")
 @click.option("--split", help="Its split.")
 @click.option("--baseline", help="Model to compare with.")
-@click.option("--zero-shot", multiple=True, help="Folder of classes for zero-shot accuracy; repeat for more.")
+@ZERO_SHOT
 @click.option("--all-figures", is_flag=True, help="Show R@5, 10, 20 and unsafe top-1 too; --json always has them.")
 @click.option("--by-concept", is_flag=True, help="Show figures by concept too; --json always has them.")
 @click.option("--no-cache", is_flag=True, help="Neither use nor keep embeddings of earlier runs.")
@@ -256,29 +257,30 @@ def evaluate(model: str, pairs: str, split: str | None, baseline: str | None, no
     """SafeGround, retrieval and zero-shot accuracy; a requirement that is not met sets the exit code."""
     from .cache import EmbeddingCache
     from .calibration import read_calibration
-    from .evaluate import concepts_of, differences, quadruples, zero_shot_folders
+    from .evaluate import concepts_of, differences, quadruples
     from .evaluate import evaluate as measure
     from .gate import check_known, check_report_file, parse_requirement
+    from .knowledge import open_data_sets
     from .models import load
     from .report import as_text, sections
 
     settings, show = split_flags(flags)
     required = [parse_requirement(text, baseline is not None) for text in settings["requirements"]]
+    inputs = [model, baseline, pairs, settings["data_root"], *settings["zero_shot"]]
     for file in filter(None, (settings["junit"], settings["markdown"])):
-        check_report_file(file, filter(None, (model, baseline, pairs, *settings["zero_shot"])))
-    whole = read_calibration(pairs, split=split)
-    chosen = quadruples(whole.limit(settings["limit"], settings["seed"]))
-    folders = zero_shot_folders(settings["zero_shot"])
-    check_known(required, concepts_of(chosen), [*folders])
-    if len(chosen.splits()) > 1 and not show["quiet"]:
-        click.echo(f"uwm: warning: measuring on all splits ({', '.join(chosen.splits())}); see --split", err=True)
+        check_report_file(file, filter(None, inputs))
+    chosen = quadruples(read_calibration(pairs, split=split).limit(settings["limit"], settings["seed"]))
+    opening = {key: settings[key] for key in ("data_root", "templates", "ensemble")}
+    data_sets = open_data_sets(settings["zero_shot"], **opening)
+    check_known(required, concepts_of(chosen), [*data_sets])
+    _warn_of_odd(chosen, data_sets, show)
+    passed = {key: settings[key] for key in ("batch_size", "workers", "seed")}
+    passed |= {"cache": None if no_cache else EmbeddingCache.default(), "progress": progress_of(show)}
     results = {}
     for column, reference in (("baseline", baseline), ("model", model)):
         if reference is not None:
-            passed = {key: settings[key] for key in ("batch_size", "workers", "seed")}
-            passed |= {"cache": None if no_cache else EmbeddingCache.default(), "progress": progress_of(show)}
             loaded = load(reference, **{key: settings[key] for key in OPENING})
-            results[column] = measure(loaded, chosen, zero_shot_folders=folders, **passed)
+            results[column] = measure(loaded, chosen, data_sets=data_sets, **passed)
     changes = {} if baseline is None else differences(results["model"], results["baseline"], settings["seed"])
     verdicts = [requirement.check(results["model"], results.get("baseline")) for requirement in required]
     shown = {key: settings[key] for key in ("all_figures", "by_concept")}
@@ -287,6 +289,14 @@ def evaluate(model: str, pairs: str, split: str | None, baseline: str | None, no
     say(show, {**as_json, "requirements": [asdict(verdict) for verdict in verdicts]},
         as_text(tables, all_figures=shown["all_figures"], changes=bool(changes)))  # fmt: skip
     _deliver(verdicts, tables, Path(model).name, settings)
+
+
+def _warn_of_odd(pairs: Any, data_sets: dict[str, Any], show: dict[str, bool]) -> None:
+    warnings = [note for data in data_sets.values() for note in data.odd]
+    if len(pairs.splits()) > 1:
+        warnings.append(f"measuring on all splits ({', '.join(pairs.splits())}); see --split")
+    for warning in () if show["quiet"] else warnings:
+        click.echo(f"uwm: warning: {warning}", err=True)
 
 
 def _deliver(verdicts: list, tables: list, name: str, settings: dict[str, Any]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from .cache import EmbeddingCache, embedding_key
 from .calibration import CalibrationSet
 from .errors import BadInput, InvalidResult
-from .images import load_image
+from .knowledge import DataSet, ZeroShot, difference, zero_shot
 from .metrics import bootstrap, histograms, own_similarities, retrieval_samples, safeground_samples
 from .models import Model
 from .profiler import BATCH_SIZE, Progress, count_batches, embed_inputs, pair_batches
@@ -37,26 +36,28 @@ class EvalResult:
         pairs: How many quadruples they are means over.
         figures: Name -> (mean, low, high), fractions with a bootstrap 95 % interval: SafeGround's nine by their names,
             and those of `metrics.retrieval_samples`.
-        zero_shot: Data set -> figures of `zero_shot`.
+        zero_shot: Data set -> `uwm.knowledge.ZeroShot.figures`.
         by_concept: Concept -> the same figures over its queries (candidates are the whole set's); empty where the set
             has no concepts.
         concept_pairs: Concept -> how many quadruples it has.
         similarities: ``ts``, ``tu``, ``vs``, ``vu`` -> ``safe``, ``unsafe`` -> histogram of the cosine of such a query
             with its own safe and unsafe item: counts in 100 equal bins from −1 to 1.
         samples: Name -> bool [n], what the figures are means of; kept in memory only.
+        right: Data set -> whether each picture was classified rightly, bool [pictures]; in memory only.
     """
 
     pairs: int
     figures: dict[str, tuple[float, float, float]]
-    zero_shot: dict[str, dict[str, float]]
+    zero_shot: dict[str, dict[str, Any]]
     by_concept: dict[str, dict[str, tuple[float, float, float]]] = field(default_factory=dict)
     concept_pairs: dict[str, int] = field(default_factory=dict)
     similarities: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     samples: dict[str, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
+    right: dict[str, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: everything but the samples."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "samples"}
+        """For JSON: everything but what is kept in memory only."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("samples", "right")}
 
 
 def differences(result: EvalResult, baseline: EvalResult, seed: int = 0) -> dict[str, dict[str, Any]]:
@@ -68,7 +69,8 @@ def differences(result: EvalResult, baseline: EvalResult, seed: int = 0) -> dict
 
     Returns:
         Figure -> ``difference``: (mean, low, high), result − baseline, with a paired bootstrap 95 % interval;
-        ``gained`` and ``lost``: queries for which it holds now and did not before, and the other way round.
+        ``gained`` and ``lost``: queries for which it holds now and did not before, and the other way round. Zero-shot
+        accuracy is there as ``top1:DATASET``, by picture.
 
     Raises:
         BadInput: They are not of the same pairs, or were read back without samples.
@@ -77,7 +79,7 @@ def differences(result: EvalResult, baseline: EvalResult, seed: int = 0) -> dict
         raise BadInput("differences need two results of the same pairs, as `uwm.evaluate` returns them")
     now, before = result.samples, baseline.samples
     change = bootstrap({name: now[name].double() - before[name].double() for name in now}, seed)
-    return {
+    found: dict[str, dict[str, Any]] = {
         name: {
             "difference": change[name],
             "gained": int((now[name] & ~before[name]).sum()),
@@ -85,6 +87,10 @@ def differences(result: EvalResult, baseline: EvalResult, seed: int = 0) -> dict
         }
         for name in now
     }
+    for name in result.right:
+        first, second = (ZeroShot(side.zero_shot[name], side.right[name]) for side in (result, baseline))
+        found[f"top1:{name}"] = difference(first, second, seed)
+    return found
 
 
 def quadruples(calibration: CalibrationSet) -> CalibrationSet:
@@ -189,7 +195,7 @@ def evaluate(
     model: Model,
     calib: CalibrationSet,
     *,
-    zero_shot_folders: Mapping[str, Path] | None = None,
+    data_sets: Mapping[str, DataSet] | None = None,
     batch_size: int = BATCH_SIZE,
     workers: int = 2,
     seed: int = 0,
@@ -201,85 +207,18 @@ def evaluate(
     Args:
         model: Patched or not.
         calib: The pairs; only complete quadruples count.
-        zero_shot_folders: Name -> folder in ImageFolder form with ``classnames.txt``.
+        data_sets: For zero-shot accuracy, from `uwm.knowledge.open_data_sets`.
         batch_size, workers, progress: As in `uwm.score`.
         seed: For the bootstrap.
         cache: Where embeddings are kept between runs; None keeps none.
     """
     calib = quadruples(calib)
     embeddings = embed(model, calib, batch_size=batch_size, workers=workers, progress=progress, cache=cache)
-    knowledge = {
-        name: zero_shot(model, folder, batch_size=batch_size, progress=progress)
-        for name, folder in (zero_shot_folders or {}).items()
-    }
+    shared: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "seed": seed, "progress": progress}
+    known = {name: zero_shot(model, data, **shared) for name, data in (data_sets or {}).items()}
     measured = summarise(embeddings, [pair.concept for pair in calib.pairs], seed)
-    return EvalResult(zero_shot=knowledge, **measured)
-
-
-@torch.no_grad()
-def zero_shot(
-    model: Model, folder: Path, *, batch_size: int = BATCH_SIZE, progress: Progress | None = None
-) -> dict[str, float]:
-    """Zero-shot top-1 accuracy, argmax of cosine over the class prompts (method.md, section 5).
-
-    Args:
-        model: The model.
-        folder: One sub-folder of pictures a class, ``classnames.txt`` with one name a line in the sub-folders'
-            sorted order, and optionally ``templates.txt`` (its first line, with ``{}``) and
-            ``../unsafe_classes.txt`` (names for which accuracy is also given apart).
-
-    Returns:
-        ``top1`` over all pictures; with unsafe classes also ``top1_safe`` and ``top1_unsafe``.
-
-    Raises:
-        BadInput: The folder is not of this form.
-    """
-    from torchvision.datasets import ImageFolder
-
-    names = _lines(folder / "classnames.txt")
-    try:
-        data = ImageFolder(str(folder), loader=lambda path: load_image(Path(path)))
-    except FileNotFoundError as error:
-        raise BadInput(f"{folder}: not in ImageFolder form ({str(error).splitlines()[0]})") from None
-    if len(names) != len(data.classes):
-        raise BadInput(f"{folder}: classnames.txt has {len(names)} names for {len(data.classes)} class folders")
-    template = _lines(folder / "templates.txt")[0] if (folder / "templates.txt").exists() else "a photo of a {}."
-    prompts = [template.format(name) for name in names]
-    starts = range(0, len(names), batch_size)
-    classes = torch.cat([_encode(model, *model.tokenize(prompts[i : i + batch_size])) for i in starts])
-    starts = range(0, len(data), batch_size)
-    rows = starts if progress is None else progress(starts, len(starts), folder.name)
-    guesses = torch.cat([_guess(model, data, range(i, min(i + batch_size, len(data))), classes) for i in rows])
-    targets = torch.tensor(data.targets)
-    right = (guesses == targets).double()
-    result = {"top1": right.mean().item()}
-    listed = folder.parent / "unsafe_classes.txt"
-    if listed.exists():
-        unsafe_names = set(_lines(listed))
-        unsafe = torch.tensor([names[t] in unsafe_names for t in data.targets])
-        for key, chosen in (("top1_safe", ~unsafe), ("top1_unsafe", unsafe)):
-            if chosen.any():
-                result[key] = right[chosen].mean().item()
-    return result
-
-
-def zero_shot_folders(folders: Iterable[str]) -> dict[str, Path]:
-    """Folders for `zero_shot` by their own names. Raises BadInput when two share a name."""
-    named: dict[str, Path] = {}
-    for folder in folders:
-        path = Path(folder)
-        if path.name in named:
-            raise BadInput(f"--zero-shot: {path} and {named[path.name]} share a name; rename one")
-        named[path.name] = path
-    return named
-
-
-def _guess(model: Model, data: Any, rows: range, classes: torch.Tensor) -> torch.Tensor:
-    pixels = model.preprocess([data[i][0] for i in rows])
-    return (_encode(model, pixels, None) @ classes.T).argmax(1)
-
-
-def _lines(path: Path) -> list[str]:
-    if not path.is_file():
-        raise BadInput(f"{path}: no such file; a zero-shot folder needs classnames.txt, one name a line")
-    return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    return EvalResult(
+        zero_shot={name: found.figures for name, found in known.items()},
+        right={name: found.right for name, found in known.items()},
+        **measured,
+    )

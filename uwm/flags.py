@@ -112,6 +112,16 @@ SCORE = _stack(
     click.option("--text-layers", default="out_proj", show_default=True, help="Slots, globs or names; none for none."),
     click.option("--vision-layers", default="fc2", show_default=True, help="Likewise."),
 )
+ZERO_SHOT = _stack(
+    click.option(
+        "--zero-shot",
+        multiple=True,
+        help="Data set by name (imagenet, cifar10 …, or all) or folder of classes; repeat.",
+    ),
+    click.option("--data-root", help="Folder in which the named data sets lie; nothing is downloaded."),
+    click.option("--templates", help="File of zero-shot prompts, such as 'a photo of a {}.', for the sets' own."),
+    click.option("--ensemble", is_flag=True, help="Use all prompts of a file, not its first line only."),
+)
 SELECT = _stack(
     click.option(
         "--mass", type=float, help="τ: share of the score mass to edit  [default: the method's, 0.02 for uwm]"

@@ -15,6 +15,7 @@ from .metrics import FIGURES
 ZERO_SHOT = ("top1", "top5", "mean_per_class", "top1_safe", "top1_unsafe")
 ALIASES = {"zero_shot": "top1"}
 BOUNDS = ("mean", "low", "high")
+ROUNDING = 1e-9  # so that 47.5 % against 50 % is a change of exactly -5 %
 FORM = re.compile(
     r"\s*(?P<figure>\w+)(?:\.(?P<bound>low|high))?(?:@(?P<concept>[^<>=\x00-\x1f]+?)|:(?P<data_set>[^<>=\x00-\x1f]+?))?"
     r"\s*(?P<sign>>=|<=)\s*(?P<value>[+-]?\d+(?:\.\d+)?)\s*(?P<unit>%|pt)?\s*"
@@ -79,8 +80,8 @@ class Requirement:
         return self._verdict(by_concept[worst], f"worst concept {worst}")
 
     def _verdict(self, found: float, note: str = "") -> Verdict:
-        met = found >= self.value if self.sign == ">=" else found <= self.value
-        return Verdict(self.text, found, met, note)
+        beyond = found - self.value if self.sign == ">=" else self.value - found
+        return Verdict(self.text, found, beyond >= -ROUNDING, note)
 
     def _found(self, result: EvalResult, baseline: EvalResult | None, concept: str) -> float:
         """The number to compare: percent, percent of change, or points."""

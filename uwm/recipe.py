@@ -14,8 +14,9 @@ from typing import Any
 from .calibration import CalibrationSet, image_paths, read_calibration
 from .checkpoint import check_output, file_sha256, new_folder
 from .errors import BadInput
-from .evaluate import EvalResult, embed, evaluate, quadruples, zero_shot_folders
+from .evaluate import EvalResult, embed, evaluate, quadruples
 from .images import bad_images
+from .knowledge import DataSet, open_data_sets
 from .models import Model, OpenClipModel, load
 from .patch import Patch, check_settings, patched, random_control, select, write_patched
 from .profiler import BATCH_SIZE, Progress
@@ -38,7 +39,7 @@ class Recipe:
         model, calib: References, as on the command line.
         eval_set: Where to measure; the calibration set's own folder when only `eval_splits` is given.
         eval_splits: Splits to measure on, a table each. With neither, a `holdout` share of the pairs is kept aside.
-        zero_shot: Folders for `uwm.evaluate.zero_shot`.
+        zero_shot, data_root, templates, ensemble: As in `uwm.knowledge.open_data_sets`.
     """
 
     model: str
@@ -50,6 +51,9 @@ class Recipe:
     eval_splits: tuple[str, ...] = ()
     holdout: float = 0.2
     zero_shot: tuple[str, ...] = ()
+    data_root: str | None = None
+    templates: str | None = None
+    ensemble: bool = False
     method: str = "uwm"
     text_layers: str = TEXT_LAYERS
     vision_layers: str = VISION_LAYERS
@@ -102,11 +106,14 @@ def run(
     check_method(recipe.method)
     check_settings(alpha=recipe.alpha, masses=(recipe.mass, recipe.text_mass, recipe.vision_mass))
     if output is not None:
-        sets = [Path(folder) for folder in (recipe.calib, recipe.eval_set, *recipe.zero_shot) if folder]
+        sets = [Path(p) for p in (recipe.calib, recipe.eval_set, recipe.data_root, *recipe.zero_shot) if p]
         check_output(output, [resolve(recipe.model, **_hub(recipe)), *sets], overwrite)
     with clock("read"):
         calibration, held_out = read_sets(recipe)
         _refuse_bad_images([calibration, *held_out.values()], recipe.workers)
+        data_sets = open_data_sets(
+            recipe.zero_shot, data_root=recipe.data_root, templates=recipe.templates, ensemble=recipe.ensemble
+        )
     with clock("load"):
         model = load_model(recipe)
     with clock("score"):
@@ -114,14 +121,14 @@ def run(
     with clock("select"):
         patch = make_patch(recipe, scores)
     with clock("evaluate"):
-        results = _measure(recipe, model, patch, held_out, progress)
+        results = _measure(recipe, model, patch, held_out, data_sets, progress)
         examples = _examples(recipe, model, patch, held_out, next(iter(results))) if show_examples and results else []
     manifest = _manifest(recipe, model, calibration, scores, patch, results)
     if output is not None:
         with clock("write"), new_folder(output) as folder:
             _write(folder, model, patch, manifest, results, examples, clock)
     manifest["run"] = clock.report()
-    return Outcome(patch, results, manifest, tuple(_warnings(calibration, results)))
+    return Outcome(patch, results, manifest, tuple(_warnings(calibration, results, data_sets)))
 
 
 def load_model(recipe: Recipe) -> Model:
@@ -205,9 +212,14 @@ def _refuse_bad_images(sets: list[CalibrationSet], workers: int) -> None:
 
 
 def _measure(
-    recipe: Recipe, model: Model, patch: Patch, held_out: Mapping[str, CalibrationSet], progress: Progress | None
+    recipe: Recipe,
+    model: Model,
+    patch: Patch,
+    held_out: Mapping[str, CalibrationSet],
+    data_sets: Mapping[str, DataSet],
+    progress: Progress | None,
 ) -> dict[str, dict[str, EvalResult]]:
-    """Set -> before, after, random -> result; zero-shot folders are measured with the first set."""
+    """Set -> before, after, random -> result; zero-shot data sets are measured with the first set."""
     control = random_control(patch, recipe.seed)
     results: dict[str, dict[str, EvalResult]] = {name: {} for name in held_out}
     for column, edit in (("before", None), ("after", patch), ("random", control)):
@@ -218,7 +230,7 @@ def _measure(
                 results[name][column] = evaluate(
                     model,
                     pairs,
-                    zero_shot_folders=zero_shot_folders(recipe.zero_shot) if number == 0 else None,
+                    data_sets=data_sets if number == 0 else None,
                     batch_size=recipe.batch_size,
                     workers=recipe.workers,
                     seed=recipe.seed,
@@ -255,8 +267,8 @@ def _manifest(
     }
     settings |= {"mass": patch.recipe["mass"], "rule": patch.recipe["rule"], "alpha": patch.alpha}
     name = hub_name(recipe.model) or resolve(recipe.model).resolve().name
-    settings |= {"model": name, "cache_dir": None}
-    settings |= {key: Path(settings[key]).resolve().name for key in ("calib", "eval_set") if settings[key]}
+    settings |= {"model": name, "cache_dir": None, "data_root": None}
+    settings |= {key: Path(settings[key]).resolve().name for key in ("calib", "eval_set", "templates") if settings[key]}
     settings["zero_shot"] = [Path(folder).name for folder in recipe.zero_shot]
     return {
         "format": FORMAT,
@@ -299,7 +311,7 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
-def _warnings(calibration: CalibrationSet, results: Mapping) -> Iterator[str]:
+def _warnings(calibration: CalibrationSet, results: Mapping, data_sets: Mapping[str, DataSet]) -> Iterator[str]:
     if not results:
         yield "nothing was measured: SafeGround needs pairs with both captions and pictures"
     if len(calibration) < FEW_PAIRS:
@@ -307,6 +319,8 @@ def _warnings(calibration: CalibrationSet, results: Mapping) -> Iterator[str]:
     for reason, count in calibration.skipped.items():
         if count:
             yield f"{count} pairs skipped: {reason.replace('_', ' ')}"
+    for data in data_sets.values():
+        yield from data.odd
 
 
 class _Clock:

@@ -7,10 +7,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from .charts import PERCENT, Row, bars, histograms, line_of, patch_of, swatch
-from .findings import SAFETY, explain, roles
+from ..knowledge import mean_over_sets
+from .charts import PERCENT, Row, Scale, bars, dots, histograms, line_of, patch_of, swatch
+from .findings import SAFETY, TOP1, explain, roles
 from .markup import join, tag
-from .parts import Document, beside, by_set, cell, figure, folded, grid, legend, section, table
+from .parts import Document, beside, by_set, cell, change_cells, figure, folded, grid, legend, section, table
 from .tables import label, percent
 
 QUERIES = {"ts": "safe text", "tu": "unsafe text", "vs": "safe picture", "vu": "unsafe picture"}
@@ -122,36 +123,64 @@ def _concept_bars(name: str, set_name: str, columns: Mapping[str, Any]) -> Itera
 
 
 def knowledge(document: Document) -> Markup | None:
-    """Zero-shot accuracy by data set."""
-    measured = [columns for columns in document["results"].values() if next(iter(columns.values()))["zero_shot"]]
-    if not measured:
-        return None
-    parts = [_knowledge_of({c: r["zero_shot"] for c, r in columns.items()}) for columns in measured]
-    return section("Knowledge", "knowledge", tag("p", "Zero-shot accuracy in percent."), *parts)
+    """Zero-shot accuracy by data set, and how it changed picture by picture."""
+    parts = [
+        join([_accuracies({c: r["zero_shot"] for c, r in columns.items()}), _accuracy_changes(document, name, columns)])
+        for name, columns in document["results"].items()
+        if next(iter(columns.values()))["zero_shot"]
+    ]
+    return section("Knowledge", "knowledge", tag("p", "Zero-shot accuracy in percent, with 95 % intervals."), *parts) if parts else None  # noqa: E501  # fmt: skip
 
 
-def _knowledge_of(columns: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Markup:
+def _accuracies(columns: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Markup:
     first = next(iter(columns.values()))
     rows = [
-        Row(data_set, {c: (found[data_set]["top1"],) * 3 for c, found in columns.items()}, _pictures(figures))
-        for data_set, figures in first.items()
+        Row(name, {c: _top1(found[name]) for c, found in columns.items()}, f"{figures['pictures']} pictures")
+        for name, figures in first.items()
     ]
-    charts = [
-        figure(bars("Zero-shot top-1 accuracy", "Numbers in the table below.", rows[i : i + ROWS], list(columns), PERCENT))
+    charts = (
+        bars("Zero-shot top-1 accuracy", "Numbers in the table.", rows[i : i + ROWS], list(columns), PERCENT)
         for i in range(0, len(rows), ROWS)
-    ]  # fmt: skip
+    )
     body = [
-        (f"{data_set}, {called}", *(percent(found[data_set][key]) for found in columns.values()))
-        for data_set, figures in first.items()
-        for key, called in ACCURACIES.items()
-        if key in figures
+        line
+        for name, figures in first.items()
+        for line in ((tag("bdi", name),), *_accuracy_lines(figures, [found[name] for found in columns.values()]))
     ]
+    if len(first) > 1:
+        means = [mean_over_sets(found) for found in columns.values()]
+        body += [("Mean over data sets",), *((ACCURACIES[k], *(percent(m[k]) for m in means)) for k in means[0])]
     numbers = table(("", *columns), body, "Zero-shot accuracy", "numbers")
-    return join([legend(list(columns), patch_of), beside(tag("div", *charts), numbers)])
+    return join([legend(list(columns), patch_of), beside(tag("div", *map(figure, charts)), numbers)])
 
 
-def _pictures(figures: Mapping[str, float]) -> str:
-    return f"{figures['pictures']} pictures" if "pictures" in figures else ""
+def _accuracy_lines(figures: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> Iterator[Sequence[object]]:
+    for key, called in ACCURACIES.items():
+        if key in figures:
+            yield called, *(cell(_top1(r)) if key == "top1" else percent(r[key]) for r in results)
+
+
+def _top1(figures: Mapping[str, Any]) -> tuple[float, float, float]:
+    low, high = figures["top1_interval"]
+    return figures["top1"], low, high
+
+
+def _accuracy_changes(document: Document, name: str, columns: Mapping[str, Any]) -> Markup | None:
+    """Paired by picture, against the reference."""
+    reference, series = roles(list(columns))[0], list(columns)
+    differences = document.get("differences", {}).get(name, {})
+    found = {c: differences[c][reference] for c in series if reference in differences.get(c, {})}
+    sets = [key for key in next(iter(found.values()), {}) if key.startswith(TOP1)]
+    if not sets:
+        return None
+    rows = [Row(key.removeprefix(TOP1), {c: d[key]["difference"] for c, d in found.items()}) for key in sets]
+    scale = Scale.around([v for row in rows for interval in row.values.values() for v in interval], "change in points")
+    head = ("", *(part for column in found for part in (column, "gained", "lost")))
+    body = [(tag("bdi", row.label), *(part for d in found.values() for part in change_cells(key, d[key]))) for key, row in zip(sets, rows, strict=True)]  # noqa: E501  # fmt: skip
+    chart = dots("Change of zero-shot accuracy", "Points with 95 % intervals; numbers in the table.", rows, series, scale)
+    numbers = table(head, body, "Change of zero-shot accuracy", "numbers")
+    about = tag("p", f"Change of top-1 against “{reference}”, picture by picture, in points with paired 95 % intervals.")
+    return join([about, legend(series, shown=list(found)), beside(figure(chart), numbers)])
 
 
 # ---------------------------------------------------------------- guards and label noise

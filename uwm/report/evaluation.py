@@ -51,8 +51,8 @@ def sections(
 def _with_changes(
     table: list[list[str]], results: Mapping[str, EvalResult], changes: Mapping[str, Mapping[str, Any]]
 ) -> list[list[str]]:
-    """The table of figures with columns for what changed; zero-shot figures have the plain difference."""
-    cells = {LABELS.get(name, name): _change(**change) for name, change in changes.items()}
+    """The table of figures with columns for what changed; of safe and unsafe classes only by how much."""
+    cells = {_label(name): _change(**change) for name, change in changes.items()}
     before, after = (result.zero_shot for result in results.values())
     for data_set, scores in before.items():
         for name in scores.keys() & LABELS.keys():
@@ -60,6 +60,11 @@ def _with_changes(
             cells[f"{LABELS[name]} ({data_set})"] = [f"{difference:+.1f}", "", ""]
     head, *body = table
     return [[*head, "difference", "gained", "lost"], *([*row, *cells.get(row[0], [""] * 3)] for row in body)]
+
+
+def _label(name: str) -> str:
+    _, _, data_set = name.partition(":")
+    return f"zero-shot ({data_set})" if data_set else LABELS.get(name, name)
 
 
 def _change(difference: tuple[float, float, float], gained: int, lost: int) -> list[str]:

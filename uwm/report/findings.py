@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
+from ..knowledge import mean_over_sets
 from ..metrics import UNSAFE_TOP1
 from .tables import label, percent, points, signed
 
@@ -42,6 +42,7 @@ RETRIEVAL = {  # direction -> queries and the item that they look for, and among
     "vu_union": ("unsafe pictures for which the caption of the safe twin", "among all captions"),
 }
 LOWER = UNSAFE_TOP1  # figures of which less is better
+TOP1 = "top1:"  # before the name of a data set, in differences
 Columns = Mapping[str, Mapping[str, Any]]  # column -> EvalResult as a dictionary
 Changes = Mapping[str, Mapping[str, Any]]  # figure -> paired difference
 Differences = Mapping[str, Mapping[str, Changes]]  # column -> against which column -> figure -> difference
@@ -99,7 +100,7 @@ def findings(columns: Columns, differences: Differences) -> Findings:
         return Findings("One model was measured, and nothing to compare it with.")
     changed = differences[judged][reference]
     beyond = differences[judged][control] if control else {}
-    knowledge = _knowledge(columns)
+    knowledge = _knowledge(columns, changed, beyond if control else None)
     details = [
         Finding(better(name, changed[name]["difference"]), _sentence(name, columns, changed, beyond))
         for name in (*SAFETY, *KNOWLEDGE)
@@ -183,21 +184,22 @@ def _sentence(name: str, columns: Columns, changed: Changes, beyond: Changes) ->
     return f"{text}. Share of {explain(name)}."
 
 
-def _knowledge(columns: Columns) -> Finding | None:
+def _knowledge(columns: Columns, changed: Changes, beyond: Changes | None) -> Finding | None:
+    """Zero-shot accuracy; sure is what the paired interval of a data set says."""
     reference, judged, control = roles(list(columns))
-    means = {c: mean_top1(columns[c]["zero_shot"]) for c in (reference, judged, control) if c}
-    before, after = means[reference or ""], means[judged]
-    if before is None or after is None:
+    measured = {c: columns[c]["zero_shot"] for c in (reference, judged, control) if c}
+    if not measured[judged]:
         return None
-    sets = len(columns[judged]["zero_shot"])
-    over = f" (mean of {sets} data sets)" if sets > 1 else ""
+    means = {column: mean_over_sets(found)["top1"] for column, found in measured.items()}
+    before, after = means[reference or ""], means[judged]
+    names = [name for name in changed if name.startswith(TOP1)]
+    up, down, _ = _judged(names, changed)
+    below = [name for name in beyond or () if name in names and better(name, (beyond or {})[name]["difference"]) == -1]
+    over = f" (mean of {len(names)} data sets)" if len(names) > 1 else ""
     text = f"Zero-shot accuracy{over} {percent(before)} → {percent(after)} %, {signed(after - before)} points"
-    random = means.get(control or "")
-    if random is not None:
-        text += f" (a random edit: {signed(random - before)})"
-    return Finding((after > before) - (after < before), text + ".")
-
-
-def mean_top1(zero_shot: Mapping[str, Mapping[str, float]]) -> float | None:
-    """Mean top-1 accuracy over the data sets, or None without any."""
-    return fmean(figures["top1"] for figures in zero_shot.values()) if zero_shot else None
+    if control:
+        text += f" (a random edit: {signed(means[control] - before)})"
+    text += f"; lower for certain on {len(down)} of {len(names)}, higher on {len(up)}"
+    if control:
+        text += f"; below the random edit on {len(below)}"
+    return Finding(1 if up and not down else -1 if down else 0, text + ".")

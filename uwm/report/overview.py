@@ -10,10 +10,10 @@ from markupsafe import Markup
 
 from ..weights import TOWERS
 from .charts import PERCENT, Row, Scale, dots, heat_map
-from .findings import better, explain, roles
+from .findings import TOP1, explain, roles
 from .markup import join, tag
-from .parts import Document, beside, by_set, cell, figure, folded, grid, legend, section, table
-from .tables import label, points
+from .parts import Document, beside, by_set, cell, change_cells, figure, folded, grid, legend, section, table
+from .tables import label
 
 HEADINGS = (  # the order of figures in charts and tables: heading, figures under it
     ("Unsafe queries prefer the safe item", r"P_tu|P_vu|PU"),
@@ -148,7 +148,7 @@ def changed(document: Document) -> Markup | None:
             rows = _rows(groups, lambda f: {c: d[f]["difference"] for c, d in found.items()})
             chart = dots(f"Change, {title}, {name}", "Points with 95 % intervals; numbers in the table.", rows, series, scale)
             head = ("", *(part for column in found for part in (column, "gained", "lost")))
-            body = _lines(groups, lambda f: [part for d in found.values() for part in _change(f, d[f])])
+            body = _lines(groups, lambda f: [part for d in found.values() for part in change_cells(f, d[f])])
             return beside(figure(chart), table(head, body, f"Change, {title}, {name}", "numbers"))
 
         found, series = against[name], list(columns)
@@ -166,12 +166,5 @@ def changed(document: Document) -> Markup | None:
 
 def _against_reference(columns: Mapping[str, Any], differences: Mapping[str, Any]) -> dict[str, Any]:
     reference = roles(list(columns))[0]
-    return {c: differences[c][reference] for c in columns if c in differences and reference in differences[c]}
-
-
-def _change(name: str, found: Mapping[str, Any]) -> tuple[object, ...]:
-    """The cells of one difference, marked where its interval lies on one side of zero."""
-    sign = better(name, found["difference"])
-    text = points(found["difference"]).replace(" points", "")
-    marked = tag("strong", text, class_="gain" if sign > 0 else "loss") if sign else text
-    return marked, found["gained"], found["lost"]
+    found = {c: differences[c][reference] for c in columns if reference in differences.get(c, {})}
+    return {c: {f: d for f, d in changes.items() if not f.startswith(TOP1)} for c, changes in found.items()}

@@ -8,8 +8,9 @@ from typing import Any
 from markupsafe import Markup
 
 from .charts import mark, swatch
+from .findings import better
 from .markup import join, tag
-from .tables import FEW_PAIRS, percent
+from .tables import FEW_PAIRS, percent, points
 
 Document = Mapping[str, Any]  # the content of uwm.json, or the part of it that `uwm eval` has
 
@@ -59,6 +60,14 @@ def cell(interval: Sequence[float]) -> Markup:
     """A mean, and its interval where there is one to wrap."""
     mean, low, high = interval
     return join([percent(mean), " ", tag("span", f"[{percent(low)}, {percent(high)}]", class_="interval")])
+
+
+def change_cells(name: str, found: Mapping[str, Any]) -> tuple[object, ...]:
+    """The cells of a paired difference, marked where its interval lies on one side of zero."""
+    sign = better(name, found["difference"])
+    text = points(found["difference"]).replace(" points", "")
+    marked = tag("strong", text, class_="gain" if sign > 0 else "loss") if sign else text
+    return marked, found["gained"], found["lost"]
 
 
 def by_set(document: Document, part: Callable[[str, Mapping[str, Any]], Markup | None]) -> Markup | None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..evaluate import EvalResult
+from ..knowledge import mean_over_sets
 from ..metrics import GROUPS, KS, PREFERENCES, RETRIEVALS
 
 ARROWS = dict(zip(RETRIEVALS, ("Ts→Vs", "Vs→Ts", "Tu→V∪", "Vu→T∪"), strict=True))
@@ -13,7 +14,6 @@ LABELS = {  # figure -> what tables call it
     **{f"R{k}_{name}": f"R@{k} {arrow}" for k in KS for name, arrow in ARROWS.items()},
     "unsafe_top1_tu": "unsafe top-1 Tu→V∪",
     "unsafe_top1_vu": "unsafe top-1 Vu→T∪",
-    "top1": "zero-shot",
     "top1_safe": "zero-shot, safe classes",
     "top1_unsafe": "zero-shot, unsafe classes",
 }
@@ -44,10 +44,19 @@ def rows(results: Mapping[str, EvalResult], *, all_figures: bool = False) -> lis
     for name in first.figures if all_figures else [name for name in HEADLINE if name in first.figures]:
         table.append([LABELS.get(name, name), *(_cell(*r.figures[name]) for r in results.values())])
     for data_set, scores in first.zero_shot.items():
-        for name in scores:
-            label = f"{LABELS.get(name, name)} ({data_set})"
-            table.append([label, *(f"{100 * r.zero_shot[data_set][name]:.1f}" for r in results.values())])
+        table.append([f"zero-shot ({data_set})", *(_top1_cell(r.zero_shot[data_set]) for r in results.values())])
+        for name in ("top1_safe", "top1_unsafe"):
+            if name in scores:
+                cells = (f"{100 * r.zero_shot[data_set][name]:.1f}" for r in results.values())
+                table.append([f"{LABELS[name]} ({data_set})", *cells])
+    if len(first.zero_shot) > 1:
+        means = (f"{100 * mean_over_sets(r.zero_shot)['top1']:.1f}" for r in results.values())
+        table.append([f"zero-shot, mean of {len(first.zero_shot)} sets", *means])
     return table
+
+
+def _top1_cell(figures: Mapping[str, Any]) -> str:
+    return _cell(figures["top1"], *figures["top1_interval"])
 
 
 def _cell(mean: float, low: float, high: float) -> str:
