@@ -262,12 +262,12 @@ def evaluate(model: str, pairs: str, split: str | None, baseline: str | None, no
     from .gate import check_known, check_report_file, parse_requirement
     from .knowledge import open_data_sets
     from .models import load
-    from .report import as_text, sections
+    from .report import as_text, sections, write_evaluation
 
     settings, show = split_flags(flags)
     required = [parse_requirement(text, baseline is not None) for text in settings["requirements"]]
     inputs = [model, baseline, pairs, settings["data_root"], *settings["zero_shot"]]
-    for file in filter(None, (settings["junit"], settings["markdown"])):
+    for file in filter(None, (settings["junit"], settings["markdown"], settings["html"])):
         check_report_file(file, filter(None, inputs))
     chosen = quadruples(read_calibration(pairs, split=split).limit(settings["limit"], settings["seed"]))
     opening = {key: settings[key] for key in ("data_root", "templates", "ensemble")}
@@ -288,6 +288,9 @@ def evaluate(model: str, pairs: str, split: str | None, baseline: str | None, no
     as_json = {**{column: result.as_dict() for column, result in results.items()}, "differences": changes}
     say(show, {**as_json, "requirements": [asdict(verdict) for verdict in verdicts]},
         as_text(tables, all_figures=shown["all_figures"], changes=bool(changes)))  # fmt: skip
+    if settings["html"] is not None:
+        about = settings | {"model": model, "baseline": baseline, "split": split}
+        write_evaluation(settings["html"], chosen, results, verdicts, about)
     _deliver(verdicts, tables, Path(model).name, settings)
 
 

@@ -6,7 +6,7 @@ from .card import model_card
 from .document import paired_differences, versions
 from .evaluation import as_markdown, as_text, sections
 from .examples import Example, find_examples
-from .page import html_report
+from .page import html_report, write_evaluation
 from .tables import LEGEND, RANDOM_LEGEND, heading, layer_table, markdown_table, rows, text_table
 
 __all__ = [
@@ -26,4 +26,5 @@ __all__ = [
     "sections",
     "text_table",
     "versions",
+    "write_evaluation",
 ]

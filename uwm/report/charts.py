@@ -133,7 +133,8 @@ def dots(title: str, description: str, rows: Sequence[Row], series: Sequence[str
         scale: The axis.
     """
     left, right, top = 138, WIDTH - EDGE, 6
-    step = 10 * len(series) + 6
+    lanes = [(number, name) for number, name in enumerate(series) if any(name in row.values for row in rows)]
+    step = 10 * len(lanes) + 6
     y, body = float(top), []
     for row in rows:
         if not row.values:
@@ -142,9 +143,9 @@ def dots(title: str, description: str, rows: Sequence[Row], series: Sequence[str
             continue
         body.append(_line(0, y, WIDTH, y, "rule"))
         body.append(words(0, y + step / 2 + 4, fit(row.label, left - 14, TEXT)))
-        for number, name in enumerate(series):
+        for lane, (number, name) in enumerate(lanes):
             if name in row.values:
-                body.append(_whisker(number, row.values[name], y + 8 + 10 * number, scale, left, right))
+                body.append(_whisker(number, row.values[name], y + 8 + 10 * lane, scale, left, right))
         y += step
     return picture(title, description, y + 38, _axis(scale, left, right, top, y), *body)
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from ..calibration import CalibrationSet
 from ..evaluate import EvalResult, differences
+from ..gate import Verdict
 from ..version import __version__
+
+EVAL_SETTINGS = ("arch", "quick_gelu", "device", "dtype", "revision", "split", "limit", "seed", "ensemble", "batch_size")
 
 
 def versions() -> dict[str, str]:
@@ -33,3 +39,37 @@ def paired_differences(columns: Mapping[str, EvalResult], seed: int = 0) -> dict
         name: {other: differences(columns[name], columns[other], seed) for other in others}
         for name, others in against.items()
     }
+
+
+def evaluation_document(
+    pairs: CalibrationSet, results: Mapping[str, EvalResult], verdicts: Sequence[Verdict], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The page's content for `uwm eval`, without local paths.
+
+    Args:
+        pairs: What was measured on.
+        results: ``baseline``, where there is one, and ``model``.
+        verdicts: On the requirements.
+        settings: The flags by name; ``model``, ``baseline`` and ``zero_shot`` are references.
+    """
+    names = {key: _name(settings[key]) for key in ("model", "baseline") if settings[key]}
+    name = pairs.root.resolve().name
+    return {
+        "model": {"name": names["model"]},
+        "settings": {
+            **names,
+            "pairs": name,
+            "zero_shot": [_name(reference) for reference in settings["zero_shot"]],
+            **{key: settings[key] for key in EVAL_SETTINGS if key in settings},
+        },
+        "versions": versions(),
+        "pairs_sha256": pairs.fingerprint(),
+        "results": {name: {column: result.as_dict() for column, result in results.items()}},
+        "differences": {name: paired_differences(results, settings["seed"])},
+        "requirements": [asdict(verdict) | {"text": str(verdict)} for verdict in verdicts],
+    }
+
+
+def _name(reference: str) -> str:
+    """A reference without its folder; the Hub's names stay whole."""
+    return Path(reference).resolve().name if Path(reference).exists() else reference

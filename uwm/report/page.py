@@ -13,10 +13,15 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ..calibration import CalibrationSet
+from ..checkpoint.folder import write_file
+from ..evaluate import EvalResult
+from ..gate import Verdict
 from . import breakdowns, overview
+from .document import evaluation_document
 from .examples import Example, examples_section
 from .findings import Findings, findings
-from .markup import clean, join, tag
+from .markup import join, tag
 from .parts import Document, folded, section, table
 
 STYLE = Path(__file__).with_name("page.css")
@@ -59,6 +64,17 @@ def html_report(document: Document, examples: Sequence[Example] = ()) -> str:
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
 
 
+def write_evaluation(
+    file: Path,
+    pairs: CalibrationSet,
+    results: Mapping[str, EvalResult],
+    verdicts: Sequence[Verdict],
+    settings: Mapping[str, Any],
+) -> None:
+    """Write the page of `uwm eval`; arguments as `evaluation_document`. Raises ResourceFault when the disk fails."""
+    write_file(file, html_report(evaluation_document(pairs, results, verdicts, settings)).encode())
+
+
 def _summary(document: Document) -> Markup:
     found = [(name, findings(columns, document["differences"].get(name, {}))) for name, columns in document["results"].items()]  # noqa: E501  # fmt: skip
     if not found:
@@ -82,8 +98,8 @@ def _requirements(document: Document) -> Markup | None:
     verdicts = document.get("requirements")
     if not verdicts:
         return None
-    body = [(v["requirement"], f"{v['found']:.1f} %", "met" if v["met"] else "not met") for v in verdicts]
-    return join([tag("h3", "Requirements"), table(("requirement", "found", ""), body, "Requirements")])
+    body = [(v["requirement"], v["text"], "met" if v["met"] else tag("strong", "not met", class_="loss")) for v in verdicts]
+    return join([tag("h3", "Requirements"), table(("requirement", "", ""), body, "Requirements")])
 
 
 def _settings(document: Document) -> Markup:
@@ -107,4 +123,6 @@ def _hashes(document: Document) -> Iterator[tuple[str, str]]:
         for name, digest in (of.get("sha256") or {}).items():
             yield f"{what}: {name}", digest
     if digest := document.get("calibration", {}).get("sha256"):
-        yield f"calibration set: {clean(document['calibration']['name'])}", digest
+        yield f"calibration set: {document['calibration']['name']}", digest
+    if digest := document.get("pairs_sha256"):
+        yield "pairs", digest
