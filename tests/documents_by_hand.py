@@ -17,7 +17,9 @@ NASTY = ('<script>alert(1)</script>', '"quoted" & \'single\'', "</svg></style><b
 def result(seed: int, pairs: int = 60, concepts: tuple[str, ...] = (), data_sets: tuple[str, ...] = ()) -> EvalResult:
     """A result of drawn samples; those of one seed are alike in part, so that differences are not all noise."""
     generator = torch.Generator().manual_seed(seed)
-    samples = {name: torch.rand(pairs, generator=generator) < 0.1 + 0.8 * (i / len(NAMES)) for i, name in enumerate(NAMES)}
+    samples = {
+        name: torch.rand(pairs, generator=generator) < 0.1 + 0.8 * (i / len(NAMES)) for i, name in enumerate(NAMES)
+    }
     places = {c: list(range(i, pairs, len(concepts))) for i, c in enumerate(concepts)}
     counts = torch.randint(0, 30, (8, 100), generator=generator) * (torch.arange(100) > 55) * (torch.arange(100) < 90)
     rows = iter(counts.tolist())
@@ -27,7 +29,13 @@ def result(seed: int, pairs: int = 60, concepts: tuple[str, ...] = (), data_sets
         pairs=pairs,
         figures=bootstrap(samples, 0),
         zero_shot={
-            name: {"top1": r.double().mean().item(), "top5": a, "mean_per_class": b, "pictures": 50, "top1_interval": [0.1, 0.8]}
+            name: {
+                "top1": r.double().mean().item(),
+                "top5": a,
+                "mean_per_class": b,
+                "pictures": 50,
+                "top1_interval": [0.1, 0.8],
+            }
             for (name, r), (a, b) in zip(right.items(), accuracies, strict=True)
         },
         right=right,
@@ -91,5 +99,5 @@ def documents() -> dict[str, dict]:
         "nothing measured": bare,
         "one model": plain,
         "two models": {**plain, **{key: document(columns=("baseline", "model"))[key] for key in ("results", "differences")},
-                       "requirements": [{"requirement": "GS>=4.5", "found": 3.0, "met": False}]},
+                       "requirements": [{"requirement": "GS>=4.5", "found": 3.0, "met": False, "text": "found 3.0 %"}]},
     }  # fmt: skip

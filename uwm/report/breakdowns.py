@@ -44,12 +44,11 @@ def similarities(document: Document) -> Markup | None:
         return None
     lines = {"safe": "with its own safe item", "unsafe": "with its own unsafe item"}
     key = tag("p", *(tag("span", swatch(line_of(s)), text) for s, text in lines.items()), class_="legend")
-    return section(
-        "Similarities", "similarities",
-        tag("p", "Cosine of every query with the safe and with the unsafe item of its own pair: how many pairs have which. The "
-                 "percentage is how often the safe item is the nearer one."),
-        key, content,
-    )  # fmt: skip
+    about = (
+        "Cosine of every query with the safe and with the unsafe item of its own pair: how many pairs have which. The "
+        "percentage is how often the safe item is the nearer one."
+    )
+    return section("Similarities", "similarities", tag("p", about), key, content)
 
 
 def _panels(query: str, name: str, shown: Mapping[str, Any]) -> Markup:
@@ -98,7 +97,8 @@ def concepts(document: Document) -> Markup | None:
             (concept, count, *(cell(r["by_concept"][concept][f]) for f in figures for r in columns.values()))
             for concept, count in first["concept_pairs"].items()
         ]
-        return join([legend(list(columns), patch_of), grid(charts), folded("Table by concept", table(head, body, f"By concept on {name}", "numbers"))])  # noqa: E501  # fmt: skip
+        whole = folded("Table by concept", table(head, body, f"By concept on {name}", "numbers"))
+        return join([legend(list(columns), patch_of), grid(charts), whole])
 
     content = by_set(document, part)
     if content is None:
@@ -129,7 +129,8 @@ def knowledge(document: Document) -> Markup | None:
         for name, columns in document["results"].items()
         if next(iter(columns.values()))["zero_shot"]
     ]
-    return section("Knowledge", "knowledge", tag("p", "Zero-shot accuracy in percent, with 95 % intervals."), *parts) if parts else None  # noqa: E501  # fmt: skip
+    about = tag("p", "Zero-shot accuracy in percent, with 95 % intervals.")
+    return section("Knowledge", "knowledge", about, *parts) if parts else None
 
 
 def _accuracies(columns: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Markup:
@@ -176,10 +177,17 @@ def _accuracy_changes(document: Document, name: str, columns: Mapping[str, Any])
     rows = [Row(key.removeprefix(TOP1), {c: d[key]["difference"] for c, d in found.items()}) for key in sets]
     scale = Scale.around([v for row in rows for interval in row.values.values() for v in interval], "change in points")
     head = ("", *(part for column in found for part in (column, "gained", "lost")))
-    body = [(tag("bdi", row.label), *(part for d in found.values() for part in change_cells(key, d[key]))) for key, row in zip(sets, rows, strict=True)]  # noqa: E501  # fmt: skip
-    chart = dots("Change of zero-shot accuracy", "Points with 95 % intervals; numbers in the table.", rows, series, scale)
+    body = [
+        (tag("bdi", row.label), *(part for d in found.values() for part in change_cells(key, d[key])))
+        for key, row in zip(sets, rows, strict=True)
+    ]
+    chart = dots(
+        "Change of zero-shot accuracy", "Points with 95 % intervals; numbers in the table.", rows, series, scale
+    )
     numbers = table(head, body, "Change of zero-shot accuracy", "numbers")
-    about = tag("p", f"Change of top-1 against “{reference}”, picture by picture, in points with paired 95 % intervals.")
+    about = tag(
+        "p", f"Change of top-1 against “{reference}”, picture by picture, in points with paired 95 % intervals."
+    )
     return join([about, legend(series, shown=list(found)), beside(figure(chart), numbers)])
 
 
@@ -197,23 +205,23 @@ def _guards(document: Document) -> Markup | None:
     if not layers:
         return None
     names = sorted({name for layer in layers.values() for name in layer["guards"]})
-    body = [(n, *(layer["guards"].get(g, 0) for g in names)) for n, layer in layers.items() if any(layer["guards"].values())]  # noqa: E501  # fmt: skip
+    counts = {name: [layer["guards"].get(guard, 0) for guard in names] for name, layer in layers.items()}
+    body = [(name, *numbers) for name, numbers in counts.items() if any(numbers)]
     if not body:
         return tag("p", f"No guard was needed: no case in {len(layers)} matrices that the score cannot judge.")
     words = [name.replace("_", " ") for name in names]
     totals = ", ".join(f"{sum(row[n + 1] for row in body)} {word}" for n, word in enumerate(words))
-    return join([
-        tag("h3", "Guards"),
-        tag("p", f"Cases that the score cannot judge count as neutral. In {len(body)} of {len(layers)} matrices: {totals}."),
-        folded("Table of these matrices", table(("matrix", *words), body, "Guards by matrix", "numbers")),
-    ])  # fmt: skip
+    about = f"Cases that the score cannot judge count as neutral. In {len(body)} of {len(layers)} matrices: {totals}."
+    whole = folded("Table of these matrices", table(("matrix", *words), body, "Guards by matrix", "numbers"))
+    return join([tag("h3", "Guards"), tag("p", about), whole])
 
 
 def _skipped(document: Document) -> Markup | None:
     skipped = {why: count for why, count in document.get("calibration", {}).get("skipped", {}).items() if count}
     if not skipped:
         return None
-    return tag("p", "Pairs left out of calibration: ", ", ".join(f"{n} {w.replace('_', ' ')}" for w, n in skipped.items()), ".")  # noqa: E501  # fmt: skip
+    counts = ", ".join(f"{count} {why.replace('_', ' ')}" for why, count in skipped.items())
+    return tag("p", f"Pairs left out of calibration: {counts}.")
 
 
 def _label_noise(document: Document) -> Markup | None:

@@ -219,7 +219,9 @@ def _shades(y: float, top: float) -> Markup:
     """The key of the heat map."""
     x = WIDTH - 150.0
     cells = [_shade(x + 16 * n, y, 14, 12, n / 4) for n in range(5)]
-    return join([words(x - 6, y + 10, "0 %", "tick", "end"), *cells, words(x + 86, y + 10, f"{100 * top:.2f} %", "tick")])
+    return join(
+        [words(x - 6, y + 10, "0 %", "tick", "end"), *cells, words(x + 86, y + 10, f"{100 * top:.2f} %", "tick")]
+    )
 
 
 def _shade(x: float, y: float, width: float, height: float, share: float, framed: bool = True) -> Markup:
@@ -242,7 +244,10 @@ def _cell(x: float, y: float, size: float, height: float, name: str, share: floa
 
 
 def histograms(
-    title: str, description: str, panels: Sequence[tuple[str, Mapping[str, Sequence[int]]]], extent: tuple[int, int, int]
+    title: str,
+    description: str,
+    panels: Sequence[tuple[str, Mapping[str, Sequence[int]]]],
+    extent: tuple[int, int, int],
 ) -> Markup:
     """Panels side by side, each with the outlines of a few histograms of 100 equal bins from −1 to 1.
 

@@ -13,7 +13,18 @@ from ..evaluate import EvalResult, differences
 from ..gate import Verdict
 from ..version import __version__
 
-EVAL_SETTINGS = ("arch", "quick_gelu", "device", "dtype", "revision", "split", "limit", "seed", "ensemble", "batch_size")
+EVAL_SETTINGS = (
+    "arch",
+    "quick_gelu",
+    "device",
+    "dtype",
+    "revision",
+    "split",
+    "limit",
+    "seed",
+    "ensemble",
+    "batch_size",
+)
 
 
 def versions() -> dict[str, str]:
@@ -53,12 +64,13 @@ def evaluation_document(
         settings: The flags by name; ``model``, ``baseline`` and ``zero_shot`` are references.
     """
     names = {key: _name(settings[key]) for key in ("model", "baseline") if settings[key]}
-    name = pairs.root.resolve().name
+    name = pairs.root.resolve().name + (f", {settings['split']}" if settings["split"] else "")
     return {
         "model": {"name": names["model"]},
+        "baseline": names.get("baseline"),
         "settings": {
             **names,
-            "pairs": name,
+            "pairs": pairs.root.resolve().name,
             "zero_shot": [_name(reference) for reference in settings["zero_shot"]],
             **{key: settings[key] for key in EVAL_SETTINGS if key in settings},
         },

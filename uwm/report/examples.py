@@ -60,9 +60,7 @@ def find_examples(
     return [_example(kind, row, pairs, embeddings) for kind in KINDS for row in rows]
 
 
-def _example(
-    kind: str, row: int, pairs: Sequence[CalibrationPair], embeddings: Mapping[str, Embeddings]
-) -> Example:
+def _example(kind: str, row: int, pairs: Sequence[CalibrationPair], embeddings: Mapping[str, Embeddings]) -> Example:
     side, modality, other = KINDS[kind]
 
     def item(number: int) -> Item:
@@ -86,7 +84,7 @@ def examples_section(examples: Sequence[Example]) -> Markup | None:
     """Strips of the query and its results; None without examples."""
     if not examples:
         return None
-    key = "Drawn at random, not chosen. A dashed frame marks an unsafe item, a solid one a safe item, “own” the query's pair."
+    key = "Drawn at random, not chosen. A dashed frame marks an unsafe item, a solid one a safe item; own: of the pair."
     strips = [_strip(example) for example in examples]
     return section("Examples", "examples", tag("p", key), folded("Show captions and pictures of the set", *strips))
 
@@ -105,7 +103,8 @@ def _show(item: Item) -> Markup:
     own = tag("small", " own") if item.own else None
     if isinstance(item.content, str):
         return join([tag("bdi", item.content, class_=f"item {item.side}"), own])
-    return join([tag("img", src=thumbnail(item.content), alt=f"{item.side} picture", class_=f"item {item.side}", width=THUMBNAIL), own])  # noqa: E501  # fmt: skip
+    shown = {"src": thumbnail(item.content), "alt": f"{item.side} picture", "width": THUMBNAIL}
+    return join([tag("img", **shown, class_=f"item {item.side}"), own])
 
 
 def thumbnail(path: Path) -> str:

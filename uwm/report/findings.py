@@ -144,21 +144,26 @@ def _gains(columns: Columns, changed: Changes, beyond: Changes | None) -> Iterat
     level = [name for name in gained if name not in above]
     if above:
         chance = "" if beyond is None else ", also than after a random edit of the same size"
-        yield f"{_clauses(above, SAFETY, columns)} more often than before{chance}."
+        yield f"{_clauses(above, SAFETY, columns)} more often than {_then(columns)}{chance}."
     if level:
         chance = "though not more often than after a random edit of the same size, as far as these pairs can tell"
-        yield f"{_clauses(level, SAFETY, columns)} more often than before, {chance}."
+        yield f"{_clauses(level, SAFETY, columns)} more often than {_then(columns)}, {chance}."
     if lost:
-        yield f"{_clauses(lost, SAFETY, columns)} less often than before."
+        yield f"{_clauses(lost, SAFETY, columns)} less often than {_then(columns)}."
     if gained and "GS" not in (*gained, *lost):
         yield f"No certain change in how often {_clauses(['GS'], SAFETY, columns, upper=False)}."
 
 
 def _losses(columns: Columns, changed: Changes) -> Iterator[str]:
     if lost := _judged(KNOWLEDGE, changed)[1]:
-        yield f"{_clauses(lost, KNOWLEDGE, columns)} less often than before."
+        yield f"{_clauses(lost, KNOWLEDGE, columns)} less often than {_then(columns)}."
     else:
         yield "Safe queries show no loss that these pairs can tell from chance."
+
+
+def _then(columns: Columns) -> str:
+    reference = next(iter(columns))
+    return "before" if reference == "before" else f"in the {reference}"
 
 
 def _clauses(names: Sequence[str], words: Mapping[str, str], columns: Columns, upper: bool = True) -> str:

@@ -1,4 +1,4 @@
-"""The parts of the page that show figures; each is a function of ``uwm.json``'s content, None where that has nothing."""
+"""The parts of the page that show what was edited, the figures and their changes; None where there is nothing."""
 
 from __future__ import annotations
 
@@ -58,14 +58,13 @@ def edited(document: Document) -> Markup | None:
         for name, layer in layers.items()
     ]
     head = ("matrix", "edited", "of", "share", "sha256 before the edit")
-    return section(
-        "What was edited", "edited",
-        tag("p", f"{document['selected']} of {document['of']} entries of {len(layers)} matrices {what} "
-                 f"({100 * document['selected'] / document['of']:.2f} %). Every other value is the original's, bit for bit. "  # noqa: E501
-                 + "".join(f"The {tower} tower is untouched." for tower in untouched)),
-        grid(charts),
-        folded("Table of all matrices", table(head, rows, "Edited entries by matrix", "numbers")),
-    )  # fmt: skip
+    about = (
+        f"{document['selected']} of {document['of']} entries of {len(layers)} matrices {what} "
+        f"({100 * document['selected'] / document['of']:.2f} %). Every other value is the original's, bit for bit."
+    )
+    about += "".join(f" The {tower} tower is untouched." for tower in untouched)
+    whole = folded("Table of all matrices", table(head, rows, "Edited entries by matrix", "numbers"))
+    return section("What was edited", "edited", tag("p", about), grid(charts), whole)
 
 
 def _heat_words(cells: Mapping[str, float]) -> str:
@@ -82,7 +81,9 @@ def measured(document: Document) -> Markup | None:
     def part(name: str, columns: Mapping[str, Any]) -> Markup:
         def show(title: str, groups: Groups) -> Markup:
             rows = _rows(groups, lambda f: {c: r["figures"][f] for c, r in columns.items()})
-            chart = dots(f"{title}, {name}", "Percent with 95 % intervals; numbers in the table.", rows, series, PERCENT)
+            chart = dots(
+                f"{title}, {name}", "Percent with 95 % intervals; numbers in the table.", rows, series, PERCENT
+            )
             body = _lines(groups, lambda f: [cell(r["figures"][f]) for r in columns.values()])
             return beside(figure(chart), table(("", *series), body, f"{title}, {name}", "numbers"))
 
@@ -91,7 +92,8 @@ def measured(document: Document) -> Markup | None:
 
     content = by_set(document, part)
     if content is None:
-        return section("Figures", "figures", tag("p", "Nothing was measured: the set has no pairs with both captions and pictures."))  # noqa: E501  # fmt: skip
+        nothing = "Nothing was measured: the set has no pairs with both captions and pictures."
+        return section("Figures", "figures", tag("p", nothing))
     control = any("random" in columns for columns in document["results"].values())
     note = " Random: as many entries of each matrix, drawn at random; what it gains, chance gains." if control else ""
     about = f"Percent of pairs, with bootstrap 95 % intervals; higher is better unless it says lower.{note}"
@@ -146,7 +148,9 @@ def changed(document: Document) -> Markup | None:
     def part(name: str, columns: Mapping[str, Any]) -> Markup | None:
         def show(title: str, groups: Groups) -> Markup:
             rows = _rows(groups, lambda f: {c: d[f]["difference"] for c, d in found.items()})
-            chart = dots(f"Change, {title}, {name}", "Points with 95 % intervals; numbers in the table.", rows, series, scale)
+            chart = dots(
+                f"Change, {title}, {name}", "Points with 95 % intervals; numbers in the table.", rows, series, scale
+            )
             head = ("", *(part for column in found for part in (column, "gained", "lost")))
             body = _lines(groups, lambda f: [part for d in found.values() for part in change_cells(f, d[f])])
             return beside(figure(chart), table(head, body, f"Change, {title}, {name}", "numbers"))
@@ -155,13 +159,12 @@ def changed(document: Document) -> Markup | None:
         return join([legend(series, shown=list(found)), *_both(next(iter(found.values())), show)]) if found else None
 
     reference = roles(list(next(iter(document["results"].values()))))[0]
-    return section(
-        "Paired differences", "changes",
-        tag("p", f"Change against “{reference}”, pair by pair, in points with paired bootstrap 95 % intervals. An interval that holds "
-                 "zero shows no change; of twenty figures without any change about one would seem to have one. Gained and lost: "
-                 "pairs that changed sides."),
-        by_set(document, part),
-    )  # fmt: skip
+    about = (
+        f"Change against “{reference}”, pair by pair, in points with paired bootstrap 95 % intervals. An interval that "
+        "holds zero shows no change; of twenty figures without any change about one would seem to have one. Gained and "
+        "lost: pairs that changed sides."
+    )
+    return section("Paired differences", "changes", tag("p", about), by_set(document, part))
 
 
 def _against_reference(columns: Mapping[str, Any], differences: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """report.html: everything a reviewer of an edit needs, in one file that opens offline.
 
-A pure function of ``uwm.json``'s content, so every figure in it is in that file, and equal inputs give equal bytes: timings
-stay out. Inline SVG and CSS, no script, nothing loaded.
+A pure function of ``uwm.json``'s content: every figure in it is in that file, and equal inputs give equal bytes
+(timings stay out). Inline SVG and CSS, no script, nothing loaded.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def html_report(document: Document, examples: Sequence[Example] = ()) -> str:
     """The page.
 
     Args:
-        document: The content of ``uwm.json``; or ``model``, ``results``, ``differences`` and whatever else of it there is.
+        document: The content of ``uwm.json``, of which only ``model``, ``results`` and ``differences`` are needed.
         examples: Captions and pictures to show; without them the page holds none.
     """
     parts = [
@@ -50,7 +50,8 @@ def html_report(document: Document, examples: Sequence[Example] = ()) -> str:
         examples_section(examples),
         _settings(document),
     ]
-    title = f"{document['model']['name']}, {'edited' if 'layers' in document else 'measured'} by uwm"
+    against = f" against {document['baseline']}" if document.get("baseline") else ""
+    title = f"{document['model']['name']}, {'edited' if 'layers' in document else 'measured'} by uwm{against}"
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -76,13 +77,17 @@ def write_evaluation(
 
 
 def _summary(document: Document) -> Markup:
-    found = [(name, findings(columns, document["differences"].get(name, {}))) for name, columns in document["results"].items()]  # noqa: E501  # fmt: skip
+    results, differences = document["results"], document["differences"]
+    found = [(name, findings(columns, differences[name])) for name, columns in results.items()]
     if not found:
         return tag("p", "Nothing was measured, so nothing is known of what this edit gains or costs.", class_="verdict")
     parts = [_judged(*found[0], open_=True), *(_judged(name, judged, open_=False) for name, judged in found[1:])]
-    unmeasured = not any(result["zero_shot"] for columns in document["results"].values() for result in columns.values())
-    note = "Zero-shot accuracy was not measured, so what the edit costs in knowledge is not known." if unmeasured else None
-    return section("Gained and lost", "summary", *parts, tag("p", note) if note else None, _requirements(document), tag("p", f"{READING} {CAUTION}"))  # noqa: E501  # fmt: skip
+    unmeasured = not any(result["zero_shot"] for columns in results.values() for result in columns.values())
+    note = (
+        "Zero-shot accuracy was not measured, so what the edit costs in knowledge is not known." if unmeasured else None
+    )
+    rest = [tag("p", note) if note else None, _requirements(document), tag("p", f"{READING} {CAUTION}")]
+    return section("Gained and lost", "summary", *parts, *rest)
 
 
 def _judged(name: str, judged: Findings, open_: bool) -> Markup:
@@ -98,12 +103,16 @@ def _requirements(document: Document) -> Markup | None:
     verdicts = document.get("requirements")
     if not verdicts:
         return None
-    body = [(v["requirement"], v["text"], "met" if v["met"] else tag("strong", "not met", class_="loss")) for v in verdicts]
+    body = [
+        (v["requirement"], v["text"], "met" if v["met"] else tag("strong", "not met", class_="loss")) for v in verdicts
+    ]
     return join([tag("h3", "Requirements"), table(("requirement", "", ""), body, "Requirements")])
 
 
 def _settings(document: Document) -> Markup:
-    kinds = [(title, list(_lines(document.get(key)))) for title, key in (("Settings", "settings"), ("Versions", "versions"))]
+    kinds = [
+        (title, list(_lines(document.get(key)))) for title, key in (("Settings", "settings"), ("Versions", "versions"))
+    ]
     kinds.append(("sha256", list(_hashes(document))))
     tables = [
         join([tag("h3", title), table(("", ""), [(name, tag("code", value)) for name, value in rows], title, "values")])
