@@ -14,6 +14,7 @@ import click
 from .errors import BadInput, ResourceFault, UwmError
 from .flags import (
     COMMON,
+    EXAMPLES,
     GATE,
     HUB,
     MODEL,
@@ -62,8 +63,9 @@ def uwm() -> None:
 @SELECT
 @MODEL
 @WRITE
+@EXAMPLES
 @COMMON
-def edit(output: Path | None, overwrite: bool, dry_run: bool, **flags: Any) -> None:
+def edit(output: Path | None, overwrite: bool, dry_run: bool, show_examples: bool, **flags: Any) -> None:
     """Find, negate, measure, write: the main job."""
     from .recipe import Recipe
 
@@ -71,7 +73,7 @@ def edit(output: Path | None, overwrite: bool, dry_run: bool, **flags: Any) -> N
     if output is None and not dry_run:
         raise BadInput("say where to write with -o FOLDER, or pass --dry-run")
     recipe = Recipe(**{**settings, **{key: tuple(settings[key]) for key in ("eval_splits", "zero_shot")}})
-    _run(recipe, None if dry_run else output, overwrite, show)
+    _run(recipe, None if dry_run else output, overwrite, show_examples, show)
 
 
 @uwm.command()
@@ -79,20 +81,21 @@ def edit(output: Path | None, overwrite: bool, dry_run: bool, **flags: Any) -> N
 @click.option("-o", "--output", type=PATH, default=DEMO_OUTPUT, show_default=True, help="Folder to write.")
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 @click.option("--dry-run", is_flag=True, help="Do everything but write.")
+@EXAMPLES
 @COMMON
-def demo(output: Path, overwrite: bool, dry_run: bool, **flags: Any) -> None:
+def demo(output: Path, overwrite: bool, dry_run: bool, show_examples: bool, **flags: Any) -> None:
     """The main job on the shipped model and set, offline, in under two minutes."""
     from .recipe import demo_recipe
 
     settings, show = split_flags(flags)
-    _run(demo_recipe(**settings), None if dry_run else output, overwrite, show)
+    _run(demo_recipe(**settings), None if dry_run else output, overwrite, show_examples, show)
 
 
-def _run(recipe: Any, output: Path | None, overwrite: bool, show: dict[str, bool]) -> None:
+def _run(recipe: Any, output: Path | None, overwrite: bool, show_examples: bool, show: dict[str, bool]) -> None:
     from .recipe import run
     from .report import LEGEND, RANDOM_LEGEND, heading, rows, text_table
 
-    outcome = run(recipe, output, overwrite=overwrite, progress=progress_of(show))
+    outcome = run(recipe, output, overwrite=overwrite, show_examples=show_examples, progress=progress_of(show))
     for warning in () if show["quiet"] else outcome.warnings:
         click.echo(f"uwm: warning: {warning}", err=True)
     manifest = outcome.manifest
@@ -259,12 +262,12 @@ def evaluate(model: str, pairs: str, split: str | None, baseline: str | None, no
     from .gate import check_known, check_report_files, demand, github_annotations, parse_requirement, write_reports
     from .knowledge import open_data_sets
     from .models import load
-    from .report import as_markdown, as_text, sections
+    from .report import as_markdown, as_text, sections, write_evaluation
 
     settings, show = split_flags(flags)
     required = [parse_requirement(text, baseline is not None) for text in settings["requirements"]]
     inputs = [model, baseline, pairs, settings["data_root"], *settings["zero_shot"]]
-    check_report_files((settings["junit"], settings["markdown"]), filter(None, inputs))
+    check_report_files((settings["junit"], settings["markdown"], settings["html"]), filter(None, inputs))
     chosen = quadruples(read_calibration(pairs, split=split).limit(settings["limit"], settings["seed"]))
     opening = {key: settings[key] for key in ("data_root", "templates", "ensemble")}
     data_sets = open_data_sets(settings["zero_shot"], **opening)
@@ -288,6 +291,9 @@ def evaluate(model: str, pairs: str, split: str | None, baseline: str | None, no
         click.echo(line, err=True)  # GitHub reads both streams; stdout may hold JSON
     title = f"uwm eval {Path(model).name}"
     write_reports(verdicts, title, as_markdown(tables, title), settings["junit"], settings["markdown"])
+    if settings["html"] is not None:
+        about = settings | {"model": model, "baseline": baseline, "split": split}
+        write_evaluation(settings["html"], chosen, results, verdicts, about)
     demand(verdicts)
 
 

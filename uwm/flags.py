@@ -137,6 +137,7 @@ GATE = _stack(
         multiple=True,
         help="Such as 'GS>=4.5' (percent), 'top1>=-2%' or 'R1_ts_vs>=-2pt' (change), 'P_vu@weapons>=10', 'GS.low>=3'.",
     ),
+    click.option("--html", type=PATH, help="Write everything as one page with charts."),
     click.option("--junit", type=PATH, help="Write the verdicts as JUnit XML."),
     click.option("--markdown", type=PATH, help="Append tables and verdicts to a Markdown file."),
     click.option("--annotations", type=click.Choice(["github"]), help="Print failed requirements as CI annotations."),
@@ -146,6 +147,7 @@ WRITE = _stack(
     click.option("--overwrite", is_flag=True, help="Replace an output that exists."),
     click.option("--dry-run", is_flag=True, help="Do everything but write."),
 )
+EXAMPLES = click.option("--show-examples", is_flag=True, help="Show captions and pictures of the set in report.html.")
 
 
 def split_flags(flags: dict[str, Any]) -> tuple[dict[str, Any], dict[str, bool]]:

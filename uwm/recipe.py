@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -15,17 +14,16 @@ from typing import Any
 from .calibration import CalibrationSet, image_paths, read_calibration
 from .checkpoint import check_output, file_sha256, new_folder
 from .errors import BadInput
-from .evaluate import EvalResult, evaluate
+from .evaluate import EvalResult, embed, evaluate, quadruples
 from .images import bad_images
 from .knowledge import DataSet, open_data_sets
 from .models import Model, OpenClipModel, load
 from .patch import Patch, check_settings, patched, random_control, select, write_patched
 from .profiler import BATCH_SIZE, Progress
 from .references import hub_name, resolve
-from .report import model_card
+from .report import Example, find_examples, html_report, model_card, paired_differences, versions
 from .scoring import TEXT_LAYERS, VISION_LAYERS, Scores, check_method, score
 from .shipped_files import DEMO_SET
-from .version import __version__
 
 FORMAT = 1
 FEW_PAIRS = 16
@@ -85,7 +83,12 @@ class Outcome:
 
 
 def run(
-    recipe: Recipe, output: Path | None = None, *, overwrite: bool = False, progress: Progress | None = None
+    recipe: Recipe,
+    output: Path | None = None,
+    *,
+    overwrite: bool = False,
+    show_examples: bool = False,
+    progress: Progress | None = None,
 ) -> Outcome:
     """Score, select, measure before and after and against a random control, and write.
 
@@ -93,6 +96,7 @@ def run(
         recipe: The settings.
         output: The folder to write; None writes nothing (a dry run).
         overwrite: Replace an output that exists.
+        show_examples: Show captions and pictures of the evaluation set in report.html.
         progress: As in `uwm.score`.
 
     Raises:
@@ -118,10 +122,11 @@ def run(
         patch = make_patch(recipe, scores)
     with clock("evaluate"):
         results = _measure(recipe, model, patch, held_out, data_sets, progress)
+        examples = _examples(recipe, model, patch, held_out, next(iter(results))) if show_examples and results else []
     manifest = _manifest(recipe, model, calibration, scores, patch, results)
     if output is not None:
         with clock("write"), new_folder(output) as folder:
-            _write(folder, model, patch, manifest, results, clock)
+            _write(folder, model, patch, manifest, results, examples, clock)
     manifest["run"] = clock.report()
     return Outcome(patch, results, manifest, tuple(_warnings(calibration, results, data_sets)))
 
@@ -234,12 +239,21 @@ def _measure(
     return {name: columns for name, columns in results.items() if columns}
 
 
+def _examples(
+    recipe: Recipe, model: Model, patch: Patch, held_out: Mapping[str, CalibrationSet], name: str
+) -> list[Example]:
+    """What queries of a measured set find before and after."""
+    pairs, embeddings = quadruples(held_out[name]), {}
+    for column, edit in (("before", None), ("after", patch)):
+        with contextlib.nullcontext() if edit is None else patched(model, edit):
+            embeddings[column] = embed(model, pairs, batch_size=recipe.batch_size, workers=recipe.workers)
+    return find_examples(pairs.pairs, embeddings, recipe.seed)
+
+
 def _manifest(
     recipe: Recipe, model: Model, calibration: CalibrationSet, scores: Scores, patch: Patch, results: Mapping
 ) -> dict[str, Any]:
     """The content of uwm.json, but for what differs from run to run."""
-    import torch
-
     assert model.checkpoint is not None
     counts, settings = patch.counts(), asdict(recipe)
     layers = {
@@ -258,7 +272,7 @@ def _manifest(
     settings["zero_shot"] = [Path(folder).name for folder in recipe.zero_shot]
     return {
         "format": FORMAT,
-        "versions": {"uwm": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": versions(),
         "settings": settings,
         "model": {
             "name": name,
@@ -277,15 +291,19 @@ def _manifest(
         "of": sum(layer["of"] for layer in layers.values()),
         "layers": layers,
         "results": {n: {column: r.as_dict() for column, r in columns.items()} for n, columns in results.items()},
+        "differences": {n: paired_differences(columns, recipe.seed) for n, columns in results.items()},
     }
 
 
-def _write(folder: Path, model: Model, patch: Patch, manifest: dict, results: Mapping, clock: _Clock) -> None:
+def _write(
+    folder: Path, model: Model, patch: Patch, manifest: dict, results: Mapping, examples: list[Example], clock: _Clock
+) -> None:
     assert model.checkpoint is not None
     manifest["output_sha256"] = write_patched(model.checkpoint, patch, folder)
     if isinstance(model, OpenClipModel) and not model.checkpoint.path.is_dir():
         _write_json(folder / "open_clip_config.json", model.folder_config())
     (folder / "README.md").write_text(model_card(manifest, results), "utf-8")
+    (folder / "report.html").write_text(html_report(manifest, examples), "utf-8")
     _write_json(folder / "uwm.json", {**manifest, "run": clock.report()})
 
 

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from ..evaluate import EvalResult
-from .tables import LEGEND, RANDOM_LEGEND, markdown_table, rows
+from ..metrics import GROUPS, PREFERENCES
+from .evaluation import plain
+from .findings import findings, roles
+from .markup import clean
+from .tables import LEGEND, RANDOM_LEGEND, label, markdown_table, rows
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult as HubResult
+
+TASK = "zero-shot-image-classification"
+LIBRARIES = {"hf": "transformers", "open_clip": "open_clip"}  # first part of a layout's name -> what loads it
+TAGS = ["uwm", "model-editing", "safety", "clip"]
+DIGITS = 4
 
 
 def model_card(manifest: Mapping[str, Any], results: Mapping[str, Mapping[str, EvalResult]]) -> str:
@@ -16,44 +30,96 @@ def model_card(manifest: Mapping[str, Any], results: Mapping[str, Mapping[str, E
         manifest: The content of ``uwm.json``.
         results: Evaluation set -> column -> result.
     """
-    from huggingface_hub import ModelCardData
-
-    name, settings = manifest["model"]["name"], manifest["settings"]
-    library = "open_clip" if manifest["model"]["layout"].startswith("open_clip") else "transformers"
-    tags = ["uwm", "model-editing", "safety", "clip"]
-    metadata = ModelCardData(
-        base_model=name if manifest["model"]["on_hub"] else None,
-        library_name=library,
-        pipeline_tag="zero-shot-image-classification",
-        tags=tags,
-    ).to_yaml()
+    name, settings = clean(manifest["model"]["name"]), manifest["settings"]
     sign = "negated" if settings["alpha"] == -1 else f"multiplied by {settings['alpha']}"
     parts = [
-        f"---\n{metadata}\n---",
-        f"# {name}, edited by uwm",
-        f"In this copy of `{name}` the weights that carry unsafe content were found by Unsafe Weights Manipulation "
-        f"(UWM, WACV 2026) and {sign}: {manifest['selected']} of {manifest['of']} entries of {len(manifest['layers'])} "
-        "matrices. Every other value is the original's, bit for bit. Nothing was trained. "
+        f"---\n{_metadata(manifest, results)}\n---",
+        f"# {plain(name)}, edited by uwm",
+        f"In this copy of {_code(name)} the weights that carry unsafe content were found by Unsafe Weights "
+        f"Manipulation (UWM, WACV 2026) and {sign}: {manifest['selected']} of {manifest['of']} entries of "
+        f"{len(manifest['layers'])} matrices. Every other value is the original's, bit for bit. Nothing was trained. "
         "`uwm revert` with `uwm_patch.safetensors` gives the original back.",
         "## What it did",
-        *(
-            f"On {next(iter(columns.values())).pairs} pairs of `{set_name}`, none of them used for calibration:\n\n"
-            + markdown_table(rows(columns))
-            for set_name, columns in results.items()
-        ),
+        *_judgements(manifest),
+        *(_measured(set_name, columns) for set_name, columns in results.items()),
         *(
             [f"{LEGEND} {RANDOM_LEGEND}"]
             if results
             else ["Nothing was measured: the set has no pairs with both captions and pictures."]
         ),
-        "An edit lowers a risk, it does not remove it: read the intervals, and measure on your own data.",
+        "An edit lowers a risk, it does not remove it: read the intervals, and measure on your own data. `report.html`, "
+        "beside this card, shows it with charts, by concept and by layer; download it and open it in a browser.",
         "## How",
-        "```json\n" + _json(settings) + "\n```",
+        "```json\n" + json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n```",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _json(value: Any) -> str:
-    import json
+def _judgements(manifest: Mapping[str, Any]) -> Iterator[str]:
+    for set_name, differences in manifest.get("differences", {}).items():
+        judged = findings(manifest["results"][set_name], differences)
+        yield f"**On {_code(set_name)}: {judged.verdict}** {plain(' '.join(judged.sentences))}"
 
-    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
+
+def _measured(set_name: str, columns: Mapping[str, EvalResult]) -> str:
+    table = [[plain(clean(first)), *cells] for first, *cells in rows(columns)]
+    pairs = next(iter(columns.values())).pairs
+    return f"On {pairs} pairs of {_code(set_name)}, none of them used for calibration:\n\n{markdown_table(table)}"
+
+
+def _code(name: str) -> str:
+    """A name in a code span, whatever it holds."""
+    name = clean(name)
+    return f"`` {name} ``" if "`" in name else f"`{name}`"
+
+
+# ---------------------------------------------------------------- metadata
+
+
+def _metadata(manifest: Mapping[str, Any], results: Mapping[str, Mapping[str, EvalResult]]) -> str:
+    """The card's YAML as the Hub reads it, with the edited model's figures as a model-index."""
+    from huggingface_hub import ModelCardData
+
+    model = manifest["model"]
+    name = clean(model["name"])
+    figures = [figure for set_name, columns in results.items() for figure in _figures(clean(set_name), columns)]
+    return ModelCardData(
+        base_model=name if model["on_hub"] else None,
+        library_name=LIBRARIES.get(model["layout"].partition("-")[0]),
+        pipeline_tag=TASK,
+        tags=TAGS,
+        metrics=sorted({figure.metric_type for figure in figures}) or None,
+        model_name=f"{name}, edited by uwm" if figures else None,
+        eval_results=figures or None,
+    ).to_yaml()
+
+
+def _figures(set_name: str, columns: Mapping[str, EvalResult]) -> Iterator[HubResult]:
+    """SafeGround of the judged column, and its zero-shot accuracy by data set, as fractions."""
+    from huggingface_hub import EvalResult as HubResult
+
+    result = columns[roles(list(columns))[1]]
+    for name in (*PREFERENCES, *GROUPS):
+        if name in result.figures:
+            yield HubResult(
+                task_type=TASK,
+                dataset_type=_identifier(set_name),
+                dataset_name=set_name,
+                metric_type=f"safeground_{name.lower()}",
+                metric_name=f"SafeGround {label(name)}",
+                metric_value=round(result.figures[name][0], DIGITS),
+            )
+    for data_set, figures in result.zero_shot.items():
+        yield HubResult(
+            task_type=TASK,
+            dataset_type=_identifier(clean(data_set)),
+            dataset_name=clean(data_set),
+            metric_type="accuracy",
+            metric_name="zero-shot top-1",
+            metric_value=round(figures["top1"], DIGITS),
+        )
+
+
+def _identifier(name: str) -> str:
+    """A name in the form of the Hub's data set names."""
+    return re.sub(r"[^\w.-]+", "-", name.lower()).strip("-.") or "pairs"

@@ -96,13 +96,13 @@ def as_text(found: Sequence[Section], *, all_figures: bool, changes: bool) -> st
 
 def as_markdown(found: Sequence[Section], title: str) -> str:
     """For a summary page, such as $GITHUB_STEP_SUMMARY."""
-    parts = [f"## {_plain(title)}"]
+    parts = [f"## {plain(title)}"]
     for name, table in found:
-        parts.append(f"### {_plain(name)}\n\n" + markdown_table([[_plain(cell) for cell in row] for row in table]))
+        parts.append(f"### {plain(name)}\n\n" + markdown_table([[plain(cell) for cell in row] for row in table]))
     return "\n\n".join(parts) + "\n"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text that Markdown leaves as it is, in a table too."""
     for special in "\\|<`*_[":
         text = text.replace(special, f"\\{special}")

@@ -80,3 +80,25 @@ def layer_table(layers: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """Selected entries by weight, as rows of cells."""
     body = [[n, f"{v['selected']}", f"{v['of']}", f"{100 * v['selected'] / v['of']:.3f} %"] for n, v in layers.items()]
     return [["weight", "selected", "of", "share"], *body]
+
+
+def label(name: str) -> str:
+    """What tables call a figure."""
+    return LABELS.get(name, name)
+
+
+def percent(value: float) -> str:
+    """A fraction in percent with one digit."""
+    return f"{100 * value:.1f}"
+
+
+def signed(value: float) -> str:
+    """A difference of fractions in points, with its sign."""
+    text = f"{100 * value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+
+
+def points(interval: Sequence[float]) -> str:
+    """A difference with its interval."""
+    mean, low, high = interval
+    return f"{signed(mean)} points [{signed(low)}, {signed(high)}]"
