@@ -9,11 +9,11 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from terminal import done
+from terminal import ALL_OF_CALIB, done
 
 import uwm
 from uwm.evaluate import embed
-from uwm.label_noise import LabelNoise, dependence, find_label_noise, label_noise
+from uwm.label_noise import EmbeddingKeeper, LabelNoise, dependence, find_label_noise, label_noise
 from uwm.shipped_files import DEMO_SET
 
 # ---------------------------------------------------------------- what each reason means
@@ -90,6 +90,21 @@ def test_a_set_of_which_some_pairs_lack_pictures(tiny_hf, tiny_set):
     assert found.picture.equal(whole.picture & there)
     assert found.caption.equal(whole.caption & there)
     assert whole.flagged.any()
+
+
+def test_the_embeddings_of_the_scoring_pass_give_the_same(tiny_hf, tiny_set):
+    model, calib = uwm.load(tiny_hf), uwm.read_calibration(tiny_set)
+    keeper, expected = EmbeddingKeeper(), find_label_noise(model, calib)
+    uwm.score(model, calib, embedded=keeper, batch_size=7)
+    assert keeper.label_noise(calib).named() == expected.named()
+    assert EmbeddingKeeper().label_noise(calib) is None
+
+
+def test_an_edit_counts_doubted_pairs(run_uwm, tiny_hf, tiny_set):
+    arguments = ("edit", tiny_hf, "--calib", tiny_set, "--split", "calib", *ALL_OF_CALIB, "--dry-run", "--json")
+    expected = find_label_noise(uwm.load(tiny_hf), uwm.read_calibration(tiny_set, split="calib")).as_dict()
+    assert json.loads(done(run_uwm(*arguments)))["label_noise"] == expected
+    assert "label_noise" not in json.loads(done(run_uwm(*arguments, "--method", "grad-unsafe")))
 
 
 # ---------------------------------------------------------------- wrong labels put in on purpose

@@ -95,6 +95,26 @@ def find_label_noise(
     return label_noise(sides, [p.id for p in calib.pairs], [p.concept for p in calib.pairs])
 
 
+class EmbeddingKeeper:
+    """Keeps the embeddings that `uwm.score` makes on its way: ``uwm.score(…, embedded=keeper)``."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, tuple[list, list]] = {tower: ([], []) for tower in TOWERS}
+
+    def __call__(self, tower: str, safe: torch.Tensor, unsafe: torch.Tensor) -> None:
+        """Keep one batch."""
+        for rows, side in zip(self._rows[tower], (safe, unsafe), strict=True):
+            rows.append(F.normalize(side, dim=-1).cpu())
+
+    def label_noise(self, calib: CalibrationSet) -> LabelNoise | None:
+        """As `find_label_noise` of the set that was scored; None when nothing was kept."""
+        sides = {tower: [torch.cat(side) for side in rows if side] for tower, rows in self._rows.items()}
+        if not any(sides.values()):
+            return None
+        spread = {tower: _spread(side, _has(calib, tower)) for tower, side in sides.items()}
+        return label_noise(spread, [p.id for p in calib.pairs], [p.concept for p in calib.pairs])
+
+
 def label_noise(sides: Mapping[str, Sequence[torch.Tensor]], ids: Sequence[str], concepts: Sequence[str]) -> LabelNoise:
     """`find_label_noise` on embeddings.
 
