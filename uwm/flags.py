@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -173,7 +172,9 @@ def say(show: dict[str, bool], as_json: Any, text: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    from .records import to_json
+
+    click.echo(to_json(value))
 
 
 def progress_of(show: dict[str, bool]) -> Callable | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from .label_noise import EmbeddingKeeper
 from .models import Model, OpenClipModel, load
 from .patch import Patch, check_settings, patched, random_control, select, write_patched
 from .profiler import BATCH_SIZE, Embedded, Progress
+from .records import to_json
 from .references import hub_name, resolve
 from .report import Example, find_examples, html_report, model_card, paired_differences, versions
 from .scoring import TEXT_LAYERS, VISION_LAYERS, Scores, check_method, score
@@ -326,7 +326,7 @@ def _write(
 
 
 def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    path.write_text(to_json(value) + "\n", "utf-8")
 
 
 def _warnings(calibration: CalibrationSet, results: Mapping, data_sets: Mapping[str, DataSet]) -> Iterator[str]:
