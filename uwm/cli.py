@@ -259,16 +259,15 @@ def evaluate(model: str, pairs: str, split: str | None, baseline: str | None, no
     from .calibration import read_calibration
     from .evaluate import concepts_of, differences, quadruples
     from .evaluate import evaluate as measure
-    from .gate import check_known, check_report_file, parse_requirement
+    from .gate import check_known, check_report_files, demand, github_annotations, parse_requirement, write_reports
     from .knowledge import open_data_sets
     from .models import load
-    from .report import as_text, sections, write_evaluation
+    from .report import as_markdown, as_text, sections, write_evaluation
 
     settings, show = split_flags(flags)
     required = [parse_requirement(text, baseline is not None) for text in settings["requirements"]]
     inputs = [model, baseline, pairs, settings["data_root"], *settings["zero_shot"]]
-    for file in filter(None, (settings["junit"], settings["markdown"], settings["html"])):
-        check_report_file(file, filter(None, inputs))
+    check_report_files((settings["junit"], settings["markdown"], settings["html"]), filter(None, inputs))
     chosen = quadruples(read_calibration(pairs, split=split).limit(settings["limit"], settings["seed"]))
     opening = {key: settings[key] for key in ("data_root", "templates", "ensemble")}
     data_sets = open_data_sets(settings["zero_shot"], **opening)
@@ -288,10 +287,14 @@ def evaluate(model: str, pairs: str, split: str | None, baseline: str | None, no
     as_json = {**{column: result.as_dict() for column, result in results.items()}, "differences": changes}
     say(show, {**as_json, "requirements": [asdict(verdict) for verdict in verdicts]},
         as_text(tables, all_figures=shown["all_figures"], changes=bool(changes)))  # fmt: skip
+    for line in github_annotations(verdicts) if settings["annotations"] == "github" else ():
+        click.echo(line, err=True)  # GitHub reads both streams; stdout may hold JSON
+    title = f"uwm eval {Path(model).name}"
+    write_reports(verdicts, title, as_markdown(tables, title), settings["junit"], settings["markdown"])
     if settings["html"] is not None:
         about = settings | {"model": model, "baseline": baseline, "split": split}
         write_evaluation(settings["html"], chosen, results, verdicts, about)
-    _deliver(verdicts, tables, Path(model).name, settings)
+    demand(verdicts)
 
 
 def _warn_of_odd(pairs: Any, data_sets: dict[str, Any], show: dict[str, bool]) -> None:
@@ -302,36 +305,33 @@ def _warn_of_odd(pairs: Any, data_sets: dict[str, Any], show: dict[str, bool]) -
         click.echo(f"uwm: warning: {warning}", err=True)
 
 
-def _deliver(verdicts: list, tables: list, name: str, settings: dict[str, Any]) -> None:
-    """The verdicts in the forms that CI reads, then the exit code."""
-    from .checkpoint.folder import write_file
-    from .gate import demand, github_annotations, junit
-    from .report import as_markdown
-
-    for line in github_annotations(verdicts) if settings["annotations"] == "github" else ():
-        click.echo(line, err=True)  # GitHub reads both streams; stdout may hold JSON
-    if settings["junit"] is not None:
-        write_file(settings["junit"], junit(verdicts, f"uwm eval {name}"))
-    if settings["markdown"] is not None:
-        with settings["markdown"].open("a", encoding="utf-8") as stream:  # GitHub's summary file may hold other steps'
-            stream.write(as_markdown(tables, f"uwm eval {name}"))
-    demand(verdicts)
-
-
 @uwm.command(name="calib-check")
 @click.argument("set_", metavar="SET")
 @click.option("--split", help="Only this split.")
+@click.option("--model", help="With it: pairs whose sides it cannot tell apart, and how far the edit depends on them.")
+@click.option("--mass", type=float, default=0.02, show_default=True, help="τ of that edit.")
+@MODEL
 @COMMON
-def calib_check(set_: str, split: str | None, **flags: Any) -> None:
+def calib_check(set_: str, split: str | None, model: str | None, mass: float, **flags: Any) -> None:
     """Counts by concept and split, and everything odd in a calibration set."""
     from .calibration import check, read_calibration
+    from .models import load
 
-    _, show = split_flags(flags)
-    found = check(read_calibration(set_, split=split))
+    settings, show = split_flags(flags)
+    pairs = read_calibration(set_, split=split).limit(settings["limit"], settings["seed"])
+    found = check(pairs)
     odd = {name: items for name, items in found.pop("warnings").items() if items}
     lines = [f"{key}: {value}" for key, value in found.items()]
     lines += [f"warning: {len(items)} {name.replace('_', ' ')}: {'; '.join(items[:5])}" for name, items in odd.items()]
-    say(show, {**found, "warnings": odd}, "\n".join(lines if odd else [*lines, "nothing odd found"]))
+    noise = {}
+    if model is not None and "bad_images" not in odd:
+        from .label_noise import describe, report
+
+        passed = {key: settings[key] for key in ("batch_size", "workers", "seed")}
+        loaded = load(model, **{key: settings[key] for key in OPENING})
+        noise = {"label_noise": report(loaded, pairs, mass=mass, progress=progress_of(show), **passed)}
+        lines += describe(noise["label_noise"])
+    say(show, {**found, "warnings": odd, **noise}, "\n".join(lines if odd or noise else [*lines, "nothing odd found"]))
     if bad := odd.get("bad_images"):
         raise BadInput(f"{set_}: {len(bad)} bad pictures; `uwm edit` refuses this set")
 

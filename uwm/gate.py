@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .checkpoint.folder import write_file
 from .errors import BadInput, RequirementNotMet
 from .evaluate import EvalResult, differences
 from .metrics import FIGURES
@@ -210,14 +211,28 @@ def _escaped(text: str) -> str:
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
-def check_report_file(path: Path, inputs: Iterable[str | Path]) -> None:
+def check_report_files(files: Iterable[Path | None], inputs: Iterable[str | Path]) -> None:
     """Refuse to write a report over or into an input. Raises BadInput."""
-    here = path.resolve()
-    for source in map(Path, inputs):
-        if source.exists() and (here == source.resolve() or source.resolve() in here.parents):
-            raise BadInput(f"{path}: is an input or lies in one ({source}); choose another file")
-    if path.is_dir():
-        raise BadInput(f"{path}: is a folder; choose a file")
+    sources = [Path(source).resolve() for source in inputs if Path(source).exists()]
+    for file in files:
+        if file is None:
+            continue
+        for source in sources:
+            if source in (file.resolve(), *file.resolve().parents):
+                raise BadInput(f"{file}: is an input or lies in one ({source.name}); choose another file")
+        if file.is_dir():
+            raise BadInput(f"{file}: is a folder; choose a file")
+
+
+def write_reports(
+    verdicts: Sequence[Verdict], title: str, summary: str, junit_file: Path | None, markdown_file: Path | None
+) -> None:
+    """Write JUnit XML, and append a summary in Markdown, to which CI may have written in earlier steps."""
+    if junit_file is not None:
+        write_file(junit_file, junit(verdicts, title))
+    if markdown_file is not None:
+        with markdown_file.open("a", encoding="utf-8") as stream:
+            stream.write(summary)
 
 
 def demand(verdicts: Iterable[Verdict]) -> None:

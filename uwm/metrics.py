@@ -167,13 +167,17 @@ def _against(
 
 def _own(queries: torch.Tensor, candidates: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """The cosine of each query with its target, float64 [n]."""
-    starts = range(0, len(queries), PIECE)
-    return torch.cat([_cosine(queries[i : i + PIECE], candidates[targets[i : i + PIECE]]) for i in starts])
+    pieces = zip(queries.split(PIECE), targets.split(PIECE), strict=True)
+    return torch.cat([_cosine(piece, candidates[rows]) for piece, rows in pieces])
 
 
 def _cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Row by row, float64 [n]."""
-    return (F.normalize(a.double(), dim=-1) * F.normalize(b.double(), dim=-1)).sum(-1)
+    """Row by row, float64 [n]; in pieces, since float64 copies of everything would be most of the memory."""
+
+    def exactly(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (F.normalize(a.double(), dim=-1) * F.normalize(b.double(), dim=-1)).sum(-1)
+
+    return torch.cat([exactly(*piece) for piece in zip(a.split(PIECE), b.split(PIECE), strict=True)])
 
 
 def recall(queries: torch.Tensor, candidates: torch.Tensor, ks: Sequence[int] = KS) -> dict[int, float]:

@@ -17,9 +17,10 @@ from .errors import BadInput
 from .evaluate import EvalResult, embed, evaluate, quadruples
 from .images import bad_images
 from .knowledge import DataSet, open_data_sets
+from .label_noise import EmbeddingKeeper
 from .models import Model, OpenClipModel, load
 from .patch import Patch, check_settings, patched, random_control, select, write_patched
-from .profiler import BATCH_SIZE, Progress
+from .profiler import BATCH_SIZE, Embedded, Progress
 from .references import hub_name, resolve
 from .report import Example, find_examples, html_report, model_card, paired_differences, versions
 from .scoring import TEXT_LAYERS, VISION_LAYERS, Scores, check_method, score
@@ -117,13 +118,13 @@ def run(
     with clock("load"):
         model = load_model(recipe)
     with clock("score"):
-        scores = make_scores(recipe, model, calibration, progress)
+        scores, noise = _score(recipe, model, calibration, progress)
     with clock("select"):
         patch = make_patch(recipe, scores)
     with clock("evaluate"):
         results = _measure(recipe, model, patch, held_out, data_sets, progress)
         examples = _examples(recipe, model, patch, held_out, next(iter(results))) if show_examples and results else []
-    manifest = _manifest(recipe, model, calibration, scores, patch, results)
+    manifest = _manifest(recipe, model, calibration, scores, patch, results) | noise
     if output is not None:
         with clock("write"), new_folder(output) as folder:
             _write(folder, model, patch, manifest, results, examples, clock)
@@ -147,7 +148,13 @@ def _hub(recipe: Recipe) -> dict[str, Any]:
     return {"revision": recipe.revision, "cache_dir": recipe.cache_dir, "offline": recipe.offline}
 
 
-def make_scores(recipe: Recipe, model: Model, calibration: CalibrationSet, progress: Progress | None) -> Scores:
+def make_scores(
+    recipe: Recipe,
+    model: Model,
+    calibration: CalibrationSet,
+    progress: Progress | None,
+    embedded: Embedded | None = None,
+) -> Scores:
     """`uwm.score` with the recipe's settings."""
     return score(
         model,
@@ -158,7 +165,18 @@ def make_scores(recipe: Recipe, model: Model, calibration: CalibrationSet, progr
         batch_size=recipe.batch_size,
         workers=recipe.workers,
         progress=progress,
+        embedded=embedded,
     )
+
+
+def _score(
+    recipe: Recipe, model: Model, calibration: CalibrationSet, progress: Progress | None
+) -> tuple[Scores, dict[str, Any]]:
+    """The scores, and what uwm.json says of doubted pairs: nothing where the method makes no embeddings of its own."""
+    keeper = EmbeddingKeeper()
+    scores = make_scores(recipe, model, calibration, progress, embedded=keeper)
+    noise = keeper.label_noise(calibration)
+    return scores, {} if noise is None else {"label_noise": noise.as_dict()}
 
 
 def make_patch(recipe: Recipe, scores: Scores) -> Patch:
