@@ -13,6 +13,7 @@ import pytest
 from documents_by_hand import HASH, NAMES, NASTY, document, documents
 
 import uwm
+from uwm.label_noise import REASONS
 from uwm.report import html_report
 from uwm.report.markup import clean
 
@@ -169,8 +170,12 @@ def test_guards_and_label_noise():
     assert page.tables["Guards by matrix"][1:] == [["vision.0.fc2", "1", "0"], ["vision.1.fc2", "2", "0"]]
     assert "In 2 of 3 matrices: 3 dead channels, 0 zero rows." in page.text
     assert "Pairs left out of calibration: 1 empty caption." in page.text
-    assert ["share", "11.7 %"] in page.tables["Label noise"]
-    assert ["by side, unsafe image", "5"] in page.tables["Label noise"]
+    assert "7 of 60 calibration pairs are doubted (11.7 %)" in page.text
+    assert page.tables["Label noise"][1:] == [
+        [REASONS["picture"], "5"],
+        [REASONS["caption"], "2"],
+        [REASONS["astray"], "1"],
+    ]
 
 
 # ---------------------------------------------------------------- its numbers

@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from ..knowledge import mean_over_sets
+from ..label_noise import REASONS
 from .charts import PERCENT, Row, Scale, bars, dots, histograms, line_of, patch_of, swatch
 from .findings import SAFETY, TOP1, explain, roles
 from .markup import join, tag
@@ -225,17 +226,13 @@ def _skipped(document: Document) -> Markup | None:
 
 
 def _label_noise(document: Document) -> Markup | None:
-    if not document.get("label_noise"):
+    noise = document.get("label_noise")
+    if not noise:
         return None
-    body = [(key.replace("_", " "), value) for key, value in _flat(document["label_noise"])]
-    return join([tag("h3", "Label noise"), table(("", ""), body, "Label noise", "numbers")])
-
-
-def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, object]]:
-    """Nested mappings as one list of names and values."""
-    for key, value in values.items():
-        name = f"{before}{key}"
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{name}, ")
-        else:
-            yield name, f"{100 * value:.1f} %" if isinstance(value, float) else value
+    about = (
+        f"{noise['flagged']} of {noise['checked']} calibration pairs are doubted ({percent(noise['share'])} %), for one "
+        "reason or more. What the model does not know, it doubts."
+    )
+    body = [(text, noise[reason]) for reason, text in REASONS.items()]
+    reasons = table(("doubt", "pairs"), body, "Label noise", "numbers")
+    return join([tag("h3", "Label noise"), tag("p", about), reasons])
