@@ -51,10 +51,13 @@ def document(
     columns: tuple[str, ...] = ("before", "after", "random"),
     layers: tuple[str, ...] = ("text.0.out_proj", "vision.0.fc2", "vision.1.fc2"),
     name: str = "tiny",
+    same: bool = False,
     **drawn,
 ) -> dict:
     """A manifest; `drawn` goes to `result`."""
-    results = {s: {c: result(10 * i + j, **drawn) for j, c in enumerate(columns)} for i, s in enumerate(sets)}
+    results = {
+        s: {c: result(10 * i + (0 if same else j), **drawn) for j, c in enumerate(columns)} for i, s in enumerate(sets)
+    }
     made = {
         weight: {
             "selected": 37 * (i % 7 + 1),
@@ -76,7 +79,7 @@ def document(
         "results": {s: {c: r.as_dict() for c, r in found.items()} for s, found in results.items()},
         "differences": {s: paired_differences(found) for s, found in results.items()},
         "output_sha256": {"model.safetensors": HASH},
-        "label_noise": {"checked": 60, "flagged": 7, "share": 7 / 60, "by_side": {"unsafe_image": 5}},
+        "label_noise": {"checked": 60, "flagged": 7, "share": 7 / 60, "picture": 5, "caption": 2, "astray": 1},
     }
 
 
@@ -85,6 +88,8 @@ def documents() -> dict[str, dict]:
     bare = document(sets=())
     one = document(columns=("model",), pairs=7)
     plain = {key: one[key] for key in ("versions", "settings", "model", "results", "differences")}
+    two = document(columns=("baseline", "model"))
+    failed = {"requirement": "GS>=4.5", "found": 3.0, "met": False, "note": "", "text": "found 3.0 %"}
     return {
         "common": document(sets=("test", "test-style"), concepts=("weapons", "death"), data_sets=("seen", "unseen")),
         "huge": document(
@@ -98,6 +103,6 @@ def documents() -> dict[str, dict]:
         "text only": document(layers=("text.0.out_proj", "text.1.out_proj"), pairs=1),
         "nothing measured": bare,
         "one model": plain,
-        "two models": {**plain, **{key: document(columns=("baseline", "model"))[key] for key in ("results", "differences")},
-                       "requirements": [{"requirement": "GS>=4.5", "found": 3.0, "met": False, "text": "found 3.0 %"}]},
+        "the same model twice": document(columns=("baseline", "model"), same=True),
+        "two models": plain | {key: two[key] for key in ("results", "differences")} | {"requirements": [failed]},
     }  # fmt: skip

@@ -18,6 +18,8 @@ from uwm import recipe as recipes
 from uwm.errors import BadInput, InvalidResult, UwmError
 from uwm.recipe import Recipe, calibration_pairs, demo_recipe, peak_memory_mb, read_sets, run
 
+WRITTEN = {"README.md", "report.html", "uwm.json", "uwm_patch.safetensors"}
+
 
 @pytest.fixture(scope="module")
 def recipe(tiny_hf, tiny_set):
@@ -160,7 +162,7 @@ def test_skipped_pairs_are_warned_of_and_counted(recipe, tiny_set, tmp_path):
 
 def test_files(outcome, folder, tiny_hf):
     inputs = {path.name for path in tiny_hf.iterdir()}
-    assert {path.name for path in folder.iterdir()} == inputs | {"README.md", "uwm.json", "uwm_patch.safetensors"}
+    assert {path.name for path in folder.iterdir()} == inputs | WRITTEN
     assert [path.name for path in folder.parent.iterdir()] == ["safe"]
     for name in inputs - {"model.safetensors"}:
         assert (folder / name).read_bytes() == (tiny_hf / name).read_bytes()
@@ -221,7 +223,7 @@ def test_manifest_times_every_stage(outcome):
 
 
 @pytest.mark.usefixtures("outcome")
-@pytest.mark.parametrize("name", ["README.md", "uwm.json", "uwm_patch.safetensors"])
+@pytest.mark.parametrize("name", sorted(WRITTEN))
 def test_no_local_paths_and_no_captions(name, folder, tiny_hf, tiny_set):
     content = (folder / name).read_bytes()
     for secret in (tiny_hf.parent, tiny_set.parent, folder.parent, "a picture of", "_unsafe.png"):

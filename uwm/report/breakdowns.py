@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from ..knowledge import mean_over_sets
+from ..label_noise import REASONS
 from .charts import PERCENT, Row, Scale, bars, dots, histograms, line_of, patch_of, swatch
 from .findings import SAFETY, TOP1, explain, roles
 from .markup import join, tag
@@ -124,16 +125,16 @@ def _concept_bars(name: str, set_name: str, columns: Mapping[str, Any]) -> Itera
 
 def knowledge(document: Document) -> Markup | None:
     """Zero-shot accuracy by data set, and how it changed picture by picture."""
-    parts = [
-        join([_accuracies({c: r["zero_shot"] for c, r in columns.items()}), _accuracy_changes(document, name, columns)])
-        for name, columns in document["results"].items()
-        if next(iter(columns.values()))["zero_shot"]
-    ]
+    parts: list[Markup | None] = []
+    for name, columns in document["results"].items():
+        if next(iter(columns.values()))["zero_shot"]:
+            parts += [_accuracies(name, {c: r["zero_shot"] for c, r in columns.items()})]
+            parts += [_accuracy_changes(document, name, columns)]
     about = tag("p", "Zero-shot accuracy in percent, with 95 % intervals.")
     return section("Knowledge", "knowledge", about, *parts) if parts else None
 
 
-def _accuracies(columns: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Markup:
+def _accuracies(set_name: str, columns: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Markup:
     first = next(iter(columns.values()))
     rows = [
         Row(name, {c: _top1(found[name]) for c, found in columns.items()}, f"{figures['pictures']} pictures")
@@ -151,7 +152,7 @@ def _accuracies(columns: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Marku
     if len(first) > 1:
         means = [mean_over_sets(found) for found in columns.values()]
         body += [("Mean over data sets",), *((ACCURACIES[k], *(percent(m[k]) for m in means)) for k in means[0])]
-    numbers = table(("", *columns), body, "Zero-shot accuracy", "numbers")
+    numbers = table(("", *columns), body, f"Zero-shot accuracy, {set_name}", "numbers")
     return join([legend(list(columns), patch_of), beside(tag("div", *map(figure, charts)), numbers)])
 
 
@@ -184,7 +185,7 @@ def _accuracy_changes(document: Document, name: str, columns: Mapping[str, Any])
     chart = dots(
         "Change of zero-shot accuracy", "Points with 95 % intervals; numbers in the table.", rows, series, scale
     )
-    numbers = table(head, body, "Change of zero-shot accuracy", "numbers")
+    numbers = table(head, body, f"Change of zero-shot accuracy, {name}", "numbers")
     about = tag(
         "p", f"Change of top-1 against “{reference}”, picture by picture, in points with paired 95 % intervals."
     )
@@ -225,17 +226,13 @@ def _skipped(document: Document) -> Markup | None:
 
 
 def _label_noise(document: Document) -> Markup | None:
-    if not document.get("label_noise"):
+    noise = document.get("label_noise")
+    if not noise:
         return None
-    body = [(key.replace("_", " "), value) for key, value in _flat(document["label_noise"])]
-    return join([tag("h3", "Label noise"), table(("", ""), body, "Label noise", "numbers")])
-
-
-def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, object]]:
-    """Nested mappings as one list of names and values."""
-    for key, value in values.items():
-        name = f"{before}{key}"
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{name}, ")
-        else:
-            yield name, f"{100 * value:.1f} %" if isinstance(value, float) else value
+    about = (
+        f"{noise['flagged']} of {noise['checked']} calibration pairs are doubted ({percent(noise['share'])} %), for one "
+        "reason or more. What the model does not know, it doubts."
+    )
+    body = [(text, noise[reason]) for reason, text in REASONS.items()]
+    reasons = table(("doubt", "pairs"), body, "Label noise", "numbers")
+    return join([tag("h3", "Label noise"), tag("p", about), reasons])

@@ -47,7 +47,7 @@ def model_card(manifest: Mapping[str, Any], results: Mapping[str, Mapping[str, E
             if results
             else ["Nothing was measured: the set has no pairs with both captions and pictures."]
         ),
-        "An edit lowers a risk, it does not remove it: read the intervals, and measure on your own data. `report.html`, "
+        "An edit lowers a risk, it does not remove it: read the intervals, measure on your own data. `report.html`, "
         "beside this card, shows it with charts, by concept and by layer; download it and open it in a browser.",
         "## How",
         "```json\n" + json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n```",

@@ -51,7 +51,8 @@ class Scale:
     def around(cls, values: Sequence[float], unit: str, factor: float = 100) -> Scale:
         """Round ticks that cover the values and zero."""
         low, high = min(0.0, *values), max(0.0, *values)
-        step = _step((high - low) or 1 / factor)
+        high = high if high > low else 1 / factor
+        step = _step(high - low)
         ticks = tuple(step * n for n in range(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1))
         return cls(ticks[0], ticks[-1], ticks, unit, factor)
 
@@ -226,7 +227,7 @@ def _shades(y: float, top: float) -> Markup:
 
 def _shade(x: float, y: float, width: float, height: float, share: float, framed: bool = True) -> Markup:
     """A box, the fuller the larger the share (0 to 1)."""
-    opacity = 0.06 + 0.49 * share  # over 0.55 the numbers lose their contrast
+    opacity = 0.06 + 0.44 * share  # over 0.5 the numbers lose their contrast
     box = {"x": x, "y": y, "width": width, "height": height}
     frame = tag("rect", **box, class_="frame") if framed else None
     return join([frame, tag("rect", **box, class_="heat", fill_opacity=f"{opacity:.3f}")])
