@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from .version import __version__
 
 FORMAT = 1  # raise it when pictures are read or embeddings are made in another way
 MAX_BYTES = 2 << 30
+OURS = re.compile(r"(\.uwm-\d+-)?[0-9a-f]{64}\.safetensors")  # entries, and what a killed process left of one
 PROBE_SIZES = ((97, 211), (640, 427))  # width and height: below and above what models take, and not square
 PROBE_TEXTS = ["a picture of 2 dogs", "Ünusual — words, and one of many letters: electroencephalographically"]
 
@@ -81,8 +83,10 @@ class EmbeddingCache:
         return self.folder / f"{key}.safetensors"
 
     def _shrink(self) -> None:
+        """Remove the entries used longest ago; never a file that is not ours."""
         total = 0
-        for path in sorted(self.folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True):
+        ours = [path for path in self.folder.iterdir() if OURS.fullmatch(path.name)]
+        for path in sorted(ours, key=lambda path: path.stat().st_mtime, reverse=True):
             total += path.stat().st_size
             if total > self.max_bytes:
                 path.unlink(missing_ok=True)

@@ -281,7 +281,7 @@ def evaluate(model: str, pairs: str, split: str | None, baseline: str | None, no
             loaded = load(reference, **{key: settings[key] for key in OPENING})
             results[column] = measure(loaded, chosen, data_sets=data_sets, **passed)
     changes = {} if baseline is None else differences(results["model"], results["baseline"], settings["seed"])
-    verdicts = [requirement.check(results["model"], results.get("baseline")) for requirement in required]
+    verdicts = [r.check(results["model"], results.get("baseline"), settings["seed"]) for r in required]
     shown = {key: settings[key] for key in ("all_figures", "by_concept")}
     tables = sections(chosen.root.name, results, changes, verdicts, **shown)
     as_json = {**{column: result.as_dict() for column, result in results.items()}, "differences": changes}
