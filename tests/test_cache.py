@@ -213,6 +213,8 @@ def test_where_it_lies(monkeypatch, tmp_path):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert EmbeddingCache.default().folder == tmp_path / ".cache" / "uwm" / "embeddings"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert EmbeddingCache.default().folder == tmp_path / ".cache" / "uwm" / "embeddings"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert EmbeddingCache.default().folder == tmp_path / "xdg" / "uwm" / "embeddings"
     monkeypatch.setenv("UWM_CACHE_DIR", str(tmp_path / "own"))

@@ -49,11 +49,12 @@ class EmbeddingCache:
         """In ``$UWM_CACHE_DIR``, ``$XDG_CACHE_HOME/uwm`` or ``~/.cache/uwm``; None where there is no home."""
         if own := os.environ.get("UWM_CACHE_DIR"):
             return cls(Path(own) / "embeddings")
+        base = Path(os.environ.get("XDG_CACHE_HOME", ""))
         try:
-            base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+            base = base if base.is_absolute() else Path.home() / ".cache"  # XDG: a relative path is to be ignored
         except RuntimeError:
             return None
-        return cls(Path(base) / "uwm" / "embeddings")
+        return cls(base / "uwm" / "embeddings")
 
     def get(self, key: str) -> dict[str, torch.Tensor] | None:
         """The tensors stored under a key, or None."""
