@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -63,10 +64,11 @@ class EmbeddingCache:
             tensors, about = records.read(path, "embeddings")
             if about["key"] != key or about["sha256"] != _hashes(tensors):
                 raise ValueError("damaged")
-            os.utime(path)
         except (UwmError, OSError, LookupError, TypeError, ValueError) as error:
             logger.info("no cached embeddings: %s", error)
             return None
+        with contextlib.suppress(OSError):  # of a cache that may only be read
+            os.utime(path)
         return tensors
 
     def put(self, key: str, tensors: Mapping[str, torch.Tensor]) -> None:
