@@ -218,7 +218,7 @@ def test_concepts_knowledge_layers_and_similarities_are_the_manifests():
     means = [percent(sum(d["top1"] for d in r["zero_shot"].values()) / 2) for r in columns.values()]
     assert knowledge[-3] == ["top-1", *means]
     layers = {row[0]: row[1:] for row in page.tables["Edited entries by matrix"]}
-    assert layers["vision.1.fc2"] == ["111", "4096", "2.710 %", HASH]
+    assert layers["vision.1.fc2"] == ["111", "4096", "2.710", HASH]
     counts = page.tables["Counts of similarities on test"]
     for side, column in (("safe", 1), ("unsafe", 2)):
         assert sum(int(row[column]) for row in counts[1:]) == sum(columns["before"]["similarities"]["ts"][side])

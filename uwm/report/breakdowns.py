@@ -230,8 +230,8 @@ def _label_noise(document: Document) -> Markup | None:
     if not noise:
         return None
     about = (
-        f"{noise['flagged']} of {noise['checked']} calibration pairs are doubted ({percent(noise['share'])} %), for one "
-        "reason or more. What the model does not know, it doubts."
+        f"{noise['flagged']} of {noise['checked']} calibration pairs are doubted ({percent(noise['share'])} %), for "
+        "one reason or more. What the model does not know, it doubts."
     )
     body = [(text, noise[reason]) for reason, text in REASONS.items()]
     reasons = table(("doubt", "pairs"), body, "Label noise", "numbers")

@@ -54,10 +54,10 @@ def edited(document: Document) -> Markup | None:
     ]
     untouched = [tower for tower, cells in towers.items() if not cells]
     rows = [
-        (name, layer["selected"], layer["of"], f"{100 * shares[name]:.3f} %", tag("code", layer["base_sha256"]))
+        (name, layer["selected"], layer["of"], f"{100 * shares[name]:.3f}", tag("code", layer["base_sha256"]))
         for name, layer in layers.items()
     ]
-    head = ("matrix", "edited", "of", "share", "sha256 before the edit")
+    head = ("matrix", "edited", "of", "percent", "sha256 before the edit")
     about = (
         f"{document['selected']} of {document['of']} entries of {len(layers)} matrices {what} "
         f"({100 * document['selected'] / document['of']:.2f} %). Every other value is the original's, bit for bit."
