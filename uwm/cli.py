@@ -14,6 +14,7 @@ from .errors import BadInput, RequirementNotMet, ResourceFault, UwmError
 from .flags import (
     COMMON,
     HUB,
+    IMAGES,
     MODEL,
     PATH,
     SCORE,
@@ -26,6 +27,7 @@ from .flags import (
     resolved,
     say,
     split_flags,
+    warn,
 )
 
 DEMO_OUTPUT = "uwm-demo"
@@ -91,8 +93,7 @@ def _run(recipe: Any, output: Path | None, overwrite: bool, show: dict[str, bool
     from .report import LEGEND, RANDOM_LEGEND, heading, rows, text_table
 
     outcome = run(recipe, output, overwrite=overwrite, progress=progress_of(show))
-    for warning in () if show["quiet"] else outcome.warnings:
-        click.echo(f"uwm: warning: {warning}", err=True)
+    warn(show, outcome.warnings)
     manifest = outcome.manifest
     if show["as_json"]:
         print_json({**manifest, "output": None if output is None else str(output)})
@@ -133,6 +134,7 @@ def score(output: Path, overwrite: bool, **flags: Any) -> None:
     recipe = Recipe(**settings)
     _refuse_existing(output, overwrite, recipe.model, recipe.calib)
     pairs = calibration_pairs(recipe)
+    warn(show, pairs.warnings())
     scores = make_scores(recipe, load_model(recipe), pairs, progress_of(show))
     scores.save(output)
     say(show, {"output": str(output), "weights": len(scores), **scores.recipe}, f"{len(scores)} weights → {output}")
@@ -238,8 +240,9 @@ def inspect(file: str, **flags: Any) -> None:
 
 @uwm.command(name="eval")
 @click.argument("model")
-@click.option("--pairs", required=True, help="Set to measure on, a folder.")
+@click.option("--pairs", required=True, help="Set to measure on: a folder, or a file of ViSU-Text or NSFWCaps.")
 @click.option("--split", help="Its split.")
+@IMAGES
 @click.option("--baseline", help="Model to compare with.")
 @ZERO_SHOT
 @click.option("--require", "requirements", multiple=True, help="Such as 'GS>=4.5', or 'top1>=-2%' of the baseline's.")
@@ -258,7 +261,8 @@ def evaluate(
 
     settings, show = split_flags(flags)
     parsed = [parse_requirement(text, baseline is not None) for text in requirements]
-    chosen = read_calibration(pairs, split=split).limit(settings["limit"], settings["seed"])
+    images = {key: settings[key] for key in ("safe_images", "unsafe_images")}
+    chosen = read_calibration(pairs, split=split, **images).limit(settings["limit"], settings["seed"])
     wanted = settings.pop("zero_shot")
     data_sets = open_data_sets(wanted, **{key: settings[key] for key in ("data_root", "templates", "ensemble")})
     results = {}
@@ -268,11 +272,10 @@ def evaluate(
             passed = {key: settings[key] for key in ("batch_size", "workers", "seed")}
             results[column] = measure(loaded, chosen, data_sets=data_sets, progress=progress_of(show), **passed)
     verdicts = [requirement.check(results["model"], results.get("baseline")) for requirement in parsed]
-    warnings = [note for data in data_sets.values() for note in data.odd]
+    warnings = [*chosen.warnings(), *(note for data in data_sets.values() for note in data.odd)]
     if len(chosen.splits()) > 1:
         warnings.append(f"measuring on all splits ({', '.join(chosen.splits())}); see --split")
-    for warning in () if show["quiet"] else warnings:
-        click.echo(f"uwm: warning: {warning}", err=True)
+    warn(show, warnings)
     text = f"{heading(chosen.root.name, len(chosen))}\n{text_table(rows(results))}\n\n{LEGEND}"
     say(show, {**{c: r.as_dict() for c, r in results.items()}, "requirements": verdicts}, text)
     _demand(verdicts)
@@ -287,13 +290,14 @@ def _demand(verdicts: list[dict[str, Any]]) -> None:
 @uwm.command(name="calib-check")
 @click.argument("set_", metavar="SET")
 @click.option("--split", help="Only this split.")
+@IMAGES
 @COMMON
 def calib_check(set_: str, split: str | None, **flags: Any) -> None:
     """Counts by concept and split, and everything odd in a calibration set."""
     from .calibration import check, read_calibration
 
-    _, show = split_flags(flags)
-    found = check(read_calibration(set_, split=split))
+    images, show = split_flags(flags)
+    found = check(read_calibration(set_, split=split, **images))
     odd = {name: items for name, items in found.pop("warnings").items() if items}
     lines = [f"{key}: {value}" for key, value in found.items()]
     lines += [f"warning: {len(items)} {name.replace('_', ' ')}: {'; '.join(items[:5])}" for name, items in odd.items()]
