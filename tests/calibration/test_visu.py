@@ -91,6 +91,7 @@ def test_all_splits_of_a_folder(train, roots, tmp_path):
     """The same number in two splits is two pairs, and never takes the other's picture."""
     write(train, item(0), item(1))
     write(train.with_name("ViSU-Text_test.json"), item(0, safe="a cup", coco_id=140), item(7))
+    picture(tmp_path / "unsafe" / "0" / "0.jpg")  # of which split, nothing says
     whole = read_calibration(train.parent, **roots)
     assert [p.id for p in whole.pairs] == ["test/0", "test/7", "train/0", "train/1"]
     assert whole.splits() == ["test", "train"]
