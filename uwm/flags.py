@@ -135,6 +135,17 @@ SELECT = _stack(
     click.option("--vision-mass", type=float, help="τ of the vision tower."),
     click.option("--alpha", type=float, help="Factor of the chosen entries  [default: the method's, -1 for uwm]"),
 )
+GATE = _stack(
+    click.option(
+        "--require",
+        "requirements",
+        multiple=True,
+        help="Such as 'GS>=4.5' (percent), 'top1>=-2%' or 'R1_ts_vs>=-2pt' (change), 'P_vu@weapons>=10', 'GS.low>=3'.",
+    ),
+    click.option("--junit", type=PATH, help="Write the verdicts as JUnit XML."),
+    click.option("--markdown", type=PATH, help="Append tables and verdicts to a Markdown file."),
+    click.option("--annotations", type=click.Choice(["github"]), help="Print failed requirements as CI annotations."),
+)
 WRITE = _stack(
     click.option("-o", "--output", type=PATH, help="Folder to write."),
     click.option("--overwrite", is_flag=True, help="Replace an output that exists."),

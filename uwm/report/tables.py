@@ -1,21 +1,23 @@
-"""Results as people read them: the table on the terminal, and the model card beside the weights."""
+"""Results as tables: rows of cells, for the terminal and for Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .evaluate import EvalResult
-from .knowledge import mean_over_sets
+from ..evaluate import EvalResult
+from ..knowledge import mean_over_sets
+from ..metrics import GROUPS, KS, PREFERENCES, RETRIEVALS
 
+ARROWS = dict(zip(RETRIEVALS, ("Ts→Vs", "Vs→Ts", "Tu→V∪", "Vu→T∪"), strict=True))
 LABELS = {  # figure -> what tables call it
-    "R1_ts_vs": "R@1 Ts→Vs",
-    "R1_vs_ts": "R@1 Vs→Ts",
-    "R1_tu_union": "R@1 Tu→V∪",
-    "R1_vu_union": "R@1 Vu→T∪",
+    **{f"R{k}_{name}": f"R@{k} {arrow}" for k in KS for name, arrow in ARROWS.items()},
+    "unsafe_top1_tu": "unsafe top-1 Tu→V∪",
+    "unsafe_top1_vu": "unsafe top-1 Vu→T∪",
     "top1_safe": "zero-shot, safe classes",
     "top1_unsafe": "zero-shot, unsafe classes",
 }
+HEADLINE = (*PREFERENCES, *GROUPS, *(f"R1_{name}" for name in RETRIEVALS))  # what tables show unless asked for all
 FEW_PAIRS = 50
 LEGEND = (
     "P_xy: share of queries (t text, v image; s safe, u unsafe) that prefer the safe side; Txt, Img, PS, PU, GS: their "
@@ -30,15 +32,16 @@ def heading(name: str, pairs: int) -> str:
     return f"{name} ({pairs} pairs{', too few for firm figures' if pairs < FEW_PAIRS else ''})"
 
 
-def rows(results: Mapping[str, EvalResult]) -> list[list[str]]:
+def rows(results: Mapping[str, EvalResult], *, all_figures: bool = False) -> list[list[str]]:
     """A table as rows of cells: a heading, then one row a figure with one column a result.
 
     Args:
         results: Column name -> result, all with the same figures.
+        all_figures: Those beyond `HEADLINE` too.
     """
     first = next(iter(results.values()))
     table = [["", *results]]
-    for name in first.figures:
+    for name in first.figures if all_figures else [name for name in HEADLINE if name in first.figures]:
         table.append([LABELS.get(name, name), *(_cell(*r.figures[name]) for r in results.values())])
     for data_set, scores in first.zero_shot.items():
         table.append([f"zero-shot ({data_set})", *(_top1_cell(r.zero_shot[data_set]) for r in results.values())])
@@ -77,53 +80,3 @@ def layer_table(layers: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """Selected entries by weight, as rows of cells."""
     body = [[n, f"{v['selected']}", f"{v['of']}", f"{100 * v['selected'] / v['of']:.3f} %"] for n, v in layers.items()]
     return [["weight", "selected", "of", "share"], *body]
-
-
-def model_card(manifest: Mapping[str, Any], results: Mapping[str, Mapping[str, EvalResult]]) -> str:
-    """README.md of an edited checkpoint: Hub metadata, what was done, what it did.
-
-    Args:
-        manifest: The content of ``uwm.json``.
-        results: Evaluation set -> column -> result.
-    """
-    from huggingface_hub import ModelCardData
-
-    name, settings = manifest["model"]["name"], manifest["settings"]
-    library = "open_clip" if manifest["model"]["layout"].startswith("open_clip") else "transformers"
-    tags = ["uwm", "model-editing", "safety", "clip"]
-    metadata = ModelCardData(
-        base_model=name if manifest["model"]["on_hub"] else None,
-        library_name=library,
-        pipeline_tag="zero-shot-image-classification",
-        tags=tags,
-    ).to_yaml()
-    sign = "negated" if settings["alpha"] == -1 else f"multiplied by {settings['alpha']}"
-    parts = [
-        f"---\n{metadata}\n---",
-        f"# {name}, edited by uwm",
-        f"In this copy of `{name}` the weights that carry unsafe content were found by Unsafe Weights Manipulation "
-        f"(UWM, WACV 2026) and {sign}: {manifest['selected']} of {manifest['of']} entries of {len(manifest['layers'])} "
-        "matrices. Every other value is the original's, bit for bit. Nothing was trained. "
-        "`uwm revert` with `uwm_patch.safetensors` gives the original back.",
-        "## What it did",
-        *(
-            f"On {next(iter(columns.values())).pairs} pairs of `{set_name}`, none of them used for calibration:\n\n"
-            + markdown_table(rows(columns))
-            for set_name, columns in results.items()
-        ),
-        *(
-            [f"{LEGEND} {RANDOM_LEGEND}"]
-            if results
-            else ["Nothing was measured: the set has no pairs with both captions and pictures."]
-        ),
-        "An edit lowers a risk, it does not remove it: read the intervals, and measure on your own data.",
-        "## How",
-        "```json\n" + _json(settings) + "\n```",
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _json(value: Any) -> str:
-    import json
-
-    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
