@@ -12,8 +12,8 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "uwm"
 ORDER = """
     version errors weights layouts checkpoint records shipped_files references models images calibration taps profiler
-    scorers scoring selection patch metrics knowledge cache evaluate label_noise gate report recipe inspection flags
-    cli __main__
+    scorers scoring selection patch metrics knowledge cache evaluate label_noise gate report recipe
+    inspection flags cli __main__
 """.split()
 MODEL_LIBRARIES = {"transformers", "open_clip"}
 

@@ -188,16 +188,19 @@ def test_a_folder_that_cannot_be_made_or_read_is_no_error(model, calib, tmp_path
 def test_the_ones_used_longest_ago_go(cache):
     cache.put(KEY, tensors(40))
     cache = replace(cache, max_bytes=3 * entry(cache).stat().st_size + 100)
+    for name in ("mine.safetensors", f".uwm-1-{KEY}.safetensors"):
+        (cache.folder / name).write_bytes(bytes(2000))
+        os.utime(cache.folder / name, (1, 1))
     for number in range(3):
         cache.put(str(number) * 64, tensors(40))
-        os.utime(cache.folder / f"{str(number) * 64}.safetensors", (number, number))
+        os.utime(cache.folder / f"{str(number) * 64}.safetensors", (number + 10, number + 10))
     assert cache.get("0" * 64) is not None  # used now
     for number in range(3, 5):
         cache.put(str(number) * 64, tensors(40))
         os.utime(cache.folder / f"{str(number) * 64}.safetensors", (2e9 + number, 2e9 + number))
     kept = {path.name[0] for path in cache.folder.iterdir()}
-    assert kept == {"0", "3", "4"}
-    assert sum(path.stat().st_size for path in cache.folder.iterdir()) <= cache.max_bytes
+    assert kept == {"0", "3", "4", "m"}
+    assert sum(path.stat().st_size for path in cache.folder.glob("?" * 64 + ".*")) <= cache.max_bytes
 
 
 def test_an_entry_too_big_is_not_kept(cache):
@@ -209,6 +212,8 @@ def test_where_it_lies(monkeypatch, tmp_path):
     for name in ("UWM_CACHE_DIR", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
+    assert EmbeddingCache.default().folder == tmp_path / ".cache" / "uwm" / "embeddings"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     assert EmbeddingCache.default().folder == tmp_path / ".cache" / "uwm" / "embeddings"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert EmbeddingCache.default().folder == tmp_path / "xdg" / "uwm" / "embeddings"

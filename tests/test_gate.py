@@ -11,7 +11,7 @@ import torch
 from terminal import done, refused
 
 from uwm.errors import BadInput, RequirementNotMet
-from uwm.evaluate import EvalResult
+from uwm.evaluate import EvalResult, differences
 from uwm.gate import Verdict, check_known, demand, github_annotations, junit, parse_requirement
 from uwm.metrics import FIGURES
 
@@ -77,6 +77,8 @@ def test_the_bound_of_a_change_is_that_of_the_paired_interval():
     low = parse_requirement("GS.low>=+0.5pt", True).check(AFTER, BEFORE)
     high = parse_requirement("GS.high>=+0.5pt", True).check(AFTER, BEFORE)
     assert 0 < low.found < 4 < high.found < 9
+    change = 100 * differences(AFTER, BEFORE, seed=3)["GS"]["difference"][1]
+    assert parse_requirement("GS.low>=+0pt", True).check(AFTER, BEFORE, seed=3).found == change
     assert (str(low), str(high)) == (f"found {low.found:.1f} pt", f"found {high.found:.1f} pt")
 
 
@@ -92,6 +94,9 @@ def test_what_cannot_be_compared_is_not_met_and_says_why():
     verdict = parse_requirement("top1_unsafe<=30", False).check(AFTER)
     assert (verdict.met, str(verdict)) == (False, "no data set has a top1_unsafe")
     assert str(parse_requirement("top5:pets>=3", False).check(AFTER)) == "no data set pets has a top5"
+    assert str(parse_requirement("GS@drugs>=3", False).check(AFTER)) == "there is no GS of drugs"
+    assert str(parse_requirement("gs<=3", False).check(AFTER)) == "there is no gs"
+    assert str(parse_requirement("GS@*>=3", False).check(result(1))) == "the pairs name no concepts"
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ from .version import __version__
 
 FORMAT = 1  # raise it when pictures are read or embeddings are made in another way
 MAX_BYTES = 2 << 30
+OURS = re.compile(r"(\.uwm-\d+-)?[0-9a-f]{64}\.safetensors")  # entries, and what a killed process left of one
 PROBE_SIZES = ((97, 211), (640, 427))  # width and height: below and above what models take, and not square
 PROBE_TEXTS = ["a picture of 2 dogs", "Ünusual — words, and one of many letters: electroencephalographically"]
 
@@ -47,11 +50,12 @@ class EmbeddingCache:
         """In ``$UWM_CACHE_DIR``, ``$XDG_CACHE_HOME/uwm`` or ``~/.cache/uwm``; None where there is no home."""
         if own := os.environ.get("UWM_CACHE_DIR"):
             return cls(Path(own) / "embeddings")
+        base = Path(os.environ.get("XDG_CACHE_HOME", ""))
         try:
-            base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+            base = base if base.is_absolute() else Path.home() / ".cache"  # XDG: a relative path is to be ignored
         except RuntimeError:
             return None
-        return cls(Path(base) / "uwm" / "embeddings")
+        return cls(base / "uwm" / "embeddings")
 
     def get(self, key: str) -> dict[str, torch.Tensor] | None:
         """The tensors stored under a key, or None."""
@@ -60,10 +64,11 @@ class EmbeddingCache:
             tensors, about = records.read(path, "embeddings")
             if about["key"] != key or about["sha256"] != _hashes(tensors):
                 raise ValueError("damaged")
-            os.utime(path)
         except (UwmError, OSError, LookupError, TypeError, ValueError) as error:
             logger.info("no cached embeddings: %s", error)
             return None
+        with contextlib.suppress(OSError):  # of a cache that may only be read
+            os.utime(path)
         return tensors
 
     def put(self, key: str, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -81,8 +86,10 @@ class EmbeddingCache:
         return self.folder / f"{key}.safetensors"
 
     def _shrink(self) -> None:
+        """Remove the entries used longest ago; never a file that is not ours."""
         total = 0
-        for path in sorted(self.folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True):
+        ours = [path for path in self.folder.iterdir() if OURS.fullmatch(path.name)]
+        for path in sorted(ours, key=lambda path: path.stat().st_mtime, reverse=True):
             total += path.stat().st_size
             if total > self.max_bytes:
                 path.unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from .flags import (
     EXAMPLES,
     GATE,
     HUB,
+    IMAGES,
     MODEL,
     PATH,
     SCORE,
@@ -29,6 +30,7 @@ from .flags import (
     resolved,
     say,
     split_flags,
+    warn,
 )
 
 DEMO_OUTPUT = "uwm-demo"
@@ -96,8 +98,7 @@ def _run(recipe: Any, output: Path | None, overwrite: bool, show_examples: bool,
     from .report import LEGEND, RANDOM_LEGEND, heading, rows, text_table
 
     outcome = run(recipe, output, overwrite=overwrite, show_examples=show_examples, progress=progress_of(show))
-    for warning in () if show["quiet"] else outcome.warnings:
-        click.echo(f"uwm: warning: {warning}", err=True)
+    warn(show, outcome.warnings)
     manifest = outcome.manifest
     if show["as_json"]:
         print_json({**manifest, "output": None if output is None else str(output)})
@@ -138,6 +139,7 @@ def score(output: Path, overwrite: bool, **flags: Any) -> None:
     recipe = Recipe(**settings)
     _refuse_existing(output, overwrite, recipe.model, recipe.calib)
     pairs = calibration_pairs(recipe)
+    warn(show, pairs.warnings())
     scores = make_scores(recipe, load_model(recipe), pairs, progress_of(show))
     scores.save(output)
     say(show, {"output": str(output), "weights": len(scores), **scores.recipe}, f"{len(scores)} weights → {output}")
@@ -243,8 +245,9 @@ def inspect(file: str, **flags: Any) -> None:
 
 @uwm.command(name="eval")
 @click.argument("model")
-@click.option("--pairs", required=True, help="Set to measure on, a folder.")
+@click.option("--pairs", required=True, help="Set to measure on: a folder, or a file of ViSU-Text or NSFWCaps.")
 @click.option("--split", help="Its split.")
+@IMAGES
 @click.option("--baseline", help="Model to compare with.")
 @ZERO_SHOT
 @click.option("--all-figures", is_flag=True, help="Show R@5, 10, 20 and unsafe top-1 too; --json always has them.")
@@ -268,11 +271,13 @@ def evaluate(model: str, pairs: str, split: str | None, baseline: str | None, no
     required = [parse_requirement(text, baseline is not None) for text in settings["requirements"]]
     inputs = [model, baseline, pairs, settings["data_root"], *settings["zero_shot"]]
     check_report_files((settings["junit"], settings["markdown"], settings["html"]), filter(None, inputs))
-    chosen = quadruples(read_calibration(pairs, split=split).limit(settings["limit"], settings["seed"]))
+    images = {key: settings[key] for key in ("safe_images", "unsafe_images")}
+    whole = read_calibration(pairs, split=split, **images).limit(settings["limit"], settings["seed"])
+    chosen = quadruples(whole)
     opening = {key: settings[key] for key in ("data_root", "templates", "ensemble")}
     data_sets = open_data_sets(settings["zero_shot"], **opening)
     check_known(required, concepts_of(chosen), [*data_sets])
-    _warn_of_odd(chosen, data_sets, show)
+    _warn_of_odd(whole, data_sets, show)
     passed = {key: settings[key] for key in ("batch_size", "workers", "seed")}
     passed |= {"cache": None if no_cache else EmbeddingCache.default(), "progress": progress_of(show)}
     results = {}
@@ -281,7 +286,7 @@ def evaluate(model: str, pairs: str, split: str | None, baseline: str | None, no
             loaded = load(reference, **{key: settings[key] for key in OPENING})
             results[column] = measure(loaded, chosen, data_sets=data_sets, **passed)
     changes = {} if baseline is None else differences(results["model"], results["baseline"], settings["seed"])
-    verdicts = [requirement.check(results["model"], results.get("baseline")) for requirement in required]
+    verdicts = [r.check(results["model"], results.get("baseline"), settings["seed"]) for r in required]
     shown = {key: settings[key] for key in ("all_figures", "by_concept")}
     tables = sections(chosen.root.name, results, changes, verdicts, **shown)
     as_json = {**{column: result.as_dict() for column, result in results.items()}, "differences": changes}
@@ -298,16 +303,16 @@ def evaluate(model: str, pairs: str, split: str | None, baseline: str | None, no
 
 
 def _warn_of_odd(pairs: Any, data_sets: dict[str, Any], show: dict[str, bool]) -> None:
-    warnings = [note for data in data_sets.values() for note in data.odd]
+    warnings = [*pairs.warnings(), *(note for data in data_sets.values() for note in data.odd)]
     if len(pairs.splits()) > 1:
         warnings.append(f"measuring on all splits ({', '.join(pairs.splits())}); see --split")
-    for warning in () if show["quiet"] else warnings:
-        click.echo(f"uwm: warning: {warning}", err=True)
+    warn(show, warnings)
 
 
 @uwm.command(name="calib-check")
 @click.argument("set_", metavar="SET")
 @click.option("--split", help="Only this split.")
+@IMAGES
 @click.option("--model", help="With it: pairs whose sides it cannot tell apart, and how far the edit depends on them.")
 @click.option("--mass", type=float, default=0.02, show_default=True, help="τ of that edit.")
 @MODEL
@@ -318,7 +323,8 @@ def calib_check(set_: str, split: str | None, model: str | None, mass: float, **
     from .models import load
 
     settings, show = split_flags(flags)
-    pairs = read_calibration(set_, split=split).limit(settings["limit"], settings["seed"])
+    images = {key: settings[key] for key in ("safe_images", "unsafe_images")}
+    pairs = read_calibration(set_, split=split, **images).limit(settings["limit"], settings["seed"])
     found = check(pairs)
     odd = {name: items for name, items in found.pop("warnings").items() if items}
     lines = [f"{key}: {value}" for key, value in found.items()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -105,8 +104,13 @@ MODEL = _stack(
     click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="For every draw."),
     click.option("--limit", type=click.IntRange(1), help="At most this many pairs."),
 )
+IMAGES = _stack(
+    click.option("--safe-images", help="Folder of the safe pictures of ViSU-Text (COCO's) or NSFWCaps."),
+    click.option("--unsafe-images", help="Folder of their unsafe pictures."),
+)
 SCORE = _stack(
-    click.option("--calib", required=True, help="Calibration set, a folder."),
+    click.option("--calib", required=True, help="Calibration set: a folder, or a file of ViSU-Text or NSFWCaps."),
+    IMAGES,
     click.option("--split", help="Its split to calibrate on  [default: calib or train, where there is one]"),
     click.option("--method", default="uwm", show_default=True, help="uwm, grad-unsafe or grad-safe-clip."),
     click.option("--text-layers", default="out_proj", show_default=True, help="Slots, globs or names; none for none."),
@@ -172,8 +176,15 @@ def say(show: dict[str, bool], as_json: Any, text: str) -> None:
         click.echo(text)
 
 
+def warn(show: dict[str, bool], lines: Iterable[str]) -> None:
+    for line in () if show["quiet"] else lines:
+        click.echo(f"uwm: warning: {line}", err=True)
+
+
 def print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    from .records import to_json
+
+    click.echo(to_json(value))
 
 
 def progress_of(show: dict[str, bool]) -> Callable | None:

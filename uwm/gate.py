@@ -69,11 +69,21 @@ class Requirement:
     value: float
     unit: str
 
-    def check(self, result: EvalResult, baseline: EvalResult | None = None) -> Verdict:
-        """Compare with a result; what cannot be compared is not met, and the verdict says why."""
+    def check(self, result: EvalResult, baseline: EvalResult | None = None, seed: int = 0) -> Verdict:
+        """Compare with a result; what cannot be compared is not met, and the verdict says why.
+
+        Args:
+            result: From `uwm.evaluate`.
+            baseline: Of the same pairs, for changes.
+            seed: For the bootstrap of a change's interval.
+        """
         try:
+            if self.unit and self.bound != "mean":
+                return self._verdict(self._bound_of_change(result, baseline, seed))
             if self.concept != "*":
                 return self._verdict(self._found(result, baseline, self.concept))
+            if not result.by_concept:
+                raise _NothingToCompare("the pairs name no concepts")
             by_concept = {concept: self._found(result, baseline, concept) for concept in result.by_concept}
         except _NothingToCompare as reason:
             return Verdict(self.text, None, False, str(reason))
@@ -84,25 +94,30 @@ class Requirement:
         beyond = found - self.value if self.sign == ">=" else self.value - found
         return Verdict(self.text, found, beyond >= -ROUNDING, note)
 
+    def _bound_of_change(self, result: EvalResult, baseline: EvalResult | None, seed: int) -> float:
+        assert baseline is not None
+        return 100 * differences(result, baseline, seed)[self.figure]["difference"][BOUNDS.index(self.bound)]
+
     def _found(self, result: EvalResult, baseline: EvalResult | None, concept: str) -> float:
         """The number to compare: percent, percent of change, or points."""
         now = 100 * self._figure(result, concept)
         if not self.unit:
             return now
         assert baseline is not None
-        if self.unit == "pt" and self.bound != "mean":
-            return 100 * differences(result, baseline)[self.figure]["difference"][BOUNDS.index(self.bound)]
         before = 100 * self._figure(baseline, concept)
         if self.unit == "pt":
             return now - before
         if before == 0:
-            raise _NothingToCompare(f"the baseline's {self.figure} is 0, so no change in % exists; use pt")
+            of = f" of {concept}" if concept else ""
+            raise _NothingToCompare(f"the baseline's {self.figure}{of} is 0, so no change in % exists; use pt")
         return 100 * (now / before - 1)
 
     def _figure(self, result: EvalResult, concept: str) -> float:
         """A figure of the set or a concept; of zero-shot data sets the mean over those that have it."""
         if self.figure not in ZERO_SHOT:
-            figures = result.by_concept[concept] if concept else result.figures
+            figures = result.by_concept.get(concept, {}) if concept else result.figures
+            if self.figure not in figures:
+                raise _NothingToCompare(f"there is no {self.figure}" + (f" of {concept}" if concept else ""))
             return figures[self.figure][BOUNDS.index(self.bound)]
         values = [v[self.figure] for n, v in result.zero_shot.items() if self.figure in v and self.data_set in ("", n)]
         if not values:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .calibration import CalibrationSet, image_paths, read_calibration
+from .calibration import CalibrationSet, comes_without_pictures, image_paths, read_calibration
 from .checkpoint import check_output, file_sha256, new_folder
 from .errors import BadInput
 from .evaluate import EvalResult, embed, evaluate, quadruples
@@ -21,6 +20,7 @@ from .label_noise import EmbeddingKeeper
 from .models import Model, OpenClipModel, load
 from .patch import Patch, check_settings, patched, random_control, select, write_patched
 from .profiler import BATCH_SIZE, Embedded, Progress
+from .records import to_json
 from .references import hub_name, resolve
 from .report import Example, find_examples, html_report, model_card, paired_differences, versions
 from .scoring import TEXT_LAYERS, VISION_LAYERS, Scores, check_method, score
@@ -38,6 +38,7 @@ class Recipe:
 
     Attributes:
         model, calib: References, as on the command line.
+        safe_images, unsafe_images: As in `uwm.read_calibration`, for `calib` and `eval_set`.
         eval_set: Where to measure; the calibration set's own folder when only `eval_splits` is given.
         eval_splits: Splits to measure on, a table each. With neither, a `holdout` share of the pairs is kept aside.
         zero_shot, data_root, templates, ensemble: As in `uwm.knowledge.open_data_sets`.
@@ -45,6 +46,8 @@ class Recipe:
 
     model: str
     calib: str
+    safe_images: str | None = None
+    unsafe_images: str | None = None
     arch: str | None = None
     quick_gelu: bool | None = None
     split: str | None = None
@@ -107,8 +110,9 @@ def run(
     check_method(recipe.method)
     check_settings(alpha=recipe.alpha, masses=(recipe.mass, recipe.text_mass, recipe.vision_mass))
     if output is not None:
-        sets = [Path(p) for p in (recipe.calib, recipe.eval_set, recipe.data_root, *recipe.zero_shot) if p]
-        check_output(output, [resolve(recipe.model, **_hub(recipe)), *sets], overwrite)
+        sets = (recipe.calib, recipe.eval_set, recipe.safe_images, recipe.unsafe_images, recipe.data_root)
+        inputs = [resolve(recipe.model, **_hub(recipe)), *(Path(p) for p in (*sets, *recipe.zero_shot) if p)]
+        check_output(output, inputs, overwrite)
     with clock("read"):
         calibration, held_out = read_sets(recipe)
         _refuse_bad_images([calibration, *held_out.values()], recipe.workers)
@@ -129,7 +133,8 @@ def run(
         with clock("write"), new_folder(output) as folder:
             _write(folder, model, patch, manifest, results, examples, clock)
     manifest["run"] = clock.report()
-    return Outcome(patch, results, manifest, tuple(_warnings(calibration, results, data_sets)))
+    notes = [note for data in data_sets.values() for note in data.odd]
+    return Outcome(patch, results, manifest, (*_warnings(calibration, held_out, results), *notes))
 
 
 def load_model(recipe: Recipe) -> Model:
@@ -202,9 +207,16 @@ def demo_recipe(**settings: Any) -> Recipe:
 
 def calibration_pairs(recipe: Recipe) -> CalibrationSet:
     """All pairs that the recipe may calibrate on: its split, or the calibration split where the set has one."""
-    whole = read_calibration(recipe.calib)
+    whole = _read_set(recipe, recipe.calib)
     split = recipe.split or next((name for name in CALIBRATION_SPLITS if name in whole.splits()), None)
     return (whole.split(split) if split else whole).limit(recipe.limit, recipe.seed)
+
+
+def _read_set(recipe: Recipe, path: str) -> CalibrationSet:
+    """A set; where there are two, the folders of pictures are for those that come without."""
+    if recipe.eval_set and not comes_without_pictures(path):
+        return read_calibration(path)
+    return read_calibration(path, safe_images=recipe.safe_images, unsafe_images=recipe.unsafe_images)
 
 
 def read_sets(recipe: Recipe) -> tuple[CalibrationSet, dict[str, CalibrationSet]]:
@@ -213,7 +225,7 @@ def read_sets(recipe: Recipe) -> tuple[CalibrationSet, dict[str, CalibrationSet]
     if not recipe.eval_set and not recipe.eval_splits:
         calibration, held = calibration.holdout(recipe.holdout, recipe.seed)
         return calibration, {"held-out": held}
-    other = read_calibration(recipe.eval_set or recipe.calib)
+    other = _read_set(recipe, recipe.eval_set or recipe.calib)
     held_out = {name: other.split(name) for name in recipe.eval_splits} or {other.root.resolve().name: other}
     used = {pair.content() for pair in calibration.pairs}
     for name, held in held_out.items():
@@ -285,7 +297,7 @@ def _manifest(
     }
     settings |= {"mass": patch.recipe["mass"], "rule": patch.recipe["rule"], "alpha": patch.alpha}
     name = hub_name(recipe.model) or resolve(recipe.model).resolve().name
-    settings |= {"model": name, "cache_dir": None, "data_root": None}
+    settings |= {"model": name, "cache_dir": None, "data_root": None, "safe_images": None, "unsafe_images": None}
     settings |= {key: Path(settings[key]).resolve().name for key in ("calib", "eval_set", "templates") if settings[key]}
     settings["zero_shot"] = [Path(folder).name for folder in recipe.zero_shot]
     return {
@@ -302,7 +314,7 @@ def _manifest(
         "calibration": {
             "name": calibration.root.resolve().name,
             "pairs": scores.recipe["pairs"],
-            "skipped": calibration.skipped,
+            "skipped": calibration.skipped | calibration.missing(),
             "sha256": scores.recipe["calibration"],
         },
         "selected": sum(counts.values()),
@@ -326,19 +338,17 @@ def _write(
 
 
 def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    path.write_text(to_json(value) + "\n", "utf-8")
 
 
-def _warnings(calibration: CalibrationSet, results: Mapping, data_sets: Mapping[str, DataSet]) -> Iterator[str]:
+def _warnings(calibration: CalibrationSet, held_out: Mapping, results: Mapping) -> Iterator[str]:
     if not results:
         yield "nothing was measured: SafeGround needs pairs with both captions and pictures"
     if len(calibration) < FEW_PAIRS:
         yield f"only {len(calibration)} calibration pairs; scores from fewer than {FEW_PAIRS} are mostly noise"
-    for reason, count in calibration.skipped.items():
-        if count:
-            yield f"{count} pairs skipped: {reason.replace('_', ' ')}"
-    for data in data_sets.values():
-        yield from data.odd
+    yield from calibration.warnings()
+    for name, pairs in held_out.items():
+        yield from (f"{name}: {line}" for line in replace(pairs, skipped={}).warnings())
 
 
 class _Clock:
