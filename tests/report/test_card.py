@@ -32,7 +32,14 @@ RESULTS = {"test": {"before": result(0.25), "after": result(0.5)}}
 
 @pytest.mark.parametrize(
     ("layout", "library"),
-    [("hf-clip", "transformers"), ("open_clip", "open_clip"), ("open_clip-custom-text", "open_clip")],
+    [
+        ("hf-clip", "transformers"),
+        ("open_clip", "open_clip"),
+        ("open_clip-custom-text", "open_clip"),
+        ("hf-siglip", "transformers"),
+        ("timm + hf-bert", "open_clip"),
+        ("hf-clip + hf-bert", "transformers"),
+    ],
 )
 def test_card_metadata_is_read_by_the_hub(layout, library):
     card = ModelCard(model_card(MANIFEST | {"model": MANIFEST["model"] | {"layout": layout}}, RESULTS))
@@ -40,6 +47,15 @@ def test_card_metadata_is_read_by_the_hub(layout, library):
     assert card.data.pipeline_tag == "zero-shot-image-classification"
     assert card.data.tags == ["uwm", "model-editing", "safety", "clip"]
     assert card.text.lstrip().startswith("# tiny, edited by uwm")
+
+
+@pytest.mark.parametrize(
+    ("layout", "library"), [("hf-clip (vision)", "transformers"), ("open_clip (text)", "open_clip")]
+)
+def test_of_one_tower_the_hub_is_told_no_task(layout, library):
+    data = ModelCard(model_card(MANIFEST | {"model": MANIFEST["model"] | {"layout": layout}}, {})).data
+    assert data.pipeline_tag is None
+    assert data.library_name == library
 
 
 def test_card_names_a_base_model_where_the_hub_has_it():
