@@ -11,9 +11,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "uwm"
 ORDER = """
-    version errors weights layouts checkpoint records shipped_files references models images calibration taps profiler
-    scorers scoring selection patch metrics knowledge cache evaluate label_noise gate report recipe
-    inspection flags cli __main__
+    version errors weights layouts checkpoint records shipped_files models images calibration taps profiler
+    scorers scoring selection patch rewrite metrics knowledge cache evaluate label_noise gate report recipe
+    inspection flags launch cli __main__
 """.split()
 MODEL_LIBRARIES = {"transformers", "open_clip"}
 
@@ -59,7 +59,7 @@ def test_only_models_imports_the_model_libraries(path):
 
 
 def test_apply_and_diff_need_no_model_library():
-    code = "import sys, uwm.patch, uwm.inspection; print({'transformers', 'open_clip'} & sys.modules.keys())"
+    code = "import sys, uwm.rewrite, uwm.inspection; print({'transformers', 'open_clip'} & sys.modules.keys())"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
 

@@ -126,7 +126,8 @@ def test_apply_and_revert(run_uwm, made, tiny_hf, tmp_path):
     assert out == f"apply: changed {count} entries in 5 matrices → {tmp_path / 'a'}\n"
     found = json.loads(done(run_uwm("revert", tmp_path / "a", patch, "-o", tmp_path / "b", "--json")))
     original = hashes(tiny_hf)["model.safetensors"]
-    assert found == {"entries": count, "output": str(tmp_path / "b"), "sha256": {"model.safetensors": original}}
+    hashed = {"sha256": {"model.safetensors": original}}
+    assert found == {"entries": count, "left_out": [], "output": str(tmp_path / "b")} | hashed
     assert hashes(tmp_path / "b")["model.safetensors"] == original
     assert hashes(tmp_path / "a")["model.safetensors"] != original
 

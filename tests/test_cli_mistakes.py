@@ -44,7 +44,7 @@ def edit(run_uwm, tiny_hf, calib, tmp_path, *more):
         (["--text-layers", "fc9"], 2, ["--text-layers 'fc9' matches no weight", "blocks 0–1 with q_proj"]),
         (["--vision-layers", "vision.9.fc2"], 2, ["'vision.9.fc2' matches no weight", "blocks 0–2"]),
         (["--text-layers", "none", "--vision-layers", "none"], 2, ["no weight is chosen"]),
-        (["--no-quick-gelu"], 2, ["config.json says quick_gelu True; drop the flag"]),
+        (["--no-quick-gelu"], 2, ["its config says quick_gelu True; drop the flag"]),
         (["--zero-shot", "nope"], 2, ["--zero-shot nope: no such folder, and no data set of that name", "cifar10"]),
         (["--zero-shot", "cifar10"], 2, ["--zero-shot cifar10: say with --data-root (or UWM_DATA_ROOT)"]),
         (["--zero-shot", "dtd", "--data-root", "nope"], 2, ["--zero-shot dtd: no dtd/dtd in --data-root nope"]),
@@ -67,8 +67,8 @@ def test_wrong_model(run_uwm, tiny_hf, tiny_open_clip, tiny_set, tmp_path):
         (tmp_path / "nope", (), "nope: no such file or folder"),
         (tmp_path / "empty", (), "no weights in this folder; expected one of model.safetensors"),
         (tmp_path / "text.safetensors", (), "text.safetensors: "),
-        (tiny_hf / "model.safetensors", (), "pass the folder"),
-        (tiny_open_clip / "open_clip_model.safetensors", (), "pass --arch with an open_clip name"),
+        (tiny_hf / "model.safetensors", (), "bare weights do not say their activation; pass --quick-gelu"),
+        (tiny_open_clip / "open_clip_model.safetensors", (), "or --arch with an open_clip name"),
         (tiny_open_clip / "open_clip_model.safetensors", ("--arch", "ViT-9"), "--arch 'ViT-9' is not known"),
     ):
         refused(edit(run_uwm, model, tiny_set, tmp_path, *flags), 2, word)

@@ -1,4 +1,4 @@
-"""Which family a checkpoint belongs to, and where each spells its weights."""
+"""Which encoders a checkpoint holds, and where each spells its weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tiny_files import hf_state
 
 from uwm.checkpoint import open_checkpoint
 from uwm.errors import BadInput
-from uwm.layouts import TABLES, find_weights, recognise
+from uwm.layouts import ENCODERS, find_weights, recognise
 from uwm.weights import SLOTS, TOWERS, WeightId, WeightRef
 
 
@@ -21,24 +21,42 @@ def custom_text(state):
     return {key if key.startswith(outside) else f"text.{key}": tensor for key, tensor in state.items()}
 
 
+def under(prefix, state):
+    return {prefix + key: tensor for key, tensor in state.items()}
+
+
+def only(tower, state):
+    return {key: tensor for key, tensor in state.items() if key.startswith(tower)}
+
+
+HF = hf_state()
 SPELLINGS = {
-    "hf-clip": hf_state(),
-    "open_clip": to_open_clip(hf_state()),
-    "open_clip-custom-text": custom_text(to_open_clip(hf_state())),
+    "hf-clip": (HF, "hf-clip"),
+    "open_clip": (to_open_clip(HF), "open_clip"),
+    "open_clip, custom text": (custom_text(to_open_clip(HF)), "open_clip"),
+    "inside something": (under("model.clip.", HF) | {"head.weight": torch.ones(2)}, "hf-clip"),
+    "under a prefix of a training program": (under("module.", to_open_clip(HF)), "open_clip"),
 }
+INSIDE = {  # one tower, wherever it is
+    "llava 1.5": under("model.vision_tower.vision_tower.", only("vision_model.", HF)),
+    "llava, transformers 4": under("vision_tower.", only("vision_model.", HF)),
+    "llava, transformers 5": {f"vision_tower.{k.partition('.')[2]}": v for k, v in only("vision_model.", HF).items()},
+    "stable diffusion 1, single file": under("cond_stage_model.transformer.", only("text_model.", HF)),
+    "stable diffusion 2, single file": under("cond_stage_model.model.", {k: v for k, v in to_open_clip(HF).items() if not k.startswith("visual.")}),  # noqa: E501
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
-def test_every_table_is_whole(table):
-    assert tuple(table.towers) in (TOWERS, TOWERS[::-1])
-    assert tuple(table.slots) == SLOTS
-    assert all(prefix.count("{block}") == 1 for prefix in table.towers.values())
-    parts = sorted(value for value in table.slots.values() if value[2] > 1)
+@pytest.mark.parametrize("encoder", ENCODERS, ids=lambda e: f"{e.family} {e.modality}")
+def test_every_row_is_whole(encoder):
+    assert tuple(encoder.slots) == SLOTS
+    assert encoder.blocks.count("{block}") == 1
+    assert encoder.modality in TOWERS
+    parts = sorted(value for value in encoder.slots.values() if value[2] > 1)
     assert [part for _, part, _ in parts] == list(range(len(parts)))
 
 
-@pytest.mark.parametrize(("name", "state"), SPELLINGS.items(), ids=SPELLINGS)
-def test_each_spelling_is_recognised_and_all_its_weights_found(name, state):
+@pytest.mark.parametrize(("state", "name"), SPELLINGS.values(), ids=SPELLINGS)
+def test_each_spelling_is_recognised_and_all_its_weights_found(state, name):
     keys = [*state, "vision_model.embeddings.position_ids", "attn_mask"]
     random.Random(0).shuffle(keys)
     layout = recognise(keys, "x")
@@ -47,16 +65,36 @@ def test_each_spelling_is_recognised_and_all_its_weights_found(name, state):
     assert list(find_weights(layout, keys)) == everything
 
 
-@pytest.mark.parametrize("name", ["open_clip", "open_clip-custom-text"])
-def test_the_same_weight_lies_behind_every_spelling(name):
-    def values(state):
-        refs = find_weights(recognise(state, "x"), state)
-        return {weight: state[ref.key][ref.rows(len(state[ref.key]))] for weight, ref in refs.items()}
+def values(state):
+    refs = find_weights(recognise(state, "x"), state)
+    return {weight: state[ref.key][ref.rows(len(state[ref.key]))] for weight, ref in refs.items()}
 
-    expected, found = values(SPELLINGS["hf-clip"]), values(SPELLINGS[name])
+
+@pytest.mark.parametrize("state", [state for state, _ in SPELLINGS.values()], ids=SPELLINGS)
+def test_the_same_weight_lies_behind_every_spelling(state):
+    expected, found = values(HF), values(state)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[weight], expected[weight]) for weight in expected)
     assert len({tensor.numpy().tobytes() for tensor in found.values()}) == len(found)
+
+
+@pytest.mark.parametrize("state", INSIDE.values(), ids=INSIDE)
+def test_one_tower_is_found_inside_a_bigger_model(state):
+    expected, found = values(HF), values(state | {"language_model.layers.0.mlp.fc2.weight": torch.ones(2, 2)})
+    assert len(found) == 2 * len(SLOTS)
+    assert all(torch.equal(found[weight], expected[weight]) for weight in found)
+
+
+def test_two_text_encoders_in_one_file_are_text_and_text_2():
+    first, second = hf_state(seed=1), to_open_clip(hf_state(seed=2))
+    second = {k: v for k, v in second.items() if not k.startswith("visual.")}
+    state = under("conditioner.embedders.0.transformer.", only("text_model.", first))
+    state |= under("conditioner.embedders.1.model.", second)
+    found, a, b = values(state), values(first), values(to_open_clip(hf_state(seed=2)))
+    assert {weight.tower for weight in found} == {"text", "text_2"}
+    for weight, matrix in found.items():
+        expected = a[weight] if weight.tower == "text" else b[WeightId("text", weight.block, weight.slot)]
+        assert torch.equal(matrix, expected)
 
 
 def test_real_models_of_both_libraries_agree(tiny_hf, tiny_open_clip):
@@ -74,25 +112,31 @@ def test_real_models_of_both_libraries_agree(tiny_hf, tiny_open_clip):
      "vision_modelXencoder.layers.0.mlp.fc2.weight", "vision_model.encoder.layers.0.mlp.fc2"],
 )  # fmt: skip
 def test_only_the_linear_weights_of_blocks_are_editable(key):
-    assert find_weights(TABLES[0], [key]) == {}
+    assert find_weights(recognise(HF, "x"), [key]) == {}
 
 
 def test_blocks_of_two_digits():
     key = "visual.transformer.resblocks.23.attn.in_proj_weight"
-    assert find_weights(TABLES[1], [key]) == {
+    assert find_weights(recognise(to_open_clip(HF), "x"), [key]) == {
         WeightId("vision", 23, slot): WeightRef(key, part, 3)
         for part, slot in enumerate(("q_proj", "k_proj", "v_proj"))
     }
 
 
-def test_something_else_is_refused_with_the_nearest_layout_and_what_it_misses():
-    with pytest.raises(BadInput, match=r"resnet\.pt: not a CLIP-like .*2 tensors, such as 'conv1\.weight', 'fc\.bias'"):
-        recognise(["fc.bias", "conv1.weight"], "resnet.pt")
-    half = [key for key in SPELLINGS["open_clip"] if key != "token_embedding.weight"]
-    with pytest.raises(BadInput, match=r"nearest layout open_clip misses token_embedding\.weight"):
-        recognise(half, "x")
+BERT = {"embeddings.word_embeddings.weight", "encoder.layer.0.attention.self.query.weight", "pooler.dense.weight"}
+VIT = {"patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "head.weight"}
 
 
-def test_no_tensors_at_all_are_refused():
-    with pytest.raises(BadInput, match="0 tensors"):
-        recognise([], "x")
+@pytest.mark.parametrize(
+    "keys", [BERT, VIT, {"conv1.weight", "fc.bias"}, set()], ids=["BERT", "ViT", "ResNet", "empty"]
+)
+def test_a_model_that_is_no_clip_is_refused(keys):
+    with pytest.raises(BadInput, match=rf"m\.pt: not a CLIP-like checkpoint .*\({len(keys)} tensors"):
+        recognise(keys, "m.pt")
+
+
+def test_the_error_names_the_nearest_encoder_and_what_it_misses():
+    with pytest.raises(
+        BadInput, match=r"nearest, open_clip vision, misses …class_embedding\. Known families: hf-siglip, "
+    ):
+        recognise(["visual.conv1.weight", "fc.bias"], "resnet.pt")

@@ -111,8 +111,31 @@ def test_bare_weights_with_an_architecture(both, batches, tiny_open_clip, tmp_pa
 
 def test_activation_is_taken_from_the_flag_and_changes_the_result(both, batches, tiny_open_clip):
     path = tiny_open_clip / "open_clip_model.safetensors"
-    gelu = uwm.load(path, arch=ARCH, quick_gelu=False)
+    gelu = uwm.load(path, quick_gelu=False)
+    assert not gelu.quick_gelu
+    assert gelu.side_configs()["open_clip_config.json"]["model_cfg"]["quick_gelu"] is False
+    torch.testing.assert_close(embed(uwm.load(path, quick_gelu=True), batches), embed(both[1], batches))
     assert not torch.allclose(embed(gelu, batches), embed(both[1], batches), atol=1e-4)
+
+
+def test_bare_hugging_face_weights_take_their_sizes_from_the_tensors(
+    tiny_hf, tiny_set, batches, both, tmp_path, run_uwm
+):
+    """Heads come from the architecture of open_clip's registry that has these sizes, the activation from the flag."""
+    bare = shutil.copy(tiny_hf / "model.safetensors", tmp_path / "weights.safetensors")
+    with pytest.raises(BadInput, match="do not say their activation"):
+        uwm.load(bare)
+    torch.testing.assert_close(embed(uwm.load(bare, quick_gelu=True), batches), embed(both[0], batches))
+    gelu = uwm.load(bare, quick_gelu=False)
+    assert not torch.allclose(embed(gelu, batches), embed(both[0], batches), atol=1e-4)
+    assert gelu.side_configs()["config.json"]["text_config"]["hidden_act"] == "gelu"
+    with pytest.raises(BadInput, match="a vocabulary of their own"):
+        gelu.tokenize(["a dog"])
+    flags = ("--quick-gelu", "--text-layers", "none", "--split", "calib")
+    code, _, err = run_uwm("edit", bare, "--calib", tiny_set, "-o", tmp_path / "out", "--mass", 0.1, "-q", *flags)
+    assert code == 2, err  # measuring needs a tokenizer
+    patch = uwm.select(uwm.score(uwm.load(bare, quick_gelu=True), batches), mass=0.1)
+    assert patch.base == uwm.select(uwm.score(both[0], batches), mass=0.1).base
 
 
 def test_a_flag_against_the_folder_s_config_is_refused(tiny_hf, tiny_open_clip):
@@ -156,7 +179,7 @@ def broken_copy(folder, tmp_path, change):
         (lambda s: s.update({"visual_projection.weight": torch.ones(2, 2)}), r"is \[2, 2\], the architecture expects"),
         (lambda s: s[FC2].view(-1).__setitem__(3, float("nan")), r"vision.1.fc2 holds 1 NaN.*\(0, 3\)"),
         (lambda s: s.update({FC1: torch.ones(64, 32, dtype=torch.int8)}), "quantised"),
-        (lambda s: s.pop("vision_model.embeddings.class_embedding"), "nearest layout hf-clip misses"),
+        (lambda s: s.pop("vision_model.embeddings.class_embedding"), "misses vision_model.embeddings.class"),
     ],
 )  # fmt: skip
 def test_unusable_weights_are_refused(tiny_hf, tmp_path, change, message):
@@ -184,9 +207,10 @@ def test_a_missing_device_is_a_resource_fault(tiny_hf):
 
 
 def test_bare_weights_that_do_not_say_enough(tiny_hf, tiny_open_clip):
-    with pytest.raises(BadInput, match="pass --arch"):
-        uwm.load(tiny_open_clip / "open_clip_model.safetensors")
+    for folder, name in ((tiny_hf, "model.safetensors"), (tiny_open_clip, "open_clip_model.safetensors")):
+        with pytest.raises(BadInput, match="bare weights do not say their activation; pass --quick-gelu"):
+            uwm.load(folder / name)
     with pytest.raises(BadInput, match="not known to open_clip"):
         uwm.load(tiny_open_clip / "open_clip_model.safetensors", arch="ViT-none")
-    with pytest.raises(BadInput, match="pass the folder"):
-        uwm.load(tiny_hf / "model.safetensors")
+    with pytest.raises(BadInput, match="--no-quick-gelu and --arch uwm-tiny contradict each other"):
+        uwm.load(tiny_open_clip / "open_clip_model.safetensors", arch=ARCH, quick_gelu=False)

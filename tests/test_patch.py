@@ -115,7 +115,7 @@ def test_unusable_scores_name_their_weight(source):
 def test_revert_after_apply_gives_the_file_back(tmp_path, out, dtype, alpha):
     source = hf_folder(tmp_path / "in", dtype=dtype)
     uwm.apply(source, patch_of(source, EVERY_SLOT, alpha=alpha), output=out)
-    hashes = uwm.revert(out, Patch.load(out), output=tmp_path / "back")
+    hashes = uwm.revert(out, Patch.load(out), output=tmp_path / "back").hashes
     assert file_sha256(out / "model.safetensors") != file_sha256(source / "model.safetensors")
     assert (tmp_path / "back" / "model.safetensors").read_bytes() == (source / "model.safetensors").read_bytes()
     assert hashes == {"model.safetensors": file_sha256(source / "model.safetensors")}
@@ -145,7 +145,7 @@ def test_apply_changes_the_chosen_entries_and_no_others(source, out):
 
 
 def test_the_output_holds_weights_side_files_and_the_patch(source, out):
-    hashes = uwm.apply(source, patch_of(source), output=out)
+    hashes = uwm.apply(source, patch_of(source), output=out).hashes
     assert sorted(os.listdir(out)) == ["config.json", "model.safetensors", "tokenizer", "uwm.json", PATCH_FILE]
     assert hashes == {"model.safetensors": file_sha256(out / "model.safetensors")}
 

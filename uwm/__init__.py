@@ -7,9 +7,10 @@ from .calibration import CalibrationPair, CalibrationSet, read_calibration
 from .errors import UwmError
 from .evaluate import EvalResult, evaluate
 from .models import Model, load
-from .patch import Patch, apply, diff, patched, revert, select
+from .patch import Patch, patched, select
 from .profiler import PairBatch
 from .recipe import Recipe, run
+from .rewrite import apply, diff, revert
 from .scoring import Scores, score
 from .version import __version__
 from .weights import WeightId

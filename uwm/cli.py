@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import traceback
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .errors import BadInput, ResourceFault, UwmError
+from .errors import BadInput
 from .flags import (
     COMMON,
     EXAMPLES,
+    FILES,
     GATE,
     HUB,
     IMAGES,
@@ -32,9 +31,10 @@ from .flags import (
     split_flags,
     warn,
 )
+from .launch import launch
 
 DEMO_OUTPUT = "uwm-demo"
-OPENING = ("arch", "quick_gelu", "device", "dtype", "revision", "cache_dir", "offline")  # keywords of uwm.load
+OPENING = ("arch", "quick_gelu", "key", "device", "dtype", "revision", "cache_dir", "offline")  # keywords of uwm.load
 
 
 class _Group(click.Group):
@@ -169,6 +169,7 @@ def select(scores: Path, output: Path, overwrite: bool, **flags: Any) -> None:
 @uwm.command()
 @click.argument("model")
 @click.argument("patch", type=PATH)
+@FILES
 @WRITE
 @HUB
 @COMMON
@@ -180,6 +181,7 @@ def apply(model: str, patch: Path, **flags: Any) -> None:
 @uwm.command()
 @click.argument("model")
 @click.argument("patch", type=PATH)
+@FILES
 @WRITE
 @HUB
 @COMMON
@@ -189,23 +191,27 @@ def revert(model: str, patch: Path, **flags: Any) -> None:
 
 
 def _file_to_file(verb: str, model: str, patch_path: Path, flags: dict[str, Any]) -> None:
-    from . import patch as patches
+    from . import rewrite
+    from .patch import Patch
 
     settings, show = split_flags(flags)
     source = resolved(model, settings)
-    output, loaded = settings["output"], patches.Patch.load(patch_path)
-    if output is None and not settings["dry_run"]:
+    output, loaded = settings.pop("output"), Patch.load(patch_path)
+    if settings.pop("dry_run"):
+        checkpoint = rewrite.open_checkpoint(source, settings["key"])
+        fitted, left_out = rewrite.fit(checkpoint, loaded, cast=settings["cast"], edited=verb == "revert")
+        done, hashes, where = "would change", {}, ""
+    elif output is None:
         raise BadInput("say where to write with -o FOLDER, or pass --dry-run")
-    if settings["dry_run"]:
-        check = patches.check_base if verb == "apply" else patches.check_edited
-        check(patches.open_checkpoint(source), loaded)
-        hashes = {}
     else:
-        hashes = getattr(patches, verb)(source, loaded, output=output, overwrite=settings["overwrite"])
-    count = sum(loaded.counts().values())
-    done = "would change" if settings["dry_run"] else "changed"
-    text = f"{verb}: {done} {count} entries in {len(loaded.flips)} matrices" + (f" → {output}" if hashes else "")
-    say(show, {"entries": count, "output": None if output is None else str(output), "sha256": hashes}, text)
+        written = getattr(rewrite, verb)(source, loaded, output=output, **settings)
+        fitted, left_out, hashes = written.patch, written.left_out, written.hashes
+        done, where = "changed", f" → {output}"
+    count = sum(fitted.counts().values())
+    missing = f" (left out: {', '.join(left_out)}, which this checkpoint does not have)" if left_out else ""
+    text = f"{verb}: {done} {count} entries in {len(fitted.flips)} matrices{missing}{where}"
+    about = {"entries": count, "left_out": left_out, "output": None if output is None else str(output)}
+    say(show, {**about, "sha256": hashes}, text)
 
 
 @uwm.command()
@@ -215,8 +221,8 @@ def _file_to_file(verb: str, model: str, patch_path: Path, flags: dict[str, Any]
 @COMMON
 def diff(first: str, second: str, **flags: Any) -> None:
     """Which tensors of two checkpoints differ, and in how many entries."""
-    from .patch import diff as compare
     from .report import text_table
+    from .rewrite import diff as compare
 
     settings, show = split_flags(flags)
     found = compare(resolved(first, dict(settings)), resolved(second, settings))
@@ -365,41 +371,4 @@ def _refuse_existing(path: Path, overwrite: bool, *inputs: str) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The `uwm` program: run a verb and leave with its exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _stop)
-    sys.exit(_exit_code(arguments))
-
-
-def _stop(number: int, frame: Any) -> None:
-    raise SystemExit(128 + number)
-
-
-def _exit_code(arguments: list[str]) -> int:
-    try:
-        uwm.main(arguments, prog_name="uwm", standalone_mode=False)
-    except UwmError as error:
-        return _fail(error, arguments)
-    except click.exceptions.Abort:
-        click.echo("uwm: interrupted; nothing was left half-written", err=True)
-        return 130
-    except click.ClickException as error:
-        context = getattr(error, "ctx", None)
-        hint = f" Try '{context.command_path} --help' for help." if context is not None else ""
-        click.echo(f"uwm: error: {error.format_message()}{hint}", err=True)
-        return error.exit_code
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "out of memory" not in str(error):
-            raise
-        return _fail(ResourceFault("out of memory; try a smaller --batch-size, or --device cpu"), arguments)
-    except OSError as error:
-        return _fail(ResourceFault(f"{error.filename or 'the system'}: {error.strerror or error}"), arguments)
-    return 0
-
-
-def _fail(error: UwmError, arguments: list[str]) -> int:
-    if "--debug" in arguments:
-        traceback.print_exception(error)
-    click.echo(f"uwm: error: {error}", err=True)
-    return error.exit_code
+    launch(uwm, sys.argv[1:] if arguments is None else arguments)

@@ -97,6 +97,7 @@ MODEL = _stack(
     HUB,
     click.option("--arch", help="open_clip's architecture name, for bare weights."),
     click.option("--quick-gelu/--no-quick-gelu", default=None, help="The activation, for bare weights."),
+    click.option("--key", help="Which entry of a training checkpoint holds the weights."),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda[:N] or mps."),
     click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16."),
     click.option("--batch-size", type=_Auto(), default="auto", show_default=True, help="Pairs at a time."),
@@ -146,6 +147,10 @@ GATE = _stack(
     click.option("--markdown", type=PATH, help="Append tables and verdicts to a Markdown file."),
     click.option("--annotations", type=click.Choice(["github"]), help="Print failed requirements as CI annotations."),
 )
+FILES = _stack(
+    click.option("--cast", is_flag=True, help="Accept the base stored in another of float32, float16, bfloat16."),
+    click.option("--key", help="Which entry of a training checkpoint holds the weights."),
+)
 WRITE = _stack(
     click.option("-o", "--output", type=PATH, help="Folder to write."),
     click.option("--overwrite", is_flag=True, help="Replace an output that exists."),
@@ -164,7 +169,7 @@ def split_flags(flags: dict[str, Any]) -> tuple[dict[str, Any], dict[str, bool]]
 
 def resolved(model: str, settings: dict[str, Any]) -> Path:
     """The path behind MODEL; takes the flags of HUB out of the settings."""
-    from .references import resolve
+    from .models.references import resolve
 
     return resolve(model, **{key: settings.pop(key) for key in ("revision", "cache_dir", "offline")})
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from . import records
 from .checkpoint import open_checkpoint
+from .models.references import resolve
 from .patch import PATCH_FILE, Patch
-from .references import resolve
 from .scoring import Scores
 
 PACKAGES = ("uwm", "torch", "torchvision", "transformers", "open_clip_torch", "safetensors", "huggingface_hub", "numpy", "pillow")  # fmt: skip  # noqa: E501

@@ -91,7 +91,9 @@ def find_label_noise(
         InvalidResult: NaN or infinite embeddings.
     """
     passed: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "progress": progress}
-    sides = {tower: _spread(embed_tower(model, calib, tower, **passed), _has(calib, tower)) for tower in TOWERS}
+    sides: dict[str, list[torch.Tensor]] = {tower: [] for tower in TOWERS}
+    for tower in model.modalities:
+        sides[tower] = _spread(embed_tower(model, calib, tower, **passed), _has(calib, tower))
     return label_noise(sides, [p.id for p in calib.pairs], [p.concept for p in calib.pairs])
 
 
@@ -102,8 +104,8 @@ class EmbeddingKeeper:
         self._rows: dict[str, tuple[list, list]] = {tower: ([], []) for tower in TOWERS}
 
     def __call__(self, tower: str, safe: torch.Tensor, unsafe: torch.Tensor) -> None:
-        """Keep one batch."""
-        for rows, side in zip(self._rows[tower], (safe, unsafe), strict=True):
+        """Keep one batch; of several text towers the first one's."""
+        for rows, side in zip(self._rows.get(tower, ()), (safe, unsafe), strict=False):
             rows.append(F.normalize(side, dim=-1).cpu())
 
     def label_noise(self, calib: CalibrationSet) -> LabelNoise | None:
@@ -217,7 +219,7 @@ def dependence(
     patterns = {"text": text_layers, "vision": vision_layers}
     found = {}
     for tower in TOWERS:
-        there = _has(calib, tower)
+        there = _has(calib, tower) & (tower in model.modalities)
         flagged = noise.flagged[there]
         weights = match(patterns[tower], model.weights, tower) if there.any() else []
         if not weights or not flagged.any() or flagged.all():

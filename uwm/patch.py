@@ -1,10 +1,9 @@
-"""The reversible edit: made from scores, applied to a live model or from file to file, and undone."""
+"""The reversible edit: made from scores, and applied to a live model while a block runs."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,15 +12,12 @@ from typing import Any
 import torch
 
 from . import records
-from .checkpoint import MANIFEST, Checkpoint, Edit, check_output, new_folder, open_checkpoint, write_edited
-from .checkpoint.reader import matrix_sha256
+from .checkpoint import Edit
 from .errors import BadInput, InvalidResult
 from .models import Model
-from .references import resolve
 from .scorers import METHODS
 from .scoring import Scores
 from .selection import RULES, check_share
-from .version import __version__
 from .weights import WeightId
 
 PATCH_FILE = "uwm_patch.safetensors"
@@ -39,6 +35,8 @@ class Patch:
         alpha: α.
         recipe: How it came about.
         originals: The replaced values where α is not −1, WeightId -> [n] in the stored dtype.
+        casts: WeightId -> sha256 of the unedited weight cast to other dtypes, by dtype.
+        aliases: Tensor name -> other names that hold the same matrix in the edited checkpoint (tied weights).
     """
 
     flips: dict[WeightId, torch.Tensor] = field(repr=False)
@@ -47,6 +45,8 @@ class Patch:
     alpha: float = -1.0
     recipe: dict[str, Any] = field(default_factory=dict)
     originals: dict[WeightId, torch.Tensor] = field(default_factory=dict, repr=False)
+    casts: dict[WeightId, dict[str, str]] = field(default_factory=dict, repr=False)
+    aliases: dict[str, list[str]] = field(default_factory=dict, repr=False)
 
     def counts(self) -> dict[WeightId, int]:
         """How many entries change, by weight."""
@@ -59,9 +59,14 @@ class Patch:
         about = {
             "alpha": self.alpha,
             "recipe": self.recipe,
-            "weights": {str(w): {"shape": list(self.shapes[w]), "base_sha256": self.base[w]} for w in self.flips},
+            "weights": {str(w): self._about(w) for w in self.flips},
+            "aliases": self.aliases,
         }
         records.write(Path(path), "patch", tensors, about)
+
+    def _about(self, weight: WeightId) -> dict[str, Any]:
+        about = {"shape": list(self.shapes[weight]), "base_sha256": self.base[weight]}
+        return about | {"casts_sha256": self.casts.get(weight, {})}
 
     @classmethod
     def load(cls, path: str | Path) -> Patch:
@@ -78,6 +83,8 @@ class Patch:
                 alpha=_number(about["alpha"]),
                 recipe=about["recipe"],
                 originals={w: tensors[f"{ORIGINALS}{w}"] for w in sorted(weights) if f"{ORIGINALS}{w}" in tensors},
+                casts={w: dict(weights[w]["casts_sha256"]) for w in sorted(weights)},
+                aliases={str(name): list(others) for name, others in about["aliases"].items()},
             )
             sound = all(_sound(indices, patch.shapes[w], patch.originals.get(w)) for w, indices in patch.flips.items())
         except (KeyError, AttributeError, TypeError, ValueError) as error:
@@ -135,10 +142,10 @@ def select(
     flips = {}
     for weight, values in scores.items():
         try:
-            flips[weight] = RULES[rules[weight.tower]](values, masses[weight.tower])
+            flips[weight] = RULES[rules[weight.modality]](values, masses[weight.modality])
         except InvalidResult as error:
             raise InvalidResult(f"{weight}: {error}") from None
-    towers = sorted({w.tower for w in flips})
+    towers = sorted({w.modality for w in flips})
     settings = {"rule": {t: rules[t] for t in towers}, "mass": {t: masses[t] for t in towers}}
     return Patch(
         flips=flips,
@@ -146,6 +153,7 @@ def select(
         base=dict(scores.base),
         alpha=alpha,
         recipe={**scores.recipe, **settings},
+        casts=dict(scores.casts),
     )
 
 
@@ -170,9 +178,6 @@ def random_control(patch: Patch, seed: int = 0) -> Patch:
         size = math.prod(patch.shapes[weight])
         flips[weight] = torch.randperm(size, generator=generator)[: len(indices)].sort().values
     return replace(patch, flips=flips, recipe={"method": "random", "seed": seed}, originals={})
-
-
-# ---------------------------------------------------------------- on a live model
 
 
 @contextmanager
@@ -213,145 +218,3 @@ def _check_live(model: Model, patch: Patch) -> None:
             raise BadInput(f"the patch was made for {weight} of {list(patch.shapes[weight])}, this model has {shape}")
         if model.fingerprint(weight) != patch.base[weight]:
             raise BadInput(f"{weight} differs from the weight this patch was made for; score this model anew")
-
-
-# ---------------------------------------------------------------- file to file
-
-
-def apply(reference: str | Path, patch: Patch, *, output: str | Path, overwrite: bool = False) -> dict[str, str]:
-    """Write an edited copy of a checkpoint, tensor by tensor; no model library is needed.
-
-    Args:
-        reference: The checkpoint, as in `uwm.load`.
-        patch: Made for these very weights, in any layout.
-        output: The folder to write: weights under the input's names, side files, ``uwm_patch.safetensors``.
-        overwrite: Replace an output that exists.
-
-    Returns:
-        sha256 of every weight file written, by name.
-
-    Raises:
-        BadInput: The checkpoint is not the patch's base (already patched, perhaps), or the output cannot be used.
-        InvalidResult: What is on disk is not what was planned. ResourceFault: the disk failed.
-    """
-    output = Path(output)
-    checkpoint = open_checkpoint(resolve(reference))
-    check_output(output, [checkpoint.path], overwrite)
-    check_base(checkpoint, patch)
-    with new_folder(output) as folder:
-        hashes = write_patched(checkpoint, patch, folder)
-        _write_manifest(folder, "apply", patch, hashes)
-    return hashes
-
-
-def write_patched(checkpoint: Checkpoint, patch: Patch, folder: Path) -> dict[str, str]:
-    """Write the edited weights, the side files and the patch itself into an existing folder."""
-    edits = {weight: Edit(indices, patch.alpha) for weight, indices in patch.flips.items()}
-    hashes = write_edited(checkpoint, edits, folder)
-    with_originals(checkpoint, patch).save(folder / PATCH_FILE)
-    return hashes
-
-
-def with_originals(checkpoint: Checkpoint, patch: Patch) -> Patch:
-    """The patch, able to be undone: where α is not −1 it takes along the values that it replaces."""
-    if patch.alpha == -1.0:
-        return patch
-    values = {w: checkpoint.matrix(w).flatten()[indices] for w, indices in patch.flips.items()}
-    return replace(patch, originals=values)
-
-
-def check_base(checkpoint: Checkpoint, patch: Patch) -> None:
-    """Refuse a checkpoint that is not the one the patch was made for. Raises BadInput."""
-    for weight in patch.flips:
-        matrix = _matrix(checkpoint, patch, weight)
-        if matrix_sha256(matrix) == patch.base[weight]:
-            continue
-        if patch.alpha == -1.0 and matrix_sha256(_undone(matrix, patch, weight)) == patch.base[weight]:
-            raise BadInput(f"{checkpoint.path}: this patch is already applied ({weight}); `uwm revert` undoes it")
-        raise BadInput(
-            f"{checkpoint.path}: {weight} differs from the weight this patch was made for; score this model anew"
-        )
-
-
-def revert(reference: str | Path, patch: Patch, *, output: str | Path, overwrite: bool = False) -> dict[str, str]:
-    """Undo a patch from file to file; the result's tensors are the original's, byte for byte.
-
-    Arguments and result as `apply`; where α is not −1, the patch must be the one that `apply` wrote.
-
-    Raises:
-        BadInput: The checkpoint does not hold this patch. InvalidResult, ResourceFault: as `apply`.
-    """
-    output = Path(output)
-    checkpoint = open_checkpoint(resolve(reference))
-    check_output(output, [checkpoint.path], overwrite)
-    check_edited(checkpoint, patch)
-    with new_folder(output) as folder:
-        edits = {w: Edit(i, patch.alpha, patch.originals.get(w)) for w, i in patch.flips.items()}
-        hashes = write_edited(checkpoint, edits, folder)
-        _write_manifest(folder, "revert", patch, hashes)
-    return hashes
-
-
-def _write_manifest(folder: Path, verb: str, patch: Patch, hashes: dict[str, str]) -> None:
-    """A short uwm.json: what was done, with which patch, and what came out."""
-    about = {"format": records.FORMAT, "uwm": __version__, "verb": verb, "patch": patch.recipe, "output_sha256": hashes}
-    (folder / MANIFEST).write_text(json.dumps(about, indent=2, sort_keys=True) + "\n", "utf-8")
-
-
-def check_edited(checkpoint: Checkpoint, patch: Patch) -> None:
-    """Refuse a checkpoint that does not hold the patch. Raises BadInput."""
-    if patch.alpha != -1.0 and patch.originals.keys() != patch.flips.keys():
-        raise BadInput(f"a patch with alpha {patch.alpha} is undone with the {PATCH_FILE} that `uwm apply` wrote")
-    for weight in patch.flips:
-        matrix = _matrix(checkpoint, patch, weight).flatten()
-        undone = _undone(matrix, patch, weight)
-        redone = Edit(patch.flips[weight], patch.alpha).apply(undone.clone())
-        if matrix_sha256(undone) != patch.base[weight] or matrix_sha256(redone) != matrix_sha256(matrix):
-            raise BadInput(f"{checkpoint.path}: {weight} does not hold this patch, so it cannot be reverted")
-
-
-def _undone(matrix: torch.Tensor, patch: Patch, weight: WeightId) -> torch.Tensor:
-    edit = Edit(patch.flips[weight], patch.alpha, patch.originals.get(weight))
-    return edit.apply(matrix.clone().flatten())
-
-
-def _matrix(checkpoint: Checkpoint, patch: Patch, weight: WeightId) -> torch.Tensor:
-    if weight not in checkpoint.weights:
-        raise BadInput(f"{checkpoint.path}: the patch edits {weight}, which this checkpoint does not have")
-    matrix = checkpoint.matrix(weight)
-    if tuple(matrix.shape) != patch.shapes[weight]:
-        raise BadInput(
-            f"{checkpoint.path}: {weight} is {list(matrix.shape)}, the patch was made for {list(patch.shapes[weight])}"
-        )
-    return matrix
-
-
-def diff(first: str | Path, second: str | Path) -> dict[str, dict[str, int]]:
-    """Which tensors differ between two checkpoints of one layout.
-
-    Returns:
-        Tensor name -> {"differ": entries that differ, "negated": of those exactly −1×, "of": all}; equal ones left out.
-
-    Raises:
-        BadInput: They do not hold the same tensor names and shapes.
-    """
-    sides: list[Checkpoint] = [open_checkpoint(resolve(reference)) for reference in (first, second)]
-    names = [{info.name: info for file in side.files for info in file.tensors} for side in sides]
-    if odd := sorted(names[0].keys() ^ names[1].keys()):
-        raise BadInput(f"{first} and {second} hold different tensors, such as {', '.join(odd[:5])}")
-    result = {}
-    for name in sorted(names[0]):
-        a, b = (side.read(name) for side in sides)
-        if a.shape != b.shape:
-            raise BadInput(f"{name} is {list(a.shape)} in {first} and {list(b.shape)} in {second}")
-        differ = _bits(a) != _bits(b) if a.dtype == b.dtype else a.double() != b.double()
-        if differ.any():
-            negated = differ & (a.double() == -b.double())
-            result[name] = {"differ": int(differ.sum()), "negated": int(negated.sum()), "of": a.numel()}
-    return result
-
-
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor's bit patterns, so that −0 and NaN compare as they are stored."""
-    views: Mapping[int, torch.dtype] = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return tensor.contiguous().view(views[tensor.dtype.itemsize])

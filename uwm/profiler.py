@@ -38,7 +38,7 @@ class PairBatch:
 
     def sides(self, tower: str) -> list[tuple[torch.Tensor, torch.Tensor | None]] | None:
         """The safe and the unsafe input of one tower, each with its mask; None when the modality is missing."""
-        if tower == "vision":
+        if tower.startswith("vision"):
             pixels = (self.safe_pixel_values, self.unsafe_pixel_values)
             return None if pixels[0] is None or pixels[1] is None else [(pixels[0], None), (pixels[1], None)]
         ids = (self.safe_input_ids, self.unsafe_input_ids)
@@ -267,18 +267,16 @@ def _observe_side(
     """Statistics of every layer and the embeddings for one side of a batch; `first` is its first pair's number."""
     found: dict[WeightId, TokenStatistics] = {}
     inputs = inputs.to(model.device)
-    mask = torch.ones_like(inputs) if mask is None and tower == "text" else mask
-    mask = None if mask is None else mask.to(model.device)
+    if inputs.is_floating_point():
+        counted = model.image_mask(inputs)
+    else:
+        mask = (torch.ones_like(inputs) if mask is None else mask).to(model.device)
 
     def sink(weight: WeightId, x: torch.Tensor) -> None:
-        found[weight] = token_statistics(x, None if mask is None else _to_length(mask, x.shape[1]))
+        found[weight] = token_statistics(x, counted if mask is None else model.text_mask(mask, x.shape[1]))
 
     with observe(layers, sink):
-        if tower == "vision":
-            end = model.encode_image(inputs.to(model.dtype))
-        else:
-            assert mask is not None
-            end = model.encode_text(inputs, mask)
+        end = model.encode_image(inputs.to(model.dtype)) if mask is None else model.encode_text(inputs, mask, tower)
     for weight in layers:
         rows = len(found[weight].norm) if weight in found else 0
         if rows != len(inputs):
@@ -287,8 +285,3 @@ def _observe_side(
         if bad.any():
             raise InvalidResult(f"{weight}: NaN or infinite activations at pair {first + int(bad.nonzero()[0])}")
     return found, end.float()
-
-
-def _to_length(mask: torch.Tensor, length: int) -> torch.Tensor:
-    """The mask padded with zeros to the length that the tower works on."""
-    return torch.nn.functional.pad(mask, (0, length - mask.shape[1]))

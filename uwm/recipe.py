@@ -17,12 +17,13 @@ from .evaluate import EvalResult, embed, evaluate, quadruples
 from .images import bad_images
 from .knowledge import DataSet, open_data_sets
 from .label_noise import EmbeddingKeeper
-from .models import Model, OpenClipModel, load
-from .patch import Patch, check_settings, patched, random_control, select, write_patched
+from .models import Model, load
+from .models.references import hub_name, resolve
+from .patch import Patch, check_settings, patched, random_control, select
 from .profiler import BATCH_SIZE, Embedded, Progress
 from .records import to_json
-from .references import hub_name, resolve
 from .report import Example, find_examples, html_report, model_card, paired_differences, versions
+from .rewrite import write_patched
 from .scoring import TEXT_LAYERS, VISION_LAYERS, Scores, check_method, score
 from .shipped_files import DEMO_SET
 
@@ -50,6 +51,7 @@ class Recipe:
     unsafe_images: str | None = None
     arch: str | None = None
     quick_gelu: bool | None = None
+    key: str | None = None
     split: str | None = None
     eval_set: str | None = None
     eval_splits: tuple[str, ...] = ()
@@ -143,6 +145,7 @@ def load_model(recipe: Recipe) -> Model:
         recipe.model,
         arch=recipe.arch,
         quick_gelu=recipe.quick_gelu,
+        key=recipe.key,
         device=recipe.device,
         dtype=recipe.dtype,
         **_hub(recipe),
@@ -250,6 +253,8 @@ def _measure(
     progress: Progress | None,
 ) -> dict[str, dict[str, EvalResult]]:
     """Set -> before, after, random -> result; zero-shot data sets are measured with the first set."""
+    if len(model.modalities) < 2:
+        return {}
     control = random_control(patch, recipe.seed)
     results: dict[str, dict[str, EvalResult]] = {name: {} for name in held_out}
     for column, edit in (("before", None), ("after", patch), ("random", control)):
@@ -307,7 +312,7 @@ def _manifest(
         "model": {
             "name": name,
             "on_hub": hub_name(recipe.model) is not None,
-            "layout": model.layout_name,
+            "layout": model.layout.name,
             "quick_gelu": model.quick_gelu,
             "sha256": {file.origin.name: file_sha256(file.origin) for file in model.checkpoint.files},
         },
@@ -330,8 +335,8 @@ def _write(
 ) -> None:
     assert model.checkpoint is not None
     manifest["output_sha256"] = write_patched(model.checkpoint, patch, folder)
-    if isinstance(model, OpenClipModel) and not model.checkpoint.path.is_dir():
-        _write_json(folder / "open_clip_config.json", model.folder_config())
+    for name, config in {} if model.checkpoint.path.is_dir() else model.side_configs().items():
+        _write_json(folder / name, config)
     (folder / "README.md").write_text(model_card(manifest, results), "utf-8")
     (folder / "report.html").write_text(html_report(manifest, examples), "utf-8")
     _write_json(folder / "uwm.json", {**manifest, "run": clock.report()})
@@ -343,7 +348,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 def _warnings(calibration: CalibrationSet, held_out: Mapping, results: Mapping) -> Iterator[str]:
     if not results:
-        yield "nothing was measured: SafeGround needs pairs with both captions and pictures"
+        yield "nothing was measured: SafeGround needs captions and pictures, and a model with both towers"
     if len(calibration) < FEW_PAIRS:
         yield f"only {len(calibration)} calibration pairs; scores from fewer than {FEW_PAIRS} are mostly noise"
     yield from calibration.warnings()

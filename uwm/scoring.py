@@ -28,6 +28,7 @@ class Scores(Mapping[WeightId, torch.Tensor]):
     Attributes:
         tensors: The scores.
         base: WeightId -> sha256 of the weight that was scored.
+        casts: WeightId -> the same of its casts to other dtypes, by dtype.
         recipe: Method, pairs seen by tower, set fingerprint.
         guards: WeightId -> counts of the cases that the score leaves neutral.
     """
@@ -36,6 +37,7 @@ class Scores(Mapping[WeightId, torch.Tensor]):
     base: dict[WeightId, str] = field(repr=False)
     recipe: dict[str, Any]
     guards: dict[WeightId, dict[str, int]] = field(repr=False)
+    casts: dict[WeightId, dict[str, str]] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, weight: WeightId) -> torch.Tensor:
         return self.tensors[weight]
@@ -49,6 +51,7 @@ class Scores(Mapping[WeightId, torch.Tensor]):
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically; the same scores give the same bytes."""
         about = {"recipe": self.recipe, "base": _named(self.base), "guards": _named(self.guards)}
+        about["casts"] = _named(self.casts)
         records.write(Path(path), "scores", {str(w): t for w, t in self.tensors.items()}, about)
 
     @classmethod
@@ -60,6 +63,7 @@ class Scores(Mapping[WeightId, torch.Tensor]):
             _weights(about["base"]),
             about["recipe"],
             _weights(about["guards"]),
+            _weights(about["casts"]),
         )
 
 
@@ -100,7 +104,7 @@ def score(
         InvalidResult: A chosen layer saw no activations, or they were not finite.
     """
     check_method(method)
-    chosen = match(text_layers, model.weights, "text") + match(vision_layers, model.weights, "vision")
+    chosen = _choose(model, text_layers, vision_layers)
     if isinstance(calib, CalibrationSet):
         chosen = _with_pairs(chosen, calib, explicit=(text_layers, vision_layers))
     if not chosen:
@@ -108,7 +112,7 @@ def score(
     recipe: dict[str, Any] = {"method": method}
     batches: Iterable[PairBatch]
     if isinstance(calib, CalibrationSet):
-        joint, towers = METHODS[method].loss is not None, sorted({w.tower for w in chosen})
+        joint, towers = METHODS[method].loss is not None, sorted({w.modality for w in chosen})
         batches = pair_batches(model, calib, batch_size=batch_size, towers=towers, workers=workers, joint=joint)
         if progress is not None:
             batches = progress(batches, count_batches(calib, batch_size, ["text"] if joint else towers), "profile")
@@ -119,7 +123,17 @@ def score(
     for weight, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise InvalidResult(f"{weight}: the scores hold NaN or infinite values")
-    return Scores(tensors, {weight: model.fingerprint(weight) for weight in chosen}, recipe, guards)
+    base = {weight: model.fingerprint(weight) for weight in chosen}
+    return Scores(tensors, base, recipe, guards, {weight: model.casts(weight) for weight in chosen})
+
+
+def _choose(model: Model, text_layers: str | Sequence[str], vision_layers: str | Sequence[str]) -> list[WeightId]:
+    """The weights that the patterns name; the defaults ask nothing of a tower that the model does not have."""
+    chosen = []
+    for modality, patterns, default in (("text", text_layers, TEXT_LAYERS), ("vision", vision_layers, VISION_LAYERS)):
+        if modality in model.modalities or patterns != default:
+            chosen += match(patterns, model.weights, modality)
+    return chosen
 
 
 def check_method(name: str) -> None:
@@ -148,4 +162,4 @@ def _with_pairs(chosen: list[WeightId], calib: CalibrationSet, explicit: tuple) 
         if not there[tower] and given not in (default, "none"):
             what = "captions" if tower == "text" else "pictures"
             raise BadInput(f"--{tower}-layers {given!r}: {calib.root} has no {what} for the {tower} tower")
-    return [weight for weight in chosen if there[weight.tower]]
+    return [weight for weight in chosen if there[weight.modality]]

@@ -76,6 +76,8 @@ def _attend(
     for x, weight, bias in zip((query, key, value), weights, biases, strict=True):
         y = F.linear(x if self.batch_first else x.transpose(0, 1), weight, bias)  # [samples, tokens, width]
         heads.append(y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2))  # [samples, heads, tokens, head width]
+    if attn_mask is not None and attn_mask.ndim == 3:  # [samples · heads, tokens, tokens], as CoCa gives it
+        attn_mask = attn_mask.unflatten(0, (-1, self.num_heads))
     mixed = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], attn_mask=attn_mask).transpose(1, 2).flatten(2)
     mixed = mixed if self.batch_first else mixed.transpose(0, 1)
     return self.out_proj(mixed), None

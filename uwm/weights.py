@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from .errors import BadInput
 
 TOWERS = ("text", "vision")
+_TOWER = re.compile(r"(text|vision)(_[2-9])?")  # text_2: the second text encoder of Stable Diffusion XL
 SLOTS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
 
@@ -23,12 +24,17 @@ class WeightId:
     def __str__(self) -> str:
         return f"{self.tower}.{self.block}.{self.slot}"
 
+    @property
+    def modality(self) -> str:
+        """``"text"`` or ``"vision"``, whatever the number of the tower."""
+        return self.tower.partition("_")[0]
+
     @classmethod
     def parse(cls, name: str) -> WeightId:
         """Read ``"vision.11.fc2"``. Raises BadInput when it is no such name."""
         tower, _, rest = name.partition(".")
         block, _, slot = rest.partition(".")
-        if tower not in TOWERS or slot not in SLOTS or not block.isdecimal():
+        if not _TOWER.fullmatch(tower) or slot not in SLOTS or not block.isdecimal():
             raise BadInput(f"{name!r} is no weight name; expected TOWER.BLOCK.SLOT such as vision.11.fc2")
         return cls(tower, int(block), slot)
 
@@ -54,7 +60,7 @@ def match(patterns: str | Sequence[str], weights: Iterable[WeightId], tower: str
         patterns: Slots (``out_proj``), globs or full names (``vision.*.fc2``, ``vision.[6-11].fc2``), as a
             sequence or comma-separated; the empty string or ``"none"`` chooses nothing.
         weights: What exists.
-        tower: ``"text"`` or ``"vision"``.
+        tower: ``"text"`` or ``"vision"``; where there are several text towers, a slot means all of them.
 
     Returns:
         The chosen weights, sorted.
@@ -64,12 +70,12 @@ def match(patterns: str | Sequence[str], weights: Iterable[WeightId], tower: str
     """
     if isinstance(patterns, str):
         patterns = [p.strip() for p in patterns.split(",") if p.strip()]
-    here = sorted(w for w in weights if w.tower == tower)
+    here = sorted(w for w in weights if w.modality == tower)
     chosen: set[WeightId] = set()
     for pattern in patterns:
         if pattern == "none":
             continue
-        full = pattern if "." in pattern else f"{tower}.*.{pattern}"
+        full = pattern if "." in pattern else f"{tower}*.*.{pattern}"
         found = [w for w in here if re.fullmatch(_regex(full), str(w))]
         if not found:
             raise BadInput(f"--{tower}-layers {pattern!r} matches no weight; the {tower} tower has {_listing(here)}")

@@ -80,7 +80,7 @@ def test_safetensors_are_told_by_content_whatever_their_header_s_length(tmp_path
     (folder / "model.safetensors").rename(folder / "blob")
     checkpoint = open_checkpoint(folder / "blob")
     assert_same(checkpoint.state_dict(), hf_state())
-    assert checkpoint.files[0].source == folder / "blob"  # its own header and order are kept
+    assert checkpoint.files[0].pickled is None  # its own header and order are kept
 
 
 def test_every_cut_is_bad_input(tmp_path):
@@ -264,8 +264,9 @@ def test_a_pickled_state_dict_is_found_in_its_wrapping(tmp_path, wrap, legacy):
 
 def test_a_prefix_that_not_all_keys_share_stays(tmp_path):
     state = prefixed("module.")(hf_state()) | {"logit_scale": torch.tensor(1.0)}
-    with pytest.raises(BadInput, match=r"not a CLIP-like .*'module\."):
-        open_checkpoint(pickled(tmp_path / "x.pt", state))
+    checkpoint = open_checkpoint(pickled(tmp_path / "x.pt", state))
+    assert_same(checkpoint.state_dict(), state)
+    assert [tower.prefix for tower in checkpoint.layout.towers] == ["module.text_model.", "module.vision_model."]
 
 
 def test_parameters_views_and_tied_tensors_are_stored_values(tmp_path):
@@ -275,7 +276,7 @@ def test_parameters_views_and_tied_tensors_are_stored_values(tmp_path):
     state["tied"] = state["text_projection.weight"]
     checkpoint = open_checkpoint(pickled(tmp_path / "x.pt", state))
     assert_same(checkpoint.state_dict(), {name: tensor.contiguous() for name, tensor in state.items()})
-    assert checkpoint.locate("text_model.encoder.layers.0.mlp.fc1.weight")[1].nbytes == 6 * 4 * 4
+    assert checkpoint.entries["text_model.encoder.layers.0.mlp.fc1.weight"][1].nbytes == 6 * 4 * 4
 
 
 def test_a_pickle_in_a_folder_becomes_a_file_that_the_folder_is_opened_by(tmp_path):
@@ -387,7 +388,9 @@ def test_an_attack_beside_good_tensors_is_refused_by_name(tmp_path, wrap, legacy
 
 
 def test_a_whole_module_is_refused(tmp_path):
-    with pytest.raises(Refused, match=r"asks for torch\.nn\.modules\.linear\.Linear; re-save only its state_dict"):
+    with pytest.raises(
+        Refused, match=r"asks for torch\.nn\.modules\.linear\.Linear \(byte 2\); re-save only its state_dict"
+    ):
         open_checkpoint(pickled(tmp_path / "x.pt", torch.nn.Linear(2, 2)))
 
 
@@ -397,7 +400,7 @@ def test_torchscript_code_is_not_run(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
         archive.writestr("archive/data.pkl", attacks(f"touch {tmp_path / 'canary'}")["reduce"])
         archive.writestr("archive/code/__torch__.py", "import os")
-    with pytest.raises((BadInput, Refused), match="TorchScript"):
+    with pytest.raises(Refused, match=r"x\.pt: refused, this pickle asks for os\.system"):
         open_checkpoint(tmp_path / "x.pt")
     assert not (tmp_path / "canary").exists()
 

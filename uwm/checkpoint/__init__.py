@@ -2,6 +2,7 @@
 
 from .folder import MANIFEST, check_output, new_folder
 from .reader import Checkpoint, TensorInfo, open_checkpoint
+from .sources import read_json
 from .writer import Edit, file_sha256, write_edited
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "file_sha256",
     "new_folder",
     "open_checkpoint",
+    "read_json",
     "write_edited",
 ]

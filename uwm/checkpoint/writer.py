@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ..errors import InvalidResult, ResourceFault
-from ..weights import WeightId
+from ..errors import BadInput, InvalidResult, ResourceFault
+from ..weights import WeightId, WeightRef
 from .reader import Checkpoint, TensorInfo, WeightsFile
 
 CHUNK = 1 << 24  # bytes
@@ -50,73 +52,118 @@ def _negated(values: torch.Tensor) -> torch.Tensor:
     return (values.view(integers) ^ torch.iinfo(integers).min).view(values.dtype)
 
 
-def write_edited(checkpoint: Checkpoint, edits: Mapping[WeightId, Edit], folder: Path) -> dict[str, str]:
+def write_edited(
+    checkpoint: Checkpoint,
+    edits: Mapping[WeightId, Edit],
+    folder: Path,
+    aliases: Mapping[str, list[str]] | None = None,
+) -> dict[str, str]:
     """Stream the checkpoint into `folder` with its side files, then read it back and compare with the plan.
 
     Args:
         checkpoint: The source, left untouched.
-        edits: What to change.
+        edits: What to change. A tensor that is stored once under several names changes under all of them.
         folder: An existing, empty folder.
+        aliases: Tied tensors that the checkpoint itself no longer tells, key -> others.
 
     Returns:
         sha256 of every weight file written, by name.
 
     Raises:
-        InvalidResult: What is on disk is not what was planned.
+        BadInput: Two edits of one stored matrix disagree. InvalidResult: What is on disk is not what was planned.
         ResourceFault: The disk failed.
     """
-    by_key: dict[str, list[tuple[WeightId, Edit]]] = {}
-    for weight, edit in edits.items():
-        by_key.setdefault(checkpoint.weights[weight].key, []).append((weight, edit))
+    plans = _plans(checkpoint, edits, {**checkpoint.aliases, **(aliases or {})})
     try:
         for name in checkpoint.side_files:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(checkpoint.path / name, folder / name)
-        hashes = {file.name: _write_file(checkpoint, file, by_key, folder / file.name) for file in checkpoint.files}
+        if checkpoint.index is not None:
+            (folder / checkpoint.index[0]).write_bytes(checkpoint.index[1])
+        hashes = {}
         for file in checkpoint.files:
-            _verify_file(checkpoint, file, by_key, folder / file.name)
+            (folder / file.name).parent.mkdir(parents=True, exist_ok=True)
+            hashes[file.name] = _write_file(file, plans, folder / file.name)
+        for file in checkpoint.files:
+            _verify_file(file, plans, folder / file.name)
     except OSError as error:
         raise ResourceFault(f"{folder}: could not write: {error.strerror or error}") from error
     return hashes
 
 
-def _edited(checkpoint: Checkpoint, info: TensorInfo, raw: np.ndarray, plan: list[tuple[WeightId, Edit]]) -> np.ndarray:
+Plans = dict[str, list[tuple[WeightRef, Edit]]]  # key -> what happens to which rows
+
+
+def _plans(checkpoint: Checkpoint, edits: Mapping[WeightId, Edit], aliases: Mapping[str, list[str]]) -> Plans:
+    plans: Plans = {}
+    named = {checkpoint.weights[weight].key for weight in edits}
+    for weight, edit in edits.items():
+        ref = checkpoint.weights[weight]
+        plans.setdefault(ref.key, []).append((ref, edit))
+    for key in list(plans):
+        for other in aliases.get(key, []):
+            if other in named:
+                raise BadInput(
+                    f"{checkpoint.path}: {key} and {other} are one tied matrix, which cannot be edited twice; choose "
+                    "one of them with --text-layers and --vision-layers"
+                )
+            plans[other] = plans[key]
+    return plans
+
+
+def _edited(info: TensorInfo, raw: np.ndarray, plan: list[tuple[WeightRef, Edit]]) -> np.ndarray:
     """A tensor's bytes after its edits; `raw` is changed in place."""
     if not plan:
         return raw
     tensor = torch.from_numpy(raw).view(info.dtype).reshape(info.shape)
-    for weight, edit in plan:
-        rows = tensor[checkpoint.weights[weight].rows(info.shape[0])]
-        edit.apply(rows.view(-1))
+    for ref, edit in plan:
+        edit.apply(tensor[ref.rows(info.shape[0])].view(-1))
     return raw
 
 
-def _write_file(checkpoint: Checkpoint, file: WeightsFile, by_key: Mapping, target: Path) -> str:
+def _write_file(file: WeightsFile, plans: Plans, target: Path) -> str:
+    """Write and hash side by side: while one tensor is hashed, the next one is read."""
     digest = hashlib.sha256(file.header)
-    with target.open("wb") as stream:
-        stream.write(file.header)
+    with target.open("wb", buffering=0) as stream, ThreadPoolExecutor(1) as hasher:
+        _write_all(stream, file.header)
+        hashed = None
         for info in file.tensors:
-            raw = _edited(checkpoint, info, file.raw(info), by_key.get(info.name, []))
-            digest.update(raw.data)
-            stream.write(raw.data)
-        stream.flush()
+            raw = _edited(info, file.raw(info), plans.get(file.component + info.name, []))
+            if hashed is not None:
+                hashed.result()
+            hashed = hasher.submit(digest.update, raw.data)
+            _write_all(stream, raw.data)
+        if hashed is not None:
+            hashed.result()
         os.fsync(stream.fileno())
     return digest.hexdigest()
 
 
-def _verify_file(checkpoint: Checkpoint, file: WeightsFile, by_key: Mapping, target: Path) -> None:
+def _write_all(stream: io.RawIOBase, data: bytes | memoryview) -> None:
+    """An unbuffered write may take only a part (Linux: 2 GB at a time)."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[stream.write(rest) :]
+
+
+def _verify_file(file: WeightsFile, plans: Plans, target: Path) -> None:
     """Read back: every byte outside the plan is the input's, every planned entry is exactly what was asked for."""
     with target.open("rb") as stream:
         good = stream.read(len(file.header)) == file.header
         for info in file.tensors:
             written = np.fromfile(stream, dtype=np.uint8, count=info.nbytes)
-            raw = file.raw(info)
-            plan = by_key.get(info.name, [])
-            good = good and np.array_equal(written, _edited(checkpoint, info, raw, plan))
-            if not good:
+            planned = _edited(info, file.raw(info), plans.get(file.component + info.name, []))
+            if not good or not _same(written, planned):
                 raise InvalidResult(f"{target.name}: {info.name!r} on disk is not what was planned; nothing kept")
         if stream.read(1):
             raise InvalidResult(f"{target.name}: longer than planned; nothing kept")
+
+
+def _same(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether two byte arrays are equal, compared eight bytes at a time."""
+    whole = len(first) // 8 * 8
+    halves = ((first[:whole].view(np.int64), second[:whole].view(np.int64)), (first[whole:], second[whole:]))
+    return len(first) == len(second) and all(torch.equal(*map(torch.from_numpy, pair)) for pair in halves)
 
 
 def file_sha256(path: Path) -> str:

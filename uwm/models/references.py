@@ -6,8 +6,9 @@ import os
 import re
 from pathlib import Path
 
-from .errors import BadInput, ResourceFault
-from .shipped_files import DEMO_MODEL
+from ..errors import BadInput, ResourceFault
+from ..shipped_files import DEMO_MODEL
+from .registry import PREFIX, download, registered
 
 HUB = re.compile(r"(?:hf-hub:)?(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 UNWANTED = ("*.h5", "*.msgpack", "*.onnx", "*.ot", "onnx/*", "openvino/*", "*.md", ".git*")
@@ -19,11 +20,12 @@ def resolve(
     """The file or folder behind a model reference.
 
     Args:
-        reference: A path; ``demo``; or ``hf-hub:ORG/NAME[@REV]``, where the prefix may be left out if no such path
-            exists. A repository comes through huggingface_hub's cache, tokens and environment variables.
+        reference: A path; ``demo``; ``open_clip:ARCH/TAG``, of open_clip's registry; or ``hf-hub:ORG/NAME[@REV]``,
+            where the prefix may be left out if no such path exists. A repository comes through huggingface_hub's cache,
+            tokens and environment variables.
         revision: Branch, tag or commit, where the reference names none.
-        cache_dir: Instead of huggingface_hub's own.
-        offline: Never touch the network.
+        cache_dir: Instead of huggingface_hub's own (or open_clip's).
+        offline: Never touch the network; HF_HUB_OFFLINE says the same.
 
     Raises:
         BadInput: Nothing is there. ResourceFault: The network failed.
@@ -31,6 +33,9 @@ def resolve(
     text = str(reference)
     if text == "demo":
         return DEMO_MODEL
+    offline = offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    if (entry := registered(text)) is not None:
+        return download(entry, cache_dir, offline)
     path = Path(reference)
     if not text.startswith("hf-hub:") and (path.exists() or path.is_symlink()):
         return path
@@ -43,7 +48,8 @@ def resolve(
 def hub_name(reference: str) -> str | None:
     """ORG/NAME of a reference that leads to the Hub; None for a path or the demo."""
     found = HUB.fullmatch(reference)
-    return None if reference == "demo" or Path(reference).exists() or found is None else found["repository"]
+    elsewhere = reference == "demo" or reference.startswith(PREFIX) or Path(reference).exists()
+    return None if elsewhere or found is None else found["repository"]
 
 
 def _download(repository: str, revision: str | None, cache_dir: str | None, offline: bool, reference: str) -> Path:
@@ -55,7 +61,6 @@ def _download(repository: str, revision: str | None, cache_dir: str | None, offl
         RevisionNotFoundError,
     )
 
-    offline = offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
     try:
         return Path(
             snapshot_download(

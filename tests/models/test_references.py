@@ -8,7 +8,7 @@ import pytest
 
 import uwm
 from uwm.errors import BadInput
-from uwm.references import hub_name, resolve
+from uwm.models.references import hub_name, resolve
 from uwm.shipped_files import DEMO_MODEL
 
 COMMITS = {"main": "a" * 40, "v2": "b" * 40}

@@ -1,0 +1,112 @@
+"""One `Model` whatever the family: what the rest of uwm asks of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+
+from ..checkpoint import Checkpoint
+from ..checkpoint.reader import cast_sha256, matrix_sha256
+from ..layouts import find_weights, recognise
+from ..weights import WeightId
+
+
+class Model(ABC):
+    """A CLIP-like model, ready to be observed, patched and asked for embeddings.
+
+    Attributes:
+        module: The torch module, in eval mode.
+        checkpoint: Where its weights came from; None for a module made in memory.
+        layout: Its encoders, by their keys in `module`.
+        weights: Every editable weight, by its key in `module`.
+        quick_gelu: Whether the activation is QuickGELU.
+        edited: The weights that an open `patched` block has changed.
+    """
+
+    def __init__(self, module: nn.Module, checkpoint: Checkpoint | None, quick_gelu: bool) -> None:
+        self.module = module.eval()
+        self.checkpoint = checkpoint
+        self.quick_gelu = quick_gelu
+        self.edited: set[WeightId] = set()
+        self._parameters = dict(module.named_parameters())
+        self.layout = recognise(self._parameters, type(module).__name__)
+        self.weights = find_weights(self.layout, self._parameters)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.module.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return next(self.module.parameters()).dtype
+
+    def trainable(self, weight: WeightId) -> nn.Parameter:
+        """The whole parameter that holds a weight, row blocks of other weights included."""
+        return self._parameters[self.weights[weight].key]
+
+    def parameter(self, weight: WeightId) -> torch.Tensor:
+        """The live matrix [out, in], a view: writing to it edits the model."""
+        ref = self.weights[weight]
+        tensor = self._parameters[ref.key].detach()
+        return tensor[ref.rows(len(tensor))]
+
+    def owner(self, weight: WeightId) -> nn.Module:
+        """The module to observe for a weight: its linear layer, or the `nn.MultiheadAttention` around it."""
+        own, _, _ = self.weights[weight].key.rpartition(".")
+        around = self.module.get_submodule(own.rpartition(".")[0])
+        return around if isinstance(around, nn.MultiheadAttention) else self.module.get_submodule(own)
+
+    def stored(self, weight: WeightId) -> torch.Tensor:
+        """The unedited matrix [out, in] as the checkpoint stores it, or as it is in memory where there is none."""
+        return self.parameter(weight).cpu() if self.checkpoint is None else self.checkpoint.matrix(weight)
+
+    def fingerprint(self, weight: WeightId) -> str:
+        """sha256 of the stored matrix."""
+        return matrix_sha256(self.stored(weight))
+
+    def casts(self, weight: WeightId) -> dict[str, str]:
+        """sha256 of the stored matrix in each floating dtype, by the dtype's name."""
+        return cast_sha256(self.stored(weight))
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Which of ``text`` and ``vision`` the model can embed."""
+        return tuple(dict.fromkeys(tower.encoder.modality for tower in self.layout.towers))
+
+    @abstractmethod
+    def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Image embeddings [n, dim], not normalised, of preprocessed pictures [n, 3, h, w]."""
+
+    @abstractmethod
+    def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, tower: str = "text") -> torch.Tensor:
+        """Text embeddings [n, dim], not normalised, of tokens [n, length]; `tower` where there are several."""
+
+    @abstractmethod
+    def tokenize(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens and their mask (1 from the start to the end token), [n, length] each; cut to the context length."""
+
+    @abstractmethod
+    def preprocess(self, images: list[Image.Image]) -> torch.Tensor:
+        """RGB pictures to the model's input, [n, 3, h, w]."""
+
+    def text_mask(self, attention_mask: torch.Tensor, length: int) -> torch.Tensor:
+        """Which inputs of a text layer count, [n, length]: those that reach the embedding.
+
+        CLIP attends only backwards and pools the end token, so that is what the attention mask says, padded with zeros
+        to the length that the tower works on.
+        """
+        return nn.functional.pad(attention_mask, (0, length - attention_mask.shape[1]))
+
+    def image_mask(self, pixel_values: torch.Tensor) -> torch.Tensor | None:
+        """Which inputs of a vision layer count, [n, tokens]; None: all of them, the class token included."""
+        return None
+
+    def side_configs(self) -> dict[str, Any]:
+        """File name -> JSON that a folder with these weights needs, for weights that came without a folder."""
+        return {}

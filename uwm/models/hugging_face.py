@@ -1,0 +1,311 @@
+"""transformers' models: CLIP and its relatives, single encoders, a LLaVA's vision tower, diffusers pipelines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+
+from ..checkpoint import Checkpoint, read_json
+from ..errors import BadInput
+from .base import Model
+from .filling import fill
+from .references import resolve
+from .sizes import config_of, sizes_of
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+WHOLE = ("clip", "siglip", "siglip2", "chinese_clip")  # model types with both towers
+SINGLE = {  # model type -> its class, and its class where a projection is stored
+    "clip_text_model": ("CLIPTextModel", "CLIPTextModelWithProjection"),
+    "clip_vision_model": ("CLIPVisionModel", "CLIPVisionModelWithProjection"),
+    "siglip_text_model": ("SiglipTextModel", "SiglipTextModel"),
+    "siglip_vision_model": ("SiglipVisionModel", "SiglipVisionModel"),
+}
+PROJECTIONS = ("text_projection.weight", "visual_projection.weight")
+
+
+class HuggingFaceModel(Model):
+    """A model of transformers; its folder may lack tokenizer and preprocessor until they are asked for."""
+
+    def __init__(
+        self,
+        module: Any,
+        checkpoint: Checkpoint | None,
+        *,
+        tokenizer: Path | None = None,
+        processor: Path | None = None,
+    ) -> None:
+        self.config: Any = module.config
+        super().__init__(module, checkpoint, "quick_gelu" in _activations(self.config))
+        folder = checkpoint.path if checkpoint is not None and checkpoint.path.is_dir() else None
+        self._folders = {"tokenizer": tokenizer or folder, "image preprocessor": processor or folder}
+        self._tokenizer: Any = None
+        self._processor: Any = None
+
+    @property
+    def _text_config(self) -> Any:
+        return getattr(self.config, "text_config", self.config)
+
+    @property
+    def _attends_forwards(self) -> bool:
+        """Whether padding takes part: SigLIP was trained on padded captions without a mask, and pools the last one."""
+        return str(self._text_config.model_type).startswith("siglip")
+
+    def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        self._demand("vision")
+        module: Any = self.module
+        if hasattr(module, "get_image_features"):
+            return _features(module.get_image_features(pixel_values=pixel_values))
+        return _features(module(pixel_values=pixel_values))
+
+    def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, tower: str = "text") -> torch.Tensor:
+        self._demand("text")
+        module: Any = self.module
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if self._attends_forwards:
+            missing = self._text_config.max_position_embeddings - input_ids.shape[1]
+            pad = self._text_config.pad_token_id or 0
+            inputs = {"input_ids": nn.functional.pad(input_ids, (0, missing), value=pad)}
+        return _features(
+            module.get_text_features(**inputs) if hasattr(module, "get_text_features") else module(**inputs)
+        )
+
+    def _demand(self, modality: str) -> None:
+        if modality not in self.modalities:
+            raise BadInput(f"this model ({self.layout.name}) has no {modality} tower")
+
+    def tokenize(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        self._demand("text")
+        if self._tokenizer is None:
+            from transformers import AutoTokenizer
+
+            self._tokenizer = self._side(AutoTokenizer.from_pretrained, "tokenizer", TOKENIZER_FILES)
+        length = min(self._text_config.max_position_embeddings, self._tokenizer.model_max_length)
+        padding = "max_length" if self._attends_forwards else True
+        batch = self._tokenizer(texts, padding=padding, truncation=True, max_length=length, return_tensors="pt")
+        ids = batch["input_ids"]
+        return ids, torch.ones_like(ids) if self._attends_forwards else batch["attention_mask"]
+
+    def text_mask(self, attention_mask: torch.Tensor, length: int) -> torch.Tensor:
+        mask = super().text_mask(attention_mask, length)
+        return torch.ones_like(mask) if self._attends_forwards else mask
+
+    def preprocess(self, images: list[Image.Image]) -> torch.Tensor:
+        return self._process(images)["pixel_values"]
+
+    def _process(self, images: list[Image.Image]) -> Any:
+        self._demand("vision")
+        if self._processor is None:
+            from transformers import AutoImageProcessor
+
+            self._processor = self._side(AutoImageProcessor.from_pretrained, "image preprocessor", PROCESSOR_FILES)
+        return self._processor(images, return_tensors="pt")
+
+    def _side(self, loader: Callable[[str], Any], what: str, files: tuple[str, ...]) -> Any:
+        """Load a side file of the folder; transformers would make one up where there is none."""
+        folder = self._folders[what]
+        if folder is None:
+            raise BadInput(f"this model has no folder to read its {what} from; pass preprocessed PairBatch tensors")
+        if not any((folder / name).is_file() for name in files):
+            raise BadInput(
+                f"{folder}: no {what} in this folder (none of {', '.join(files)}); copy the original's there"
+            )
+        try:
+            return loader(str(folder))
+        except (OSError, ValueError, ImportError, TypeError, KeyError, AttributeError) as error:
+            raise BadInput(f"{folder}: the {what} cannot be used ({str(error).splitlines()[0]})") from None
+
+
+class NaFlexModel(HuggingFaceModel):
+    """SigLIP 2 of any aspect ratio: pixel values [n, patches, 3·p·p + 3], the last columns mask, rows, columns."""
+
+    def preprocess(self, images: list[Image.Image]) -> torch.Tensor:
+        found = self._process(images)
+        patches, mask = found["pixel_values"], found["pixel_attention_mask"][:, :, None]
+        sides = found["spatial_shapes"][:, None, :].expand(-1, patches.shape[1], -1)
+        return torch.cat([patches, mask.to(patches.dtype), sides.to(patches.dtype)], -1)
+
+    def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        module: Any = self.module
+        return _features(
+            module.get_image_features(
+                pixel_values=pixel_values[:, :, :-3],
+                pixel_attention_mask=pixel_values[:, :, -3].long(),
+                spatial_shapes=pixel_values[:, 0, -2:].long(),
+            )
+        )
+
+    def image_mask(self, pixel_values: torch.Tensor) -> torch.Tensor | None:
+        return pixel_values[:, :, -3].long()
+
+
+class PipelineModel(HuggingFaceModel):
+    """The text encoders of a diffusers pipeline, side by side: towers ``text``, ``text_2``."""
+
+    def __init__(self, encoders: dict[str, Any], checkpoint: Checkpoint) -> None:
+        module: Any = nn.ModuleDict(encoders)
+        module.config = next(iter(encoders.values())).config
+        super().__init__(module, checkpoint, tokenizer=checkpoint.path / "tokenizer")
+        self._encoders = dict(zip((t.name for t in self.layout.towers), encoders.values(), strict=True))
+
+    def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, tower: str = "text") -> torch.Tensor:
+        return _features(self._encoders[tower](input_ids=input_ids, attention_mask=attention_mask))
+
+
+def _features(output: Any) -> torch.Tensor:
+    """Embeddings of whatever a version of transformers gives: a tensor, or an output with or without a projection."""
+    if isinstance(output, torch.Tensor):
+        return output
+    for name in ("text_embeds", "image_embeds", "pooler_output"):
+        if getattr(output, name, None) is not None:
+            return getattr(output, name)
+    raise BadInput(f"{type(output).__name__} holds no embedding")
+
+
+def _activations(config: Any) -> set[str]:
+    parts = [getattr(config, name, None) for name in ("text_config", "vision_config")]
+    return {part.hidden_act for part in parts if part is not None} or {config.hidden_act}
+
+
+def open_folder(checkpoint: Checkpoint) -> Model:
+    """Build what the folder's config.json describes and fill it from the checkpoint. Raises BadInput."""
+    if (checkpoint.path / "model_index.json").is_file():
+        return _open_pipeline(checkpoint)
+    tower = checkpoint.layout.towers[0]
+    folder = checkpoint.folder_of(tower.name)
+    assert folder is not None
+    config = read_json(folder / "config.json")
+    kind = config.get("model_type")
+    if kind in WHOLE or kind in SINGLE:
+        whole = kind in WHOLE and any(not _belongs(key, tower.prefix) for key in checkpoint.entries)
+        module = _module(_config(folder, kind), checkpoint, "", whole)
+        fill(module, checkpoint, tower=None if whole else tower)
+        which = NaFlexModel if kind == "siglip2" else HuggingFaceModel
+        return which(module, checkpoint, tokenizer=folder, processor=folder)
+    return _open_inside(checkpoint, folder, config)
+
+
+def _belongs(key: str, prefix: str) -> bool:
+    """Whether a key can be of a model of one tower."""
+    return key.startswith(prefix) or key in (*PROJECTIONS, "logit_scale")
+
+
+def _open_inside(checkpoint: Checkpoint, folder: Path, config: dict[str, Any]) -> Model:
+    """The vision tower inside a bigger model, without loading the rest of it."""
+    from transformers import AutoConfig
+
+    tower = checkpoint.layout.tower("vision")
+    if tower is None or not tower.prefix:
+        raise BadInput(f"{folder}: config.json says model_type {config.get('model_type')!r}, which uwm does not know")
+    if "vision_config" in config:
+        inner = AutoConfig.from_pretrained(str(folder)).vision_config
+    elif "mm_vision_tower" in config:  # LLaVA's own releases name the CLIP they were made from
+        source = resolve(config["mm_vision_tower"], offline=True)
+        inner = _config(source, "clip").vision_config
+        folder = source
+    else:
+        raise BadInput(f"{folder}: config.json has neither vision_config nor mm_vision_tower")
+    module = _module(inner, checkpoint, tower.prefix, False)
+    fill(module, checkpoint, scope=tower.prefix, tower=tower)
+    return HuggingFaceModel(module, checkpoint, processor=folder)
+
+
+def _open_pipeline(checkpoint: Checkpoint) -> Model:
+    encoders = {}
+    for tower in checkpoint.layout.towers:
+        scope = tower.prefix.partition("/")[0] + "/"
+        config = _config(checkpoint.path / scope, "clip_text_model")
+        encoders[scope.rstrip("/")] = module = _module(config, checkpoint, scope, False)
+        fill(module, checkpoint, scope=scope, tower=tower)
+    return PipelineModel(encoders, checkpoint)
+
+
+def _config(folder: Path, kind: str) -> Any:
+    """transformers' config of a folder, of a type that is known to be right."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(str(folder), model_type=kind)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BadInput(f"{folder}: config.json cannot be used ({str(error).splitlines()[0]})") from None
+
+
+def _module(config: Any, checkpoint: Checkpoint, scope: str, whole: bool) -> Any:
+    """The module that a config describes; of a whole model's config the one tower that is there, unless `whole`."""
+    import transformers
+
+    if config.model_type in WHOLE and whole:
+        return transformers.AutoModel.from_config(config)
+    if config.model_type in WHOLE:
+        modality = checkpoint.layout.towers[0].encoder.modality
+        config = getattr(config, f"{modality}_config")
+    if config.model_type not in SINGLE:
+        raise BadInput(f"{checkpoint.path}: model type {config.model_type!r} is not one that uwm knows")
+    plain, projected = SINGLE[config.model_type]
+    stored = any(scope + name in checkpoint.entries for name in PROJECTIONS)
+    return getattr(transformers, projected if stored else plain)(config)
+
+
+def open_bare(checkpoint: Checkpoint, arch: str | None, quick_gelu: bool | None) -> Model:
+    """A CLIP from bare weights: sizes from the tensors, heads from open_clip's architecture of these sizes."""
+    import transformers
+
+    found, sizes = config_of(checkpoint, arch, quick_gelu)[0], sizes_of(checkpoint)
+    if len(checkpoint.layout.towers) != 2:
+        raise BadInput(f"{checkpoint.path}: bare weights of a single tower need their folder with config.json")
+    act = {"hidden_act": "quick_gelu" if found["quick_gelu"] else "gelu"}
+    text = {
+        "hidden_size": sizes["text_width"],
+        "intermediate_size": sizes["text_mlp"],
+        "num_hidden_layers": sizes["text_layers"],
+        "num_attention_heads": found["text_cfg"].get("heads", 8),
+        "max_position_embeddings": sizes["context_length"],
+        "vocab_size": sizes["vocab_size"],
+        "eos_token_id": sizes["vocab_size"] - 1,  # the end token has the highest number
+    }
+    vision = {
+        "hidden_size": sizes["vision_width"],
+        "intermediate_size": sizes["vision_mlp"],
+        "num_hidden_layers": sizes["vision_layers"],
+        "num_attention_heads": sizes["vision_width"] // found["vision_cfg"].get("head_width", 64),
+        "image_size": sizes["image_size"],
+        "patch_size": sizes["patch_size"],
+    }
+    config = transformers.CLIPConfig(
+        text_config=act | text, vision_config=act | vision, projection_dim=sizes["embed_dim"]
+    )
+    module = transformers.CLIPModel(config)
+    fill(module, checkpoint)
+    return BareModel(module, checkpoint)
+
+
+class BareModel(HuggingFaceModel):
+    """A CLIP that came without a folder: OpenAI's tokenizer and preprocessing, which every released CLIP of it has."""
+
+    def tokenize(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        import open_clip
+
+        if self._text_config.vocab_size != open_clip.tokenizer.SimpleTokenizer().vocab_size:
+            raise BadInput("these bare weights have a vocabulary of their own; pass the folder with their tokenizer")
+        ids = open_clip.SimpleTokenizer(context_length=self._text_config.max_position_embeddings)(texts)
+        return ids, (torch.arange(ids.shape[1]) <= ids.argmax(-1, keepdim=True)).long()
+
+    def _side(self, loader: Callable[[str], Any], what: str, files: tuple[str, ...]) -> Any:
+        from transformers import CLIPImageProcessor
+
+        side = self.config.vision_config.image_size
+        return CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+
+    def side_configs(self) -> dict[str, Any]:
+        import json
+
+        processor = self._side(lambda _: None, "image preprocessor", ())
+        return {
+            "config.json": json.loads(self.config.to_json_string()) | {"architectures": ["CLIPModel"]},
+            "preprocessor_config.json": json.loads(processor.to_json_string()),
+        }

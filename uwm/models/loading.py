@@ -1,0 +1,99 @@
+"""From a model reference to a `Model` on a device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ..checkpoint import Checkpoint, open_checkpoint
+from ..errors import BadInput, ResourceFault
+from .base import Model
+from .hugging_face import open_bare, open_folder
+from .open_clip_models import OpenClipModel
+from .references import resolve
+from .registry import registered
+
+
+def load(
+    reference: str | Path,
+    *,
+    arch: str | None = None,
+    quick_gelu: bool | None = None,
+    key: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    revision: str | None = None,
+    cache_dir: str | None = None,
+    offline: bool = False,
+) -> Model:
+    """Open a model.
+
+    Args:
+        reference: A path, ``"demo"``, ``open_clip:ARCH/TAG`` or a repository on the Hub; see
+            `uwm.models.references.resolve`, also for `revision`, `cache_dir` and `offline`.
+        arch: open_clip's name of the architecture, for bare weights.
+        quick_gelu: The activation, where neither folder, archive nor `arch` decides it.
+        key: Which entry of a training checkpoint holds the weights, where there are several.
+        device: ``auto``, ``cpu``, ``cuda[:N]`` or ``mps``.
+        dtype: ``auto`` (float32), ``float32``, ``bfloat16`` or ``float16``: what the model computes in.
+
+    Raises:
+        BadInput: Not found, damaged, not CLIP-like, or the activation is not known or contradicted.
+        Refused: A pickle that asks for more than tensors.
+        ResourceFault: The device is not there.
+    """
+    target, computed_in = _device(device), _dtype(dtype)
+    checkpoint = open_checkpoint(resolve(reference, revision=revision, cache_dir=cache_dir, offline=offline), key)
+    _refuse_nonfinite(checkpoint)
+    preprocess = None
+    if (found := registered(str(reference))) is not None:
+        arch, quick_gelu, preprocess = found.arch, found.quick_gelu, found.preprocess
+    model: Model
+    if checkpoint.layout.library == "open_clip":
+        model = OpenClipModel.open(checkpoint, arch, quick_gelu, preprocess)
+    elif checkpoint.path.is_dir():
+        model = open_folder(checkpoint)
+    else:
+        model = open_bare(checkpoint, arch, quick_gelu)
+    if quick_gelu is not None and quick_gelu != model.quick_gelu:
+        raise BadInput(f"{checkpoint.path}: its config says quick_gelu {model.quick_gelu}; drop the flag")
+    model.module.to(device=target, dtype=computed_in).requires_grad_(False)
+    return model
+
+
+def _refuse_nonfinite(checkpoint: Checkpoint) -> None:
+    for weight in checkpoint.weights:
+        matrix = checkpoint.matrix(weight)
+        if not matrix.dtype.is_floating_point or matrix.dtype.itemsize < 2:
+            raise BadInput(f"{checkpoint.path}: {weight} is {matrix.dtype}, quantised; edit the float checkpoint first")
+        bad = ~torch.isfinite(matrix)
+        if bad.any():
+            first = tuple(bad.nonzero()[0].tolist())
+            raise BadInput(
+                f"{checkpoint.path}: {weight} holds {int(bad.sum())} NaN or infinite values, first at {first}"
+            )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise BadInput(f"--device {name!r}: expected auto, cpu, cuda, cuda:N or mps") from None
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(device.type, False) or (
+        device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
+    ):
+        raise ResourceFault(f"--device {name}: not available on this machine; try --device cpu")
+    return device
+
+
+def _dtype(name: str) -> torch.dtype:
+    known = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if name not in known:
+        raise BadInput(f"--dtype {name!r}: expected one of {', '.join(known)}")
+    return known[name]

@@ -1,0 +1,118 @@
+"""open_clip's registry: architectures by name or by their sizes, and its pretrained weights."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import BadInput, ResourceFault
+
+PREFIX = "open_clip:"
+
+
+@dataclass(frozen=True)
+class Registered:
+    """What open_clip's registry says of ``open_clip:ARCH/TAG``."""
+
+    arch: str
+    tag: str
+    quick_gelu: bool
+    preprocess: dict[str, Any]
+    source: dict[str, Any]  # where the weights are
+
+
+def registered(reference: str) -> Registered | None:
+    """Look up ``open_clip:ARCH[/TAG]``; None for any other reference. Raises BadInput when there is no such entry."""
+    if not reference.startswith(PREFIX):
+        return None
+    import open_clip
+
+    arch, _, tag = reference.removeprefix(PREFIX).partition("/")
+    config, tags = open_clip.get_model_config(arch), open_clip.list_pretrained_tags_by_model(arch)
+    if config is None:
+        raise BadInput(f"{reference}: open_clip knows no architecture {arch!r}; `open_clip.list_models()` lists them")
+    if not tag and len(tags) == 1:
+        tag = tags[0]
+    source = open_clip.get_pretrained_cfg(arch, tag) if tag else {}
+    if not source:
+        raise BadInput(
+            f"{reference}: say which weights, as in open_clip:{arch}/TAG; there is {', '.join(tags) or 'none'}"
+        )
+    quick_gelu = bool(source.get("quick_gelu", config.get("quick_gelu", False)))
+    preprocess = {key: source[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in source}
+    return Registered(arch, tag, quick_gelu, preprocess, source)
+
+
+def download(entry: Registered, cache_dir: str | None, offline: bool) -> Path:
+    """The weights of a registry entry, from open_clip's or the Hub's cache, or from the network unless `offline`.
+
+    Raises:
+        ResourceFault: They are not in the cache and cannot be fetched.
+    """
+    import open_clip
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    place = f"open_clip:{entry.arch}/{entry.tag}"
+    repository, url = entry.source.get("hf_hub", ""), entry.source.get("url", "")
+    try:
+        if repository:
+            return _from_hub(repository, cache_dir, offline)
+        cached = Path(cache_dir or "~/.cache/clip").expanduser() / os.path.basename(url)
+        if offline and not cached.is_file():
+            raise ResourceFault(f"{place}: not in the cache ({cached}), and --offline forbids to fetch it")
+        return Path(open_clip.download_pretrained(entry.source, prefer_hf_hub=False, cache_dir=cache_dir))
+    except LocalEntryNotFoundError:
+        raise ResourceFault(f"{place}: {repository} is not in the Hub's cache and cannot be reached") from None
+    except (OSError, RuntimeError) as error:
+        raise ResourceFault(f"{place}: could not be fetched ({str(error).splitlines()[0]}); try again") from None
+
+
+def _from_hub(repository: str, cache_dir: str | None, offline: bool) -> Path:
+    """The weights' file in a repository ``ORG/NAME/[FILE]``, safetensors where there is one."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    organisation, name, *file = repository.split("/")
+    names = [*filter(None, file), "open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+    missing: Exception | None = None
+    for candidate in names:
+        try:
+            place = f"{organisation}/{name}"
+            return Path(hf_hub_download(place, candidate, cache_dir=cache_dir, local_files_only=offline))
+        except (EntryNotFoundError, LocalEntryNotFoundError) as error:
+            missing = error
+    raise missing or ValueError(repository)
+
+
+def model_config(name: str) -> dict[str, Any] | None:
+    """open_clip's config of an architecture, or of ``local-dir:FOLDER``; None when it knows none."""
+    import open_clip
+
+    return open_clip.get_model_config(name)
+
+
+def architectures_of(sizes: dict[str, int]) -> dict[str, dict[str, Any]]:
+    """Every plain CLIP of open_clip's registry that has these sizes (see `sizes.sizes_of`), by name."""
+    import open_clip
+
+    found = {name: open_clip.get_model_config(name) for name in sorted(open_clip.list_models())}
+    return {name: config for name, config in found.items() if _has(config, sizes)}
+
+
+def _has(config: dict[str, Any], sizes: dict[str, int]) -> bool:
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    plain = isinstance(vision.get("layers"), int) and "hf_model_name" not in text and "multimodal_cfg" not in config
+    wanted = {
+        "embed_dim": config["embed_dim"],
+        "image_size": vision.get("image_size", 224),
+        "patch_size": vision.get("patch_size"),
+        "vision_width": vision.get("width", 768),
+        "vision_layers": vision.get("layers"),
+        "context_length": text.get("context_length", 77),
+        "vocab_size": text.get("vocab_size", 49408),
+        "text_width": text.get("width", 512),
+        "text_layers": text.get("layers", 12),
+    }
+    return plain and all(sizes[key] == value for key, value in wanted.items() if key in sizes)
