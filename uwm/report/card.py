@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult as HubResult
 
 TASK = "zero-shot-image-classification"
-LIBRARIES = {"hf": "transformers", "open_clip": "open_clip", "timm": "open_clip"}  # of a family, by its first word
 TAGS = ["uwm", "model-editing", "safety", "clip"]
 DIGITS = 4
 
@@ -85,20 +84,13 @@ def _metadata(manifest: Mapping[str, Any], results: Mapping[str, Mapping[str, Ev
     figures = [figure for set_name, columns in results.items() for figure in _figures(clean(set_name), columns)]
     return ModelCardData(
         base_model=name if model["on_hub"] else None,
-        library_name=_library(model["layout"]),
+        library_name=model["library"],
         pipeline_tag=None if model["layout"].endswith(")") else TASK,  # of one tower: inside LLaVA, Stable Diffusion, …
         tags=TAGS,
         metrics=sorted({figure.metric_type for figure in figures}) or None,
         model_name=f"{name}, edited by uwm" if figures else None,
         eval_results=figures or None,
     ).to_yaml()
-
-
-def _library(layout: str) -> str | None:
-    """What loads a layout such as ``hf-clip``, ``open_clip + timm`` or ``hf-clip (vision)``; None for one unknown."""
-    families = layout.partition(" (")[0].split(" + ")
-    found = {LIBRARIES.get(family.partition("-")[0]) for family in families}
-    return "open_clip" if "open_clip" in found else found.pop() if len(found) == 1 else None
 
 
 def _figures(set_name: str, columns: Mapping[str, EvalResult]) -> Iterator[HubResult]:
