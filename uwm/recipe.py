@@ -313,6 +313,7 @@ def _manifest(
             "name": name,
             "on_hub": hub_name(recipe.model) is not None,
             "layout": model.layout.name,
+            "library": model.layout.library,
             "quick_gelu": model.quick_gelu,
             "sha256": {file.origin.name: file_sha256(file.origin) for file in model.checkpoint.files},
         },

@@ -15,7 +15,9 @@ from documents_by_hand import HASH, NAMES, NASTY, document, documents
 import uwm
 from uwm.label_noise import REASONS
 from uwm.report import html_report
+from uwm.report.charts import histograms
 from uwm.report.markup import clean
+from uwm.report.tables import label
 
 CASES = documents()
 VOID = {"meta", "img", "br"}
@@ -143,7 +145,7 @@ def test_nothing_measured_is_said():
 
 
 def test_an_untouched_tower_is_named():
-    assert "The vision tower is untouched." in Page(html_report(CASES["text only"])).text
+    assert "Nothing of a vision tower was edited." in Page(html_report(CASES["text only"])).text
 
 
 def test_few_pairs_are_said_to_be_few():
@@ -313,3 +315,59 @@ def test_contrast(colours):
 def test_light_and_print_are_one_palette():
     light, _, paper = palettes()
     assert light == paper
+
+
+# ---------------------------------------------------------------- its charts
+
+
+def chart(html, title):
+    svg = next(svg for svg in re.findall(r"<svg.*?</svg>", html, re.S) if f"<title>{title}</title>" in svg)
+    return ET.fromstring(svg)
+
+
+def marks(root, series):
+    """Where the marks of a series stand, from 0 to 1 along the axis, top to bottom."""
+    ends = [float(e.get("x")) for e in root.iter() if e.get("class") == "tick" and e.text in ("0", "100")]
+    found = [float(e.get("cx")) for e in root.iter() if e.get("class") == f"mark s{series}"]
+    return [(x - ends[0]) / (ends[1] - ends[0]) for x in found]
+
+
+@pytest.mark.parametrize(("series", "column"), [(0, "before"), (1, "after")])
+@pytest.mark.parametrize("title", ["SafeGround and retrieval", "More figures"])
+def test_charts_of_figures_show_the_manifests(title, series, column):
+    html = html_report(CASES["common"])
+    labels = [row[0] for row in Page(html).tables[f"{title}, test-style"] if len(row) > 1 and row[0]]
+    figures = {
+        label(name): values for name, values in CASES["common"]["results"]["test-style"][column]["figures"].items()
+    }
+    expected = [figures[shown][0] for shown in labels]
+    assert marks(chart(html, f"{title}, test-style"), series) == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_heat_map_shows_the_layers():
+    html = html_report(CASES["common"])
+    cells = [g[0].text for g in chart(html, "Edited share of each matrix, vision tower").iter() if g.tag.endswith("}g")]
+    assert cells == ["vision.0.fc2: 1.81 %", "vision.1.fc2: 2.71 %"]
+
+
+def test_histograms_show_the_similarities_of_before_and_after():
+    html, columns = html_report(CASES["common"]), CASES["common"]["results"]["test"]
+    counts = [c for column in ("before", "after") for q in columns[column]["similarities"].values() for c in q.values()]
+    used = [n for n in range(100) if any(c[n] for c in counts)]
+    extent = (min(used), max(used) + 1, max(map(max, counts)))
+    panels = [
+        (f"{column}: {percent(columns[column]['figures']['P_vu'][0])} %", columns[column]["similarities"]["vu"])
+        for column in ("before", "after")
+    ]
+    expected = histograms("Unsafe picture as the query (vu)", "test; numbers in the table below.", panels, extent)
+    assert expected in html
+
+
+@pytest.mark.parametrize("name", ["weapons", "death"])
+def test_bars_by_concept_show_the_manifests(name):
+    root = chart(html_report(CASES["common"]), "P_vu by concept, test")
+    texts = [e.text for e in root.iter() if e.tag.endswith("}text")]
+    columns = CASES["common"]["results"]["test"]
+    start = texts.index(name)
+    shown = texts[start + 1 : start + 5]
+    assert shown == ["30 pairs", *(percent(r["by_concept"][name]["P_vu"][0]) for r in columns.values())]

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult as HubResult
 
 TASK = "zero-shot-image-classification"
-LIBRARIES = {"hf": "transformers", "open_clip": "open_clip"}  # first part of a layout's name -> what loads it
 TAGS = ["uwm", "model-editing", "safety", "clip"]
 DIGITS = 4
 
@@ -85,8 +84,8 @@ def _metadata(manifest: Mapping[str, Any], results: Mapping[str, Mapping[str, Ev
     figures = [figure for set_name, columns in results.items() for figure in _figures(clean(set_name), columns)]
     return ModelCardData(
         base_model=name if model["on_hub"] else None,
-        library_name=LIBRARIES.get(model["layout"].partition("-")[0]),
-        pipeline_tag=TASK,
+        library_name=model["library"],
+        pipeline_tag=None if model["layout"].endswith(")") else TASK,  # of one tower: inside LLaVA, Stable Diffusion, …
         tags=TAGS,
         metrics=sorted({figure.metric_type for figure in figures}) or None,
         model_name=f"{name}, edited by uwm" if figures else None,

@@ -40,7 +40,9 @@ def edited(document: Document) -> Markup | None:
         return None
     layers = document["layers"]
     shares = {name: layer["selected"] / layer["of"] for name, layer in layers.items()}
-    towers = {tower: {n: s for n, s in shares.items() if n.startswith(f"{tower}.")} for tower in TOWERS}
+    towers: dict[str, dict[str, float]] = {tower: {} for tower in TOWERS}
+    for name, share in shares.items():
+        towers.setdefault(name.partition(".")[0], {})[name] = share
     top = max(shares.values())
     alpha = document["settings"]["alpha"]
     what = "were negated" if alpha == -1 else f"were multiplied by {alpha:g}"
@@ -62,7 +64,7 @@ def edited(document: Document) -> Markup | None:
         f"{document['selected']} of {document['of']} entries of {len(layers)} matrices {what} "
         f"({100 * document['selected'] / document['of']:.2f} %). Every other value is the original's, bit for bit."
     )
-    about += "".join(f" The {tower} tower is untouched." for tower in untouched)
+    about += "".join(f" Nothing of a {tower} tower was edited." for tower in untouched)
     whole = folded("Table of all matrices", table(head, rows, "Edited entries by matrix", "numbers"))
     return section("What was edited", "edited", tag("p", about), grid(charts), whole)
 
