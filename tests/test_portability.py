@@ -70,14 +70,15 @@ def as_pipeline(first, second):
 
 def spellings(state):
     """Name -> (how to make it, which towers it has)."""
+    vision = only("vision_model.", state)
     other, both = hf_state(seed=99, dtype=next(iter(state.values())).dtype), ("text", "vision")
     return {
         "hf": (as_file(state), both),
         "open_clip": (as_file(to_open_clip(state)), both),
         "openai archive": (as_archive(state), both),
         "openai state dict": (as_state_dict(state), both),
-        "llava 1.5": (as_file(under("model.vision_tower.vision_tower.", only("vision_model.", state)) | REST), both[1:]),
-        "llava hf": (as_file(under("vision_tower.", only("vision_model.", state)) | REST), both[1:]),
+        "llava 1.5": (as_file(under("model.vision_tower.vision_tower.", vision) | REST), both[1:]),
+        "llava hf": (as_file(under("vision_tower.", vision) | REST), both[1:]),
         "sd": (as_file(under("cond_stage_model.transformer.", only("text_model.", state)) | REST), both[:1]),
         "sd 2 single file": (
             as_file(under("cond_stage_model.model.", without("visual.", to_open_clip(state)))), both[:1],

@@ -12,11 +12,13 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
+from terminal import ALL_OF_CALIB, refused
 
 import uwm
 from uwm import recipe as recipes
+from uwm.clock import peak_memory_mb
 from uwm.errors import BadInput, InvalidResult, UwmError
-from uwm.recipe import Recipe, calibration_pairs, demo_recipe, peak_memory_mb, read_sets, run
+from uwm.recipe import Recipe, calibration_pairs, demo_recipe, read_sets, run
 
 WRITTEN = {"README.md", "report.html", "uwm.json", "uwm_patch.safetensors"}
 
@@ -330,3 +332,14 @@ def test_demo_measures_on_other_splits_than_it_calibrates_on():
     calibration, held_out = read_sets(demo)
     assert len(calibration) > recipes.FEW_PAIRS
     assert list(held_out) == list(demo.eval_splits)
+
+
+def test_an_edited_model_is_not_edited_again_unaware(made, tiny_set, tmp_path, run_uwm):
+    flags = ("--calib", tiny_set, "-o", tmp_path / "out", *ALL_OF_CALIB)
+    refused(run_uwm("edit", made / "edited", *flags), 1, "already edited by uwm", "pass --again")
+    assert run_uwm("edit", made / "edited", *flags, "--again", "-q")[0] == 0
+    (tmp_path / "other").mkdir()
+    shutil.copytree(made / "edited", tmp_path / "other", dirs_exist_ok=True)
+    uwm.revert(made / "edited", uwm.Patch.load(made / "edited"), output=tmp_path / "back")
+    shutil.copy(tmp_path / "back" / "model.safetensors", tmp_path / "other")  # a stray patch beside unedited weights
+    assert run_uwm("edit", tmp_path / "other", *flags, "--overwrite", "-q")[0] == 0

@@ -13,6 +13,7 @@ from .errors import BadInput
 from .flags import (
     COMMON,
     EXAMPLES,
+    EXPORT,
     FILES,
     GATE,
     HUB,
@@ -60,12 +61,14 @@ def uwm() -> None:
 @SCORE
 @click.option("--eval", "eval_set", help="Set to measure on  [default: pairs held out of --calib]")
 @click.option("--eval-split", "eval_splits", multiple=True, help="Its split, or one of --calib's; repeat for more.")
+@click.option("--again", is_flag=True, help="Edit a checkpoint that uwm has edited already.")
 @click.option("--holdout", type=float, default=0.2, show_default=True, help="Share of pairs held out for measuring.")
 @ZERO_SHOT
 @SELECT
 @MODEL
 @WRITE
 @EXAMPLES
+@EXPORT
 @COMMON
 def edit(output: Path | None, overwrite: bool, dry_run: bool, show_examples: bool, **flags: Any) -> None:
     """Find, negate, measure, write: the main job."""
@@ -84,6 +87,7 @@ def edit(output: Path | None, overwrite: bool, dry_run: bool, show_examples: boo
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 @click.option("--dry-run", is_flag=True, help="Do everything but write.")
 @EXAMPLES
+@EXPORT
 @COMMON
 def demo(output: Path, overwrite: bool, dry_run: bool, show_examples: bool, **flags: Any) -> None:
     """The main job on the shipped model and set, offline, in under two minutes."""

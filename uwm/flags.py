@@ -151,6 +151,9 @@ FILES = _stack(
     click.option("--cast", is_flag=True, help="Accept the base stored in another of float32, float16, bfloat16."),
     click.option("--key", help="Which entry of a training checkpoint holds the weights."),
 )
+EXPORT = click.option(
+    "--also-export", type=click.Choice(["hf", "open_clip"]), help="Write a CLIP in the other layout too, in OUT/<name>."
+)
 WRITE = _stack(
     click.option("-o", "--output", type=PATH, help="Folder to write."),
     click.option("--overwrite", is_flag=True, help="Replace an output that exists."),

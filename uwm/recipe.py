@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import sys
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from .calibration import CalibrationSet, comes_without_pictures, image_paths, read_calibration
-from .checkpoint import check_output, file_sha256, new_folder
-from .errors import BadInput
+from .checkpoint import check_output, file_sha256, new_folder, open_checkpoint
+from .clock import Clock
+from .errors import BadInput, InvalidResult
 from .evaluate import EvalResult, embed, evaluate, quadruples
 from .images import bad_images
 from .knowledge import DataSet, open_data_sets
 from .label_noise import EmbeddingKeeper
 from .models import Model, load
+from .models.export import check_export, export
 from .models.references import hub_name, resolve
-from .patch import Patch, check_settings, patched, random_control, select
+from .patch import PATCH_FILE, Patch, check_settings, patched, random_control, select
 from .profiler import BATCH_SIZE, Embedded, Progress
 from .records import to_json
 from .report import Example, find_examples, html_report, model_card, paired_differences, versions
-from .rewrite import write_patched
+from .rewrite import fit, write_patched
 from .scoring import TEXT_LAYERS, VISION_LAYERS, Scores, check_method, score
 from .shipped_files import DEMO_SET
 
@@ -76,6 +76,8 @@ class Recipe:
     offline: bool = False
     batch_size: int = BATCH_SIZE
     workers: int = 2
+    also_export: str | None = None
+    again: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,13 +110,8 @@ def run(
     Raises:
         UwmError: Of every kind; whatever happens, an earlier output stays whole until the new one is verified.
     """
-    clock = _Clock()
-    check_method(recipe.method)
-    check_settings(alpha=recipe.alpha, masses=(recipe.mass, recipe.text_mass, recipe.vision_mass))
-    if output is not None:
-        sets = (recipe.calib, recipe.eval_set, recipe.safe_images, recipe.unsafe_images, recipe.data_root)
-        inputs = [resolve(recipe.model, **_hub(recipe)), *(Path(p) for p in (*sets, *recipe.zero_shot) if p)]
-        check_output(output, inputs, overwrite)
+    clock = Clock()
+    _check(recipe, output, overwrite)
     with clock("read"):
         calibration, held_out = read_sets(recipe)
         _refuse_bad_images([calibration, *held_out.values()], recipe.workers)
@@ -123,6 +120,8 @@ def run(
         )
     with clock("load"):
         model = load_model(recipe)
+    if recipe.also_export is not None:
+        check_export(model, recipe.also_export)
     with clock("score"):
         scores, noise = _score(recipe, model, calibration, progress)
     with clock("select"):
@@ -134,9 +133,37 @@ def run(
     if output is not None:
         with clock("write"), new_folder(output) as folder:
             _write(folder, model, patch, manifest, results, examples, clock)
+            if recipe.also_export is not None:
+                with patched(model, patch):
+                    export(model, folder, recipe.also_export)
     manifest["run"] = clock.report()
     notes = [note for data in data_sets.values() for note in data.odd]
     return Outcome(patch, results, manifest, (*_warnings(calibration, held_out, results), *notes))
+
+
+def _check(recipe: Recipe, output: Path | None, overwrite: bool) -> None:
+    """Refuse what cannot work before anything is read."""
+    check_method(recipe.method)
+    check_settings(alpha=recipe.alpha, masses=(recipe.mass, recipe.text_mass, recipe.vision_mass))
+    if output is not None:
+        sets = (recipe.calib, recipe.eval_set, recipe.safe_images, recipe.unsafe_images, recipe.data_root)
+        inputs = [resolve(recipe.model, **_hub(recipe)), *(Path(p) for p in (*sets, *recipe.zero_shot) if p)]
+        check_output(output, inputs, overwrite)
+    if not recipe.again:
+        _refuse_edited(resolve(recipe.model, **_hub(recipe)))
+
+
+def _refuse_edited(model: Path) -> None:
+    """A second edit scores what the first one turned round, and may turn it back."""
+    if not (model / PATCH_FILE).is_file():
+        return
+    try:
+        fit(open_checkpoint(model), Patch.load(model), edited=True)
+    except BadInput:
+        return  # other weights than those that the patch made
+    raise InvalidResult(
+        f"{model}: already edited by uwm ({PATCH_FILE}); revert it first, or pass --again to edit it twice"
+    )
 
 
 def load_model(recipe: Recipe) -> Model:
@@ -332,7 +359,7 @@ def _manifest(
 
 
 def _write(
-    folder: Path, model: Model, patch: Patch, manifest: dict, results: Mapping, examples: list[Example], clock: _Clock
+    folder: Path, model: Model, patch: Patch, manifest: dict, results: Mapping, examples: list[Example], clock: Clock
 ) -> None:
     assert model.checkpoint is not None
     manifest["output_sha256"] = write_patched(model.checkpoint, patch, folder)
@@ -355,30 +382,3 @@ def _warnings(calibration: CalibrationSet, held_out: Mapping, results: Mapping) 
     yield from calibration.warnings()
     for name, pairs in held_out.items():
         yield from (f"{name}: {line}" for line in replace(pairs, skipped={}).warnings())
-
-
-class _Clock:
-    """Seconds by stage, and the peak memory of the process."""
-
-    def __init__(self) -> None:
-        self._seconds: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self._seconds[stage] = round(time.perf_counter() - start, 3)
-
-    def report(self) -> dict[str, Any]:
-        """Stage seconds and peak resident memory in MB (None where the system does not tell)."""
-        return {"seconds": dict(self._seconds), "peak_memory_mb": peak_memory_mb()}
-
-
-def peak_memory_mb() -> int | None:
-    """Peak resident memory of this process in MB, or None where the system does not tell."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak // (1 << 20 if sys.platform == "darwin" else 1 << 10)

@@ -13,8 +13,8 @@ import time
 
 import torch
 
+from uwm.clock import peak_memory_mb
 from uwm.evaluate import Embeddings, summarise
-from uwm.recipe import peak_memory_mb
 
 LIMIT = 4096  # MB
 

@@ -6,7 +6,7 @@ import hashlib
 import io
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,11 @@ import torch
 
 from ..errors import BadInput, InvalidResult, ResourceFault
 from ..weights import WeightId, WeightRef
+from .header import make_header
 from .reader import Checkpoint, TensorInfo, WeightsFile
 
 CHUNK = 1 << 24  # bytes
+LazyTensor = tuple[torch.dtype, tuple[int, ...], Callable[[], torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,15 @@ def _write_file(file: WeightsFile, plans: Plans, target: Path) -> str:
             hashed.result()
         os.fsync(stream.fileno())
     return digest.hexdigest()
+
+
+def write_tensors(target: Path, tensors: Mapping[str, LazyTensor]) -> None:
+    """Write a new safetensors file tensor by tensor: name -> (dtype, shape, how to make it)."""
+    with target.open("wb", buffering=0) as stream:
+        _write_all(stream, make_header((name, dtype, shape) for name, (dtype, shape, _) in tensors.items()))
+        for _, _, make in tensors.values():
+            _write_all(stream, make().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        os.fsync(stream.fileno())
 
 
 def _write_all(stream: io.RawIOBase, data: bytes | memoryview) -> None:
