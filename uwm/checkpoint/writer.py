@@ -189,8 +189,10 @@ def _verify_file(file: WeightsFile, plans: Plans, target: Path) -> None:
             good = good and _read_all(stream, written) and _same(written, piece)
             if not good:
                 break
-        if not good or stream.read(1):
+        if not good:
             raise InvalidResult(f"{target.name}: what is on disk is not what was planned; nothing kept")
+        if stream.read(1):
+            raise InvalidResult(f"{target.name}: longer than planned; nothing kept")
 
 
 def _read_all(stream: io.RawIOBase, buffer: np.ndarray, origin: Path | None = None) -> bool:
