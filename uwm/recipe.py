@@ -18,7 +18,7 @@ from .errors import BadInput
 from .evaluate import EvalResult, evaluate, zero_shot_folders
 from .images import bad_images
 from .models import Model, load
-from .models.references import hub_name, resolve
+from .models.references import commit_of, hub_name, name_of, resolve
 from .patch import Patch, check_settings, patched, random_control, select
 from .profiler import BATCH_SIZE, Progress
 from .report import model_card
@@ -245,8 +245,8 @@ def _manifest(
         for w in patch.flips
     }
     settings |= {"mass": patch.recipe["mass"], "rule": patch.recipe["rule"], "alpha": patch.alpha}
-    name = hub_name(recipe.model) or resolve(recipe.model).resolve().name
-    settings |= {"model": name, "cache_dir": None}
+    name, commit = name_of(recipe.model, model.checkpoint.path), commit_of(model.checkpoint.path)
+    settings |= {"model": name, "revision": commit or recipe.revision, "cache_dir": None}
     settings |= {key: Path(settings[key]).resolve().name for key in ("calib", "eval_set") if settings[key]}
     settings["zero_shot"] = [Path(folder).name for folder in recipe.zero_shot]
     return {
