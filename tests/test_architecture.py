@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "uwm"
 ORDER = """
     version errors weights layouts checkpoint records shipped_files models images calibration taps profiler
-    scorers scoring selection patch rewrite metrics evaluate report recipe inspection flags cli __main__
+    scorers scoring selection patch rewrite push metrics evaluate report recipe inspection flags cli __main__
 """.split()
 MODEL_LIBRARIES = {"transformers", "open_clip"}
 
