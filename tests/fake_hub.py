@@ -6,7 +6,9 @@ import base64
 import hashlib
 import json
 import re
+import sys
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -44,6 +46,7 @@ class FakeHub:
         self.requests: list[tuple[str, str]] = []
         self.uploaded: dict[str, bytes] = {}  # LFS objects by sha256
         self.cut_after: int | None = None  # close the connection after so many bytes of a large file
+        self.delay = 0.0  # seconds before every answer
         self.refuse: tuple[int, str] | None = None  # answer every request so
         self.remarks: list[str] = []  # on the metadata of every card
         self.complaints: list[str] = []  # likewise, for which it is refused
@@ -67,7 +70,7 @@ class FakeHub:
 def running():
     """A `FakeHub` that answers at its `url`."""
     hub = FakeHub()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
+    server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
     hub.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -77,6 +80,13 @@ def running():
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request, client_address):
+        """A client that gave up is no news; anything else is a fault of the fake."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Refusal(Exception):
@@ -99,6 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(self.path.partition("?")[0])
         self.hub.requests.append((self.command, path))
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        time.sleep(self.hub.delay)
         try:
             if self.hub.refuse is not None:
                 raise _Refusal(self.hub.refuse[0], "", self.hub.refuse[1])

@@ -169,7 +169,7 @@ def test_the_cache_serves_when_the_hub_does_not(clip, run_uwm):
 def test_a_cache_with_a_file_missing(clip, run_uwm):
     folder = resolve("acme/clip")
     (folder / "vocab.json").unlink()
-    missing = "of its files vocab.json was never fetched to the end"
+    missing = "only a part of it is there, without vocab.json"
     refused(run_uwm("inspect", "acme/clip", "--offline"), 2, "acme/clip: ", missing)
     clip.refuse = 500, "broken"
     refused(run_uwm("inspect", "acme/clip"), 4, "acme/clip: the Hub answered 500", missing)
@@ -224,12 +224,18 @@ def test_no_network(hub, run_uwm, monkeypatch):
     refused(run_uwm("inspect", "acme/clip"), 4, "acme/clip: the Hub could not be reached, or broke off (ConnectError)")
 
 
+def test_a_network_that_does_not_answer(clip, run_uwm, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 0.2)
+    clip.delay = 1
+    refused(run_uwm("inspect", "acme/clip"), 4, "acme/clip: the Hub could not be reached, or broke off (ReadTimeout)")
+
+
 def test_a_download_that_breaks_off_and_goes_on(clip, run_uwm, monkeypatch, tiny_hf):
     monkeypatch.setattr("time.sleep", lambda _: None)
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 10_000)
     clip.cut_after = 0
     refused(run_uwm("inspect", "acme/clip"), 4, "acme/clip: the Hub could not be reached, or broke off")
-    refused(run_uwm("inspect", "acme/clip", "--offline"), 2, "model.safetensors was never fetched to the end")
+    refused(run_uwm("inspect", "acme/clip", "--offline"), 2, "only a part of it is there, without model.safetensors")
     clip.cut_after = 100_000  # every connection brings so many bytes
     clip.requests.clear()
     done(run_uwm("inspect", "acme/clip"))

@@ -19,6 +19,7 @@ UNWANTED = (".git*", "*.md", "*.ot", "*.gguf", "*.tflite", "*.onnx_data", "*.mlm
 INDEX = re.compile(r".*\.(safetensors|bin)\.index(\.\w+)?\.json")
 FORMATS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")  # in the order in which they are preferred
 REFUSALS = (400, 402, 403, 404, 409, 413, 422)  # statuses that a second try does not change
+MISSING_OFFLINE = "no such file or folder, and not in the Hub's cache (offline)"
 LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 
 Choose = Callable[[list[str]], list[str]]
@@ -47,7 +48,7 @@ def fetch(
         BadInput: There is no such repository, no right to read it, or (offline) it is not in the cache.
         ResourceFault: The network or the Hub failed.
     """
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import HFValidationError, RevisionNotFoundError
 
     place: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir}
@@ -55,7 +56,8 @@ def fetch(
         try:
             if is_offline(offline):
                 return _cached(repository, choose, place, BadInput(f"{reference}: {MISSING_OFFLINE}"))
-            names = [file.rfilename for file in HfApi().model_info(repository, revision=revision).siblings or []]
+            about = HfApi().model_info(repository, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+            names = [file.rfilename for file in about.siblings or []]
         except (HFValidationError, RevisionNotFoundError) as error:
             raise fault(error, reference) from None
         except faults() as error:
@@ -65,9 +67,6 @@ def fetch(
             return Path(snapshot_download(repository, allow_patterns=patterns, **place))
         except faults() as error:
             raise fault(error, reference) from None
-
-
-MISSING_OFFLINE = "no such file or folder, and not in the Hub's cache (offline)"
 
 
 def _cached(repository: str, choose: Choose, place: dict[str, Any], missing: UwmError) -> Path:
@@ -81,7 +80,7 @@ def _cached(repository: str, choose: Choose, place: dict[str, Any], missing: Uwm
         raise missing from None
     lacking = [name for name in choose(_listing(repository, place)) if not (folder / name).exists()]
     if lacking:
-        raise type(missing)(f"{missing}; of its files {', '.join(lacking[:3])} was never fetched to the end") from None
+        raise type(missing)(f"{missing}; only a part of it is there, without {', '.join(lacking[:3])}") from None
     return folder
 
 

@@ -116,7 +116,7 @@ class HuggingFaceModel(Model):
                 f"{folder}: no {what} in this folder (none of {', '.join(files)}); copy the original's there"
             )
         try:
-            return loader(str(folder), local_files_only=True)
+            return loader(str(folder), local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, ImportError, TypeError, KeyError, AttributeError) as error:
             raise BadInput(f"{folder}: the {what} cannot be used ({str(error).splitlines()[0]})") from None
 
