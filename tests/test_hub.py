@@ -10,7 +10,8 @@ from fake_hub import TOKEN
 from terminal import done, refused
 
 import uwm
-from uwm.models.hub import wanted
+from uwm.errors import ResourceFault
+from uwm.models.hub import fault, wanted
 from uwm.models.references import commit_of, hub_name, name_of, resolve
 
 SIDE = ["config.json", "merges.txt", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"]
@@ -241,6 +242,20 @@ def test_a_download_that_breaks_off_and_goes_on(clip, run_uwm, monkeypatch, tiny
     done(run_uwm("inspect", "acme/clip"))
     assert clip.downloads().count("model.safetensors") > 1
     assert (resolve("acme/clip") / "model.safetensors").read_bytes() == (tiny_hf / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(28, "No space left on device"), "x: the cache: No space left on device"),
+        (PermissionError(13, "Permission denied", "/cache/refs"), "x: /cache/refs: Permission denied"),
+        (ConnectionResetError(104, "Connection reset by peer"), "x: the Hub could not be reached, or broke off"),
+    ],
+)
+def test_faults_of_the_machine(error, words):
+    found = fault(error, "x")
+    assert isinstance(found, ResourceFault)
+    assert str(found).startswith(words)
 
 
 def test_the_library_says_the_same(clip):

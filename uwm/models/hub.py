@@ -161,8 +161,7 @@ def network(allowed: bool) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Only errors from huggingface_hub's logger (of a lost connection the user hears once, from us), bars only on a
-    terminal."""
+    """Bars only on a terminal, no warnings of huggingface_hub: of a lost connection the user hears once, from us."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     logger = logging.getLogger("huggingface_hub")
@@ -197,7 +196,8 @@ def fault(error: Exception, what: str) -> UwmError:
     status = getattr(getattr(error, "response", None), "status_code", None)
     said = getattr(error, "server_message", None) or str(error)
     first = next((line.strip() for line in said.splitlines() if line.strip()), type(error).__name__)
-    disk = getattr(error, "filename", None) is not None
+    local = isinstance(error, OSError) and not isinstance(error, ConnectionError) and error.strerror  # the disk, say
+    place = f"{getattr(error, 'filename', None) or 'the cache'}"
     meanings = (
         (isinstance(error, errors.GatedRepoError), BadInput,
          f"gated; ask for access on its page on the Hub, and {LOGIN}"),
@@ -208,7 +208,7 @@ def fault(error: Exception, what: str) -> UwmError:
         (status in REFUSALS, BadInput, f"the Hub refused with {status} ({first})"),
         (status is not None, ResourceFault, f"the Hub answered {status}; try again later"),
         (isinstance(error, ValueError), BadInput, " ".join(said.split())[:300]),
-        (disk, ResourceFault, f"{getattr(error, 'filename', '')}: {getattr(error, 'strerror', '')}"),
+        (local, ResourceFault, f"{place}: {local}"),
         (True, ResourceFault, f"the Hub could not be reached, or broke off ({type(error).__name__}); try again"),
     )  # fmt: skip
     kind, text = next((kind, text) for holds, kind, text in meanings if holds)
