@@ -11,10 +11,12 @@ import io
 import json
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from fake_hub import running
 from layouts_by_hand import to_open_clip
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -124,12 +126,30 @@ def run_uwm(monkeypatch, capsys):
     """Run the program in this process as the terminal does: arguments -> (exit code, stdout, stderr)."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stop:
+        with mock.patch.dict(os.environ), pytest.raises(SystemExit) as stop:
             cli.main([str(a) for a in arguments])
         out, err = capsys.readouterr()
         return int(stop.value.code or 0), out, err
 
     return run
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub of our own, which huggingface_hub in this process takes for the real one, with an empty cache."""
+    from huggingface_hub import close_session, constants
+
+    with running() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # its servers are not faked
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        yield hub
+        close_session()
 
 
 @pytest.fixture(scope="session")

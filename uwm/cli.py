@@ -19,6 +19,7 @@ from .flags import (
     HUB,
     IMAGES,
     MODEL,
+    OFFLINE,
     PATH,
     SCORE,
     SELECT,
@@ -248,6 +249,28 @@ def inspect(file: str, **flags: Any) -> None:
     head = "\n".join(f"{key}: {value}" for key, value in about.items())
     say(show, {**about, "weights": [dict(zip(table[0], row, strict=True)) for row in table[1:]]},
          f"{head}\n{text_table(table)}")  # fmt: skip
+
+
+@uwm.command()
+@click.argument("folder", type=PATH)
+@click.argument("repository", metavar="ORG/NAME")
+@click.option("--private", is_flag=True, help="Make a repository that only you and your organisation see.")
+@click.option("--branch", "--revision", "branch", help="Branch to commit to, made if there is none.")
+@click.option("--message", help="Of the commit.")
+@click.option("--dry-run", is_flag=True, help="Check, and list what would be uploaded.")
+@OFFLINE
+@COMMON
+def push(folder: Path, repository: str, **flags: Any) -> None:
+    """Upload a folder that uwm wrote, with its card, to the Hugging Face Hub."""
+    from .push import push as upload
+
+    settings, show = split_flags(flags)
+    done = upload(folder, repository, **settings)
+    for warning in () if show["quiet"] else done.warnings:
+        click.echo(f"uwm: warning: {warning}", err=True)
+    listed = "\n".join(f"{size:>14,}  {name}" for name, size in done.files.items())
+    text = done.url if done.commit else f"{listed}\nwould be uploaded to {done.url}"
+    say(show, {"url": done.url, "commit": done.commit, "files": done.files}, text)
 
 
 # ---------------------------------------------------------------- looking

@@ -80,18 +80,33 @@ def _stack(*options: Callable) -> Callable:
     return wrap
 
 
+def _tell_libraries(variable: str) -> Callable:
+    """A callback that sets an environment variable before any library is imported, which is when they read it."""
+
+    def tell(context: click.Context, option: click.Parameter, given: bool) -> bool:
+        if given:
+            os.environ[variable] = "1"
+        return given
+
+    return tell
+
+
 PATH = click.Path(path_type=Path)
+NO_BARS = _tell_libraries("HF_HUB_DISABLE_PROGRESS_BARS")
 COMMON = _stack(
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
-    click.option("-q", "--quiet", is_flag=True, help="No progress, no warnings."),
+    click.option("-q", "--quiet", is_flag=True, callback=NO_BARS, help="No progress, no warnings."),
     click.option("-v", "--verbose", is_flag=True, help="Log what is done to stderr."),
-    click.option("--no-progress", is_flag=True, help="No progress bars."),
+    click.option("--no-progress", is_flag=True, callback=NO_BARS, help="No progress bars."),
     click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+)
+OFFLINE = click.option(
+    "--offline", is_flag=True, callback=_tell_libraries("HF_HUB_OFFLINE"), help="Never touch the network."
 )
 HUB = _stack(
     click.option("--revision", help="Branch, tag or commit of a model on the Hub."),
     click.option("--cache-dir", help="The Hub's cache  [default: huggingface_hub's own]"),
-    click.option("--offline", is_flag=True, help="Never touch the network."),
+    OFFLINE,
 )
 MODEL = _stack(
     HUB,

@@ -18,7 +18,7 @@ from .knowledge import DataSet, open_data_sets
 from .label_noise import EmbeddingKeeper
 from .models import Model, load
 from .models.export import check_export, export
-from .models.references import hub_name, resolve
+from .models.references import commit_of, hub_name, name_of, resolve
 from .patch import PATCH_FILE, Patch, check_settings, patched, random_control, select
 from .profiler import BATCH_SIZE, Embedded, Progress
 from .records import to_json
@@ -328,8 +328,9 @@ def _manifest(
         for w in patch.flips
     }
     settings |= {"mass": patch.recipe["mass"], "rule": patch.recipe["rule"], "alpha": patch.alpha}
-    name = hub_name(recipe.model) or resolve(recipe.model).resolve().name
-    settings |= {"model": name, "cache_dir": None, "data_root": None, "safe_images": None, "unsafe_images": None}
+    name, commit = name_of(recipe.model, model.checkpoint.path), commit_of(model.checkpoint.path)
+    settings |= {"model": name, "revision": commit or recipe.revision}
+    settings |= dict.fromkeys(("cache_dir", "data_root", "safe_images", "unsafe_images"))
     settings |= {key: Path(settings[key]).resolve().name for key in ("calib", "eval_set", "templates") if settings[key]}
     settings["zero_shot"] = [Path(folder).name for folder in recipe.zero_shot]
     return {

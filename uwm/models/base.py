@@ -26,7 +26,11 @@ class Model(ABC):
         weights: Every editable weight, by its key in `module`.
         quick_gelu: Whether the activation is QuickGELU.
         edited: The weights that an open `patched` block has changed.
+        offline, cache_dir: How `uwm.load` was told to fetch; a tokenizer is only loaded when it is asked for.
     """
+
+    offline = False
+    cache_dir: str | None = None
 
     def __init__(self, module: nn.Module, checkpoint: Checkpoint | None, quick_gelu: bool) -> None:
         self.module = module.eval()

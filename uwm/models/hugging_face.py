@@ -110,7 +110,7 @@ class HuggingFaceModel(Model):
         self._demand("vision")
         return self.processor()(images, return_tensors="pt")
 
-    def _side(self, loader: Callable[[str], Any], what: str, files: tuple[str, ...]) -> Any:
+    def _side(self, loader: Callable[..., Any], what: str, files: tuple[str, ...]) -> Any:
         """Load a side file of the folder; transformers would make one up where there is none."""
         folder = self._folders[what]
         if folder is None:
@@ -120,7 +120,7 @@ class HuggingFaceModel(Model):
                 f"{folder}: no {what} in this folder (none of {', '.join(files)}); copy the original's there"
             )
         try:
-            return loader(str(folder))
+            return loader(str(folder), local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, ImportError, TypeError, KeyError, AttributeError) as error:
             raise BadInput(f"{folder}: the {what} cannot be used ({str(error).splitlines()[0]})") from None
 
@@ -299,7 +299,7 @@ class BareModel(HuggingFaceModel):
         ids = open_clip.SimpleTokenizer(context_length=self._text_config.max_position_embeddings)(texts)
         return ids, (torch.arange(ids.shape[1]) <= ids.argmax(-1, keepdim=True)).long()
 
-    def _side(self, loader: Callable[[str], Any], what: str, files: tuple[str, ...]) -> Any:
+    def _side(self, loader: Callable[..., Any], what: str, files: tuple[str, ...]) -> Any:
         from transformers import CLIPImageProcessor
 
         side = self.config.vision_config.image_size

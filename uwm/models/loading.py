@@ -9,6 +9,7 @@ import torch
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..errors import BadInput, ResourceFault
 from .base import Model
+from .hub import network
 from .hugging_face import open_bare, open_folder
 from .open_clip_models import OpenClipModel
 from .references import resolve
@@ -48,14 +49,18 @@ def load(
     _refuse_nonfinite(checkpoint)
     preprocess = None
     if (found := registered(str(reference))) is not None:
+        if arch not in (None, found.arch) or quick_gelu not in (None, found.quick_gelu):
+            raise BadInput(f"{reference}: decides the architecture and its activation; drop --arch and --quick-gelu")
         arch, quick_gelu, preprocess = found.arch, found.quick_gelu, found.preprocess
     model: Model
-    if checkpoint.layout.library == "open_clip":
-        model = OpenClipModel.open(checkpoint, arch, quick_gelu, preprocess)
-    elif checkpoint.path.is_dir():
-        model = open_folder(checkpoint)
-    else:
-        model = open_bare(checkpoint, arch, quick_gelu)
+    with network(allowed=not offline):
+        if checkpoint.layout.library == "open_clip":
+            model = OpenClipModel.open(checkpoint, arch, quick_gelu, preprocess)
+        elif checkpoint.path.is_dir():
+            model = open_folder(checkpoint)
+        else:
+            model = open_bare(checkpoint, arch, quick_gelu)
+    model.offline, model.cache_dir = offline, cache_dir
     if quick_gelu is not None and quick_gelu != model.quick_gelu:
         raise BadInput(f"{checkpoint.path}: its config says quick_gelu {model.quick_gelu}; drop the flag")
     model.module.to(device=target, dtype=computed_in).requires_grad_(False)

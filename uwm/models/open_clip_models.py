@@ -15,6 +15,7 @@ from ..checkpoint import Checkpoint
 from ..errors import BadInput
 from .base import Model
 from .filling import fill
+from .hub import network
 from .registry import model_config
 from .sizes import config_of
 
@@ -95,7 +96,12 @@ class OpenClipModel(Model):
         import open_clip
 
         if self.name is not None:
-            return open_clip.get_tokenizer(self.name)
+            try:
+                with network(allowed=not self.offline):
+                    return open_clip.get_tokenizer(self.name, cache_dir=self.cache_dir)
+            except (OSError, ValueError) as error:
+                wanted = self.config["text_cfg"].get("hf_tokenizer_name") or self.name
+                raise BadInput(f"the tokenizer {wanted!r} cannot be had ({str(error).splitlines()[0]})") from None
         if self.config["text_cfg"]["vocab_size"] != OPENAI_VOCABULARY:
             raise BadInput("this archive has a vocabulary of its own; pass preprocessed PairBatch tensors")
         return open_clip.SimpleTokenizer(context_length=self.config["text_cfg"]["context_length"])

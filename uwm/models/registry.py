@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from ..errors import BadInput, ResourceFault
+from .hub import fetch, is_offline
 
 PREFIX = "open_clip:"
+OPEN_CLIP_WEIGHTS = "open_clip_pytorch_model.bin"
 
 
 @dataclass(frozen=True)
@@ -30,17 +33,19 @@ def registered(reference: str) -> Registered | None:
     import open_clip
 
     arch, _, tag = reference.removeprefix(PREFIX).partition("/")
-    config, tags = open_clip.get_model_config(arch), open_clip.list_pretrained_tags_by_model(arch)
-    if config is None:
-        raise BadInput(f"{reference}: open_clip knows no architecture {arch!r}; `open_clip.list_models()` lists them")
+    known = open_clip.list_models()
+    if arch not in known:
+        close = ", ".join(get_close_matches(arch, known, 5, 0.4)) or ", ".join(known)
+        raise BadInput(f"{reference}: open_clip knows no architecture {arch!r}; there is {close}")
+    tags = open_clip.list_pretrained_tags_by_model(arch)
     if not tag and len(tags) == 1:
         tag = tags[0]
     source = open_clip.get_pretrained_cfg(arch, tag) if tag else {}
     if not source:
         raise BadInput(
-            f"{reference}: say which weights, as in open_clip:{arch}/TAG; there is {', '.join(tags) or 'none'}"
+            f"{reference}: say which weights, as in {PREFIX}{arch}/TAG; there is {', '.join(tags) or 'none'}"
         )
-    quick_gelu = bool(source.get("quick_gelu", config.get("quick_gelu", False)))
+    quick_gelu = bool(source.get("quick_gelu", open_clip.get_model_config(arch).get("quick_gelu", False)))
     preprocess = {key: source[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in source}
     return Registered(arch, tag, quick_gelu, preprocess, source)
 
@@ -49,41 +54,43 @@ def download(entry: Registered, cache_dir: str | None, offline: bool) -> Path:
     """The weights of a registry entry, from open_clip's or the Hub's cache, or from the network unless `offline`.
 
     Raises:
-        ResourceFault: They are not in the cache and cannot be fetched.
+        BadInput: `offline`, and they are not in the cache; or the registry names a file that is not there.
+        ResourceFault: The network failed.
     """
     import open_clip
-    from huggingface_hub.errors import LocalEntryNotFoundError
 
-    place = f"open_clip:{entry.arch}/{entry.tag}"
-    repository, url = entry.source.get("hf_hub", ""), entry.source.get("url", "")
+    place = f"{PREFIX}{entry.arch}/{entry.tag}"
+    if repository := entry.source.get("hf_hub", ""):
+        return _from_hub(repository, place, cache_dir, offline)
+    if "file" in entry.source:
+        return Path(entry.source["file"])
+    url = entry.source.get("url", "")
+    cached = Path(cache_dir or "~/.cache/clip").expanduser() / os.path.basename(url)
+    if is_offline(offline):
+        if not cached.is_file():
+            raise BadInput(f"{place}: not in the cache ({cached}), and it must not be fetched (offline)")
+        return cached
     try:
-        if repository:
-            return _from_hub(repository, cache_dir, offline)
-        cached = Path(cache_dir or "~/.cache/clip").expanduser() / os.path.basename(url)
-        if offline and not cached.is_file():
-            raise ResourceFault(f"{place}: not in the cache ({cached}), and --offline forbids to fetch it")
         return Path(open_clip.download_pretrained(entry.source, prefer_hf_hub=False, cache_dir=cache_dir))
-    except LocalEntryNotFoundError:
-        raise ResourceFault(f"{place}: {repository} is not in the Hub's cache and cannot be reached") from None
     except (OSError, RuntimeError) as error:
         raise ResourceFault(f"{place}: could not be fetched ({str(error).splitlines()[0]}); try again") from None
 
 
-def _from_hub(repository: str, cache_dir: str | None, offline: bool) -> Path:
-    """The weights' file in a repository ``ORG/NAME/[FILE]``, safetensors where there is one."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+def _from_hub(repository: str, place: str, cache_dir: str | None, offline: bool) -> Path:
+    """The weights' file in a repository ``ORG/NAME/[FILE]``, safetensors where there is one, as open_clip does it."""
+    organisation, name, *rest = repository.split("/")
+    file = "/".join(filter(None, rest)) or OPEN_CLIP_WEIGHTS
+    safe = "open_clip_model.safetensors" if file == OPEN_CLIP_WEIGHTS else str(Path(file).with_suffix(".safetensors"))
 
-    organisation, name, *file = repository.split("/")
-    names = [*filter(None, file), "open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
-    missing: Exception | None = None
-    for candidate in names:
-        try:
-            place = f"{organisation}/{name}"
-            return Path(hf_hub_download(place, candidate, cache_dir=cache_dir, local_files_only=offline))
-        except (EntryNotFoundError, LocalEntryNotFoundError) as error:
-            missing = error
-    raise missing or ValueError(repository)
+    def choose(names: list[str]) -> list[str]:
+        return [candidate for candidate in (safe, file) if candidate in names][:1]
+
+    repository = f"{organisation}/{name}"
+    folder = fetch(repository, choose, cache_dir=cache_dir, offline=offline, reference=place)
+    found = choose([path.relative_to(folder).as_posix() for path in folder.rglob("*")])
+    if not found:
+        raise BadInput(f"{place}: {repository} on the Hub, which it names, has neither {safe} nor {file}")
+    return folder / found[0]
 
 
 def model_config(name: str) -> dict[str, Any] | None:
