@@ -15,6 +15,7 @@ from .flags import (
     COMMON,
     FILES,
     HUB,
+    KEY,
     MODEL,
     PATH,
     SCORE,
@@ -210,30 +211,32 @@ def _file_to_file(verb: str, model: str, patch_path: Path, flags: dict[str, Any]
 @uwm.command()
 @click.argument("first")
 @click.argument("second")
+@KEY
 @HUB
 @COMMON
-def diff(first: str, second: str, **flags: Any) -> None:
+def diff(first: str, second: str, key: str | None, **flags: Any) -> None:
     """Which tensors of two checkpoints differ, and in how many entries."""
     from .report import text_table
     from .rewrite import diff as compare
 
     settings, show = split_flags(flags)
-    found = compare(resolved(first, dict(settings)), resolved(second, settings))
+    found = compare(resolved(first, dict(settings)), resolved(second, settings), key)
     table = [["tensor", "differ", "negated", "of"], *([n, *(f"{v}" for v in c.values())] for n, c in found.items())]
     say(show, found, text_table(table) if found else "no tensor differs")
 
 
 @uwm.command()
 @click.argument("file")
+@KEY
 @HUB
 @COMMON
-def inspect(file: str, **flags: Any) -> None:
+def inspect(file: str, key: str | None, **flags: Any) -> None:
     """What a patch, a scores file or a checkpoint holds."""
     from .inspection import inspect as look
     from .report import text_table
 
     settings, show = split_flags(flags)
-    about, table = look(resolved(file, settings))
+    about, table = look(resolved(file, settings), key)
     head = "\n".join(f"{key}: {value}" for key, value in about.items())
     say(show, {**about, "weights": [dict(zip(table[0], row, strict=True)) for row in table[1:]]},
          f"{head}\n{text_table(table)}")  # fmt: skip

@@ -89,6 +89,7 @@ COMMON = _stack(
     click.option("--no-progress", is_flag=True, help="No progress bars."),
     click.option("--debug", is_flag=True, help="Show the traceback of an error."),
 )
+KEY = click.option("--key", help="Which entry of a training checkpoint holds the weights.")
 HUB = _stack(
     click.option("--revision", help="Branch, tag or commit of a model on the Hub."),
     click.option("--cache-dir", help="The Hub's cache  [default: huggingface_hub's own]"),
@@ -98,7 +99,7 @@ MODEL = _stack(
     HUB,
     click.option("--arch", help="open_clip's architecture name, for bare weights."),
     click.option("--quick-gelu/--no-quick-gelu", default=None, help="The activation, for bare weights."),
-    click.option("--key", help="Which entry of a training checkpoint holds the weights."),
+    KEY,
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda[:N] or mps."),
     click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16."),
     click.option("--batch-size", type=_Auto(), default="auto", show_default=True, help="Pairs at a time."),
@@ -123,7 +124,7 @@ SELECT = _stack(
 )
 FILES = _stack(
     click.option("--cast", is_flag=True, help="Accept the base stored in another of float32, float16, bfloat16."),
-    click.option("--key", help="Which entry of a training checkpoint holds the weights."),
+    KEY,
 )
 WRITE = _stack(
     click.option("-o", "--output", type=PATH, help="Folder to write."),

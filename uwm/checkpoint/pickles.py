@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import pickletools
 import re
+import warnings
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, cast
 
 from ..errors import BadInput, Refused
 
-MAX_OPCODES = 5_000_000
+MAX_OPCODES = 3_000_000
 MAX_PICKLE = 256 << 20  # bytes
 MAX_LINE = 1 << 20  # bytes
 ALLOWED = re.compile(
@@ -87,10 +88,12 @@ def read_pickle(stream: BinaryIO, where: str) -> Any:
     """
     machine, start = _Machine(), stream.tell()
     try:
-        for count, (opcode, argument, position) in enumerate(pickletools.genops(cast(BinaryIO, _Bounded(stream)))):
-            if count > MAX_OPCODES:
-                raise ValueError(f"more than {MAX_OPCODES} steps")
-            machine.step(opcode.name, argument, (position or start) - start)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd escapes in texts
+            for count, (opcode, argument, position) in enumerate(pickletools.genops(cast(BinaryIO, _Bounded(stream)))):
+                if count > MAX_OPCODES:
+                    raise ValueError(f"more than {MAX_OPCODES} steps")
+                machine.step(opcode.name, argument, (position or start) - start)
         value = machine.result()
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
         if machine.refused:

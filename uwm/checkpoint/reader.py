@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,7 +18,7 @@ from ..layouts import Layout, find_weights, recognise
 from ..weights import WeightId, WeightRef
 from .archive import Archive, open_archive
 from .header import DTYPES, NAMES, make_header, read_header, valid_name
-from .sources import Source, find_sources
+from .sources import Source, find_sources, safetensors_name
 from .tensors import StoredTensor, Tensors, Unfit
 
 CASTS = (torch.float32, torch.float16, torch.bfloat16)
@@ -26,6 +26,8 @@ PREFIXES = ("module.", "_orig_mod.")  # of wrappers for many devices and for com
 BARE_PREFIXES = (*PREFIXES, "model.")  # and of trainers; a folder's config may want that one
 GROWTH = 16  # times that a torch file's tensors may outgrow it, tied and expanded ones counted in full
 SCRIPT_NUMBERS = ("input_resolution", "context_length", "vocab_size")  # sizes that OpenAI's archives keep as tensors
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,13 @@ class Checkpoint:
         """The shapes of all tensors, by their keys."""
         return {key: info.shape for key, (_, info) in self.entries.items()}
 
+    def same(self, key: str, other: str) -> bool:
+        """Whether two stored tensors have the same dtype, shape and bytes."""
+        (file, info), (other_file, other_info) = self.entries[key], self.entries[other]
+        if (info.dtype, info.shape) != (other_info.dtype, other_info.shape):
+            return False
+        return np.array_equal(file.raw(info), other_file.raw(other_info))
+
     def matrix(self, weight: WeightId) -> torch.Tensor:
         """One weight's stored values, [out, in]."""
         ref = self.weights[weight]
@@ -175,7 +184,7 @@ def open_checkpoint(path: str | Path, key: str | None = None) -> Checkpoint:
     source = find_sources(path)
     prefixes = () if source.promised else PREFIXES if path.is_dir() else BARE_PREFIXES
     files = tuple(_open_file(place, name, component, key, prefixes) for place, name, component in source.files)
-    _check_promised(source, files)
+    _check_promised(path, source, files)
     keys = [file.component + info.name for file in files for info in file.tensors]
     layout = recognise(keys, str(path))
     if not path.is_dir():
@@ -185,7 +194,7 @@ def open_checkpoint(path: str | Path, key: str | None = None) -> Checkpoint:
     return Checkpoint(path, files, layout, find_weights(layout, keys), source.side_files, source.index)
 
 
-def _check_promised(source: Source, files: tuple[WeightsFile, ...]) -> None:
+def _check_promised(path: Path, source: Source, files: tuple[WeightsFile, ...]) -> None:
     """Every tensor of a shard index lies where it says, and nowhere else."""
     for (place, _, _), file in zip(source.files, files, strict=True):
         promised, held = source.promised.get(place), {info.name for info in file.tensors}
@@ -195,6 +204,9 @@ def _check_promised(source: Source, files: tuple[WeightsFile, ...]) -> None:
                 f"{place}: {odd[0]!r} is {'missing here' if odd[0] in promised else 'not promised here'} by the index, "
                 "or lies in two shards; download both again"
             )
+    held_bytes = sum(info.nbytes for file in files for info in file.tensors)
+    if source.total_size not in (None, held_bytes):
+        logger.warning("%s: the index says %s bytes, the shards hold %d", path, source.total_size, held_bytes)
 
 
 def _open_file(path: Path, name: str, component: str, key: str | None, prefixes: tuple[str, ...]) -> WeightsFile:
@@ -226,7 +238,7 @@ def _open_pickle(path: Path, name: str, component: str, key: str | None, prefixe
     for tensor_name, tensor in held.items():
         infos.append(TensorInfo(tensor_name, tensor.dtype, tensor.shape, begin))
         begin += infos[-1].nbytes
-    place = Path(name).with_name(re.sub(r"^pytorch_model", "model", Path(name).name)).with_suffix(".safetensors")
+    place = Path(name).with_name(safetensors_name(Path(name).name))
     return WeightsFile(str(place), header, tuple(infos), path, component, held, archive.scripted)
 
 
