@@ -240,12 +240,12 @@ BOMBS = {
 @pytest.mark.parametrize("kind", BOMBS)
 def test_no_pickle_makes_the_reader_big_slow_or_crash(tmp_path, kind, place):
     (tmp_path / "x.pt").write_bytes(containers(BOMBS[kind])[place])
-    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     with pytest.raises(BadInput, match=r"x\.pt: ") as caught:
         open_checkpoint(tmp_path / "x.pt")
     assert caught.value.exit_code == 2
     assert len(str(caught.value)) < 600
-    assert time.monotonic() - began < 20
+    assert time.process_time() - began < 20
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB
 
 

@@ -169,7 +169,7 @@ def torch_reads(path):
 def test_a_damaged_file_is_bad_input_or_read_as_torch_reads_it(tmp_path, container, way):
     state = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)[1:], "c": torch.nn.Parameter(torch.ones(2))}  # noqa: E501  # fmt: skip
     good, generator = saved(state | {"d": state["a"].T}, **CONTAINERS[container]), random.Random(5)
-    path, seen, began = tmp_path / "x.pt", {"refused": 0, "read": 0, "ours alone": 0}, time.monotonic()
+    path, seen, began = tmp_path / "x.pt", {"refused": 0, "read": 0, "ours alone": 0}, time.process_time()
     for _ in range(900):
         if way == "bytes":
             data = flipped(good, generator)
@@ -194,7 +194,7 @@ def test_a_damaged_file_is_bad_input_or_read_as_torch_reads_it(tmp_path, contain
     assert seen["refused"] > 300
     assert seen["read"] > 40
     assert seen["ours alone"] < seen["read"] / 3, seen
-    assert time.monotonic() - began < 60
+    assert time.process_time() - began < 60
 
 
 def test_the_mutations_can_take_a_legacy_file_apart():
