@@ -80,6 +80,14 @@ def local(data, name, field, value, size="<H"):
     return data[: place + field] + struct.pack(size, value) + data[place + field + struct.calcsize(size) :]
 
 
+def longer(data, name, size):
+    """An entry that says in both places that it has more bytes."""
+    for change, fields in ((central, (20, 24)), (local, (18, 22))):
+        for field in fields:
+            data = change(data, name, field, size, "<I")
+    return data
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -88,6 +96,7 @@ def local(data, name, field, value, size="<H"):
         lambda d: central(d, b"x/data/0", 20, 15, "<I"), lambda d: central(d, b"x/data/0", 24, 15, "<I"),
         lambda d: local(d, b"x/data/0", 18, 15, "<I"), lambda d: local(d, b"x/data/0", 22, 15, "<I"),
         lambda d: central(central(d, b"x/data/0", 20, 99, "<I"), b"x/data/0", 24, 99, "<I"),
+        lambda d: longer(d, b"x/data/0", 40),
         lambda d: central(d, b"x/data/0", 16, 7, "<I"), lambda d: local(d, b"x/data/0", 14, 7, "<I"),
         lambda d: central(d, b"x/data/0", 42, 0, "<I"), lambda d: central(d, b"x/data/0", 42, 2**31, "<I"),
         lambda d: d.replace(b"x/data/0", b"x/data/1", 1), lambda d: d.replace(b"x/data/0", b"x/data\0\0"),
@@ -95,7 +104,7 @@ def local(data, name, field, value, size="<H"):
         lambda d: d[:-10] + b"\xff" * 8 + d[-2:],
     ],
     ids=["encrypted", "encrypted inside", "method", "method inside", "packed size", "size", "packed size inside",
-         "size inside", "both sizes", "checksum", "checksum inside", "place", "far place", "name", "name with NUL",
+         "size inside", "both sizes", "into the directory", "checksum", "checksum inside", "place", "far place", "name", "name with NUL",
          "directory's size", "directory's place", "zip64 that is not there"],
 )  # fmt: skip
 def test_a_zip_that_contradicts_itself_is_bad_input(tmp_path, change):
