@@ -96,7 +96,7 @@ def longer(data, name, size):
         lambda d: central(d, b"x/data/0", 20, 15, "<I"), lambda d: central(d, b"x/data/0", 24, 15, "<I"),
         lambda d: local(d, b"x/data/0", 18, 15, "<I"), lambda d: local(d, b"x/data/0", 22, 15, "<I"),
         lambda d: central(central(d, b"x/data/0", 20, 99, "<I"), b"x/data/0", 24, 99, "<I"),
-        lambda d: longer(d, b"x/data/0", 40),
+        lambda d: longer(d, b"x/data/0", 40), lambda d: longer(d, b"x/version", 9),
         lambda d: central(d, b"x/data/0", 16, 7, "<I"), lambda d: local(d, b"x/data/0", 14, 7, "<I"),
         lambda d: central(d, b"x/data/0", 42, 0, "<I"), lambda d: central(d, b"x/data/0", 42, 2**31, "<I"),
         lambda d: d.replace(b"x/data/0", b"x/data/1", 1), lambda d: d.replace(b"x/data/0", b"x/data\0\0"),
@@ -104,7 +104,8 @@ def longer(data, name, size):
         lambda d: d[:-10] + b"\xff" * 8 + d[-2:],
     ],
     ids=["encrypted", "encrypted inside", "method", "method inside", "packed size", "size", "packed size inside",
-         "size inside", "both sizes", "into the directory", "checksum", "checksum inside", "place", "far place", "name", "name with NUL",
+         "size inside", "both sizes", "into the directory", "into the next",
+         "checksum", "checksum inside", "place", "far place", "name", "name with NUL",
          "directory's size", "directory's place", "zip64 that is not there"],
 )  # fmt: skip
 def test_a_zip_that_contradicts_itself_is_bad_input(tmp_path, change):
