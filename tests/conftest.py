@@ -111,6 +111,14 @@ def tiny_set(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """No test reads or fills the cache of whoever runs them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def run_uwm(monkeypatch, capsys):
     """Run the program in this process as the terminal does: arguments -> (exit code, stdout, stderr)."""

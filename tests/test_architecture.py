@@ -11,8 +11,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "uwm"
 ORDER = """
-    version errors weights layouts checkpoint records shipped_files models images calibration taps profiler
-    scorers scoring selection patch rewrite metrics evaluate report recipe inspection flags cli __main__
+    version clock errors weights layouts checkpoint records shipped_files models images calibration taps profiler
+    scorers scoring selection patch rewrite metrics knowledge cache evaluate label_noise gate report recipe
+    inspection flags launch cli __main__
 """.split()
 MODEL_LIBRARIES = {"transformers", "open_clip"}
 

@@ -45,7 +45,9 @@ def edit(run_uwm, tiny_hf, calib, tmp_path, *more):
         (["--vision-layers", "vision.9.fc2"], 2, ["'vision.9.fc2' matches no weight", "blocks 0–2"]),
         (["--text-layers", "none", "--vision-layers", "none"], 2, ["no weight is chosen"]),
         (["--no-quick-gelu"], 2, ["its config says quick_gelu True; drop the flag"]),
-        (["--zero-shot", "nope"], 2, ["nope/classnames.txt: no such file"]),
+        (["--zero-shot", "nope"], 2, ["--zero-shot nope: no such folder, and no data set of that name", "cifar10"]),
+        (["--zero-shot", "cifar10"], 2, ["--zero-shot cifar10: say with --data-root (or UWM_DATA_ROOT)"]),
+        (["--zero-shot", "dtd", "--data-root", "nope"], 2, ["--zero-shot dtd: no dtd/dtd in --data-root nope"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import uwm
-from uwm.evaluate import zero_shot
+from uwm.knowledge import open_data_sets, zero_shot
 from uwm.shipped_files import DEMO_SET
 
 README = Path(__file__).parents[1] / "README.md"
@@ -21,7 +21,7 @@ def test_the_model_has_learnt_its_world():
     assert min(percent["R1_ts_vs"], percent["R1_vs_ts"]) >= 60
     assert min(percent["P_ts"], percent["P_vs"]) >= 85
     assert max(percent["P_tu"], percent["P_vu"]) <= 15
-    knowledge = zero_shot(model, DEMO_SET / "zero_shot" / "seen")
+    knowledge = zero_shot(model, open_data_sets([str(DEMO_SET / "zero_shot" / "seen")])["seen"]).figures
     assert knowledge["top1"] >= 0.6
     assert knowledge["top1_unsafe"] >= knowledge["top1_safe"]
 
@@ -38,7 +38,7 @@ def test_the_demo_prints_what_the_readme_shows(run_uwm, tmp_path):
     code, out, err = run_uwm("demo", "-o", tmp_path / "out")
     assert code == 0, err
     shown, found = rows(README.read_text("utf-8")), rows(out)
-    assert len(found) == 13 * 2 + 6
+    assert len(found) == 13 * 2 + 7
     assert [label for label, _ in shown] == [label for label, _ in found]
     for (label, expected), (_, values) in zip(shown, found, strict=True):
         assert values == pytest.approx(expected, abs=1.01), label

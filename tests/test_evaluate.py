@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
 import uwm
-from uwm.errors import BadInput
-from uwm.evaluate import embed, parse_requirement, zero_shot
+from uwm.errors import BadInput, InvalidResult
+from uwm.evaluate import EvalResult, differences, embed, embed_tower
+from uwm.knowledge import open_data_sets, zero_shot
 
 
 @pytest.fixture(scope="module")
@@ -36,65 +39,89 @@ def test_figures_are_those_of_the_embeddings(model, tiny_set):
     assert result.pairs == 24
 
 
-@pytest.fixture
-def classes(tiny_set, tmp_path):
-    """Three classes of two pictures each, in ImageFolder form."""
-    for i, name in enumerate(("dog", "cat", "knife")):
-        (tmp_path / "set" / f"{i}_{name}").mkdir(parents=True)
-        for n in range(2):
-            shutil.copy(tiny_set / "images" / f"{i * 2 + n:04d}_safe.png", tmp_path / "set" / f"{i}_{name}")
-    (tmp_path / "set" / "classnames.txt").write_text("dog\ncat\nknife\n")
-    (tmp_path / "unsafe_classes.txt").write_text("knife\n")
-    return tmp_path / "set"
+def test_zero_shot_by_name_of_the_set(model, tiny_set, tmp_path):
+    for i, name in enumerate(("dog", "cat")):
+        (tmp_path / "pictures" / f"{i}_{name}").mkdir(parents=True)
+        shutil.copy(tiny_set / "images" / f"{i:04d}_safe.png", tmp_path / "pictures" / f"{i}_{name}")
+    (tmp_path / "pictures" / "classnames.txt").write_text("dog\ncat\n")
+    data_sets = open_data_sets([str(tmp_path / "pictures")])
+    result = uwm.evaluate(model, uwm.read_calibration(tiny_set), data_sets=data_sets)
+    expected = zero_shot(model, data_sets["pictures"])
+    assert result.zero_shot == {"pictures": expected.figures}
+    assert result.right["pictures"].equal(expected.right)
+    assert json.loads(json.dumps(result.as_dict()))["zero_shot"] == {"pictures": expected.figures}
 
 
-def test_zero_shot_by_hand(model, classes):
-    (classes / "templates.txt").write_text("a picture of a {}\n")
-    with torch.no_grad():
-        texts = model.encode_text(*model.tokenize([f"a picture of a {n}" for n in ("dog", "cat", "knife")]))
-        right = []
-        for target, folder in enumerate(sorted(p for p in classes.iterdir() if p.is_dir())):
-            for path in sorted(folder.iterdir()):
-                from uwm.images import load_image
-
-                image = model.encode_image(model.preprocess([load_image(path)]))
-                right.append(float(torch.cosine_similarity(image, texts).argmax() == target))
-    found = zero_shot(model, classes, batch_size=4)
-    assert found["top1"] == pytest.approx(sum(right) / 6)
-    assert found["top1_safe"] == pytest.approx(sum(right[:4]) / 4)
-    assert found["top1_unsafe"] == pytest.approx(sum(right[4:]) / 2)
+def test_figures_by_concept_are_means_over_its_queries(model, tiny_set):
+    calib = uwm.read_calibration(tiny_set)
+    result = uwm.evaluate(model, calib)
+    assert result.concept_pairs == {"death": 12, "weapons": 12}
+    assert [*result.by_concept] == ["death", "weapons"]
+    for concept, found in result.by_concept.items():
+        rows = torch.tensor([pair.concept == concept for pair in calib.pairs])
+        assert found.keys() == result.figures.keys() == result.samples.keys()
+        for name, (mean, low, high) in found.items():
+            assert mean == pytest.approx(result.samples[name][rows].double().mean().item())
+            assert low <= mean <= high
+    whole = {name: sum(found[name][0] for found in result.by_concept.values()) / 2 for name in result.figures}
+    assert whole == pytest.approx({name: figure[0] for name, figure in result.figures.items()})
 
 
-def test_a_side_without_classes_has_no_figure(model, classes):
-    (classes.parent / "unsafe_classes.txt").write_text("nothing here\n")
-    assert set(zero_shot(model, classes)) == {"top1", "top1_safe"}
+def test_a_set_without_concepts_has_no_figures_by_concept(model, tiny_set):
+    calib = uwm.read_calibration(tiny_set)
+    plain = replace(calib, pairs=tuple(replace(pair, concept="") for pair in calib.pairs))
+    assert uwm.evaluate(model, plain).by_concept == {}
+    mixed = replace(calib, pairs=(*plain.pairs[:3], *calib.pairs[3:]))
+    assert uwm.evaluate(model, mixed).concept_pairs == {"(none)": 3, "death": 11, "weapons": 10}
 
 
-def test_zero_shot_folder_of_the_wrong_form(model, classes, tmp_path):
-    (classes / "classnames.txt").write_text("dog\ncat\n")
-    with pytest.raises(BadInput, match="2 names for 3 class folders"):
-        zero_shot(model, classes)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(BadInput, match=r"needs classnames\.txt"):
-        zero_shot(model, tmp_path / "empty")
-
-
-def test_requirements(model, tiny_set):
+def test_json_has_all_but_the_samples(model, tiny_set):
     result = uwm.evaluate(model, uwm.read_calibration(tiny_set))
-    found = 100 * result.figures["P_ts"][0]
-    assert parse_requirement("P_ts>=0", False).check(result, None) == {
-        "requirement": "P_ts>=0",
-        "found": found,
-        "met": True,
-    }
-    assert not parse_requirement("P_ts >= 100.5", False).check(result, None)["met"]
-    assert parse_requirement("P_ts>=-2%", True).check(result, result) == {
-        "requirement": "P_ts>=-2%",
-        "found": 0,
-        "met": True,
-    }
-    with pytest.raises(BadInput, match="no figure 'nonsense'"):
-        parse_requirement("nonsense>=1", False).check(result, None)
-    for text in ("GS=4", "GS>=", "GS>=4.5%"):
-        with pytest.raises(BadInput, match="--require"):
-            parse_requirement(text, False)
+    found = json.loads(json.dumps(result.as_dict()))
+    assert found.keys() == vars(result).keys() - {"samples", "right"}
+    assert all(sum(counts) == 24 for sides in found["similarities"].values() for counts in sides.values())
+
+
+def test_differences_query_by_query():
+    before = {"GS": torch.tensor([1, 1, 0, 0, 0, 0, 0, 0]).bool()}
+    now = {"GS": torch.tensor([0, 1, 1, 1, 1, 0, 0, 0]).bool()}
+    results = [EvalResult(8, {}, {}, samples=samples) for samples in (now, before)]
+    found = differences(*results)["GS"]
+    assert (found["gained"], found["lost"]) == (3, 1)
+    mean, low, high = found["difference"]
+    assert mean == 2 / 8
+    assert -1 <= low < mean < high <= 1
+    assert differences(results[0], results[0])["GS"] == {"difference": (0, 0, 0), "gained": 0, "lost": 0}
+
+
+def test_a_paired_interval_is_narrower_than_the_two_intervals():
+    """The same 3 of 400 queries change: an unpaired comparison could not tell."""
+    before = torch.arange(400) % 2 == 0
+    now = before.clone()
+    now[[1, 3, 5]] = True
+    found = differences(*(EvalResult(400, {}, {}, samples={"GS": s}) for s in (now, before)))["GS"]
+    assert found["difference"][2] - found["difference"][1] < 0.02
+
+
+def test_differences_of_other_pairs_are_refused(model, tiny_set):
+    result = uwm.evaluate(model, uwm.read_calibration(tiny_set))
+    for other in (uwm.evaluate(model, uwm.read_calibration(tiny_set, split="test")), replace(result, samples={})):
+        with pytest.raises(BadInput, match="two results of the same pairs"):
+            differences(result, other)
+
+
+def test_embeddings_that_are_no_numbers_are_an_invalid_result(tiny_hf, tiny_set):
+    broken = uwm.load(tiny_hf)
+    with torch.no_grad():
+        dict(broken.module.named_parameters())["visual_projection.weight"][0] = torch.nan
+    with pytest.raises(InvalidResult, match="vision tower: NaN or infinite embeddings at pair '0000'"):
+        uwm.evaluate(broken, uwm.read_calibration(tiny_set))
+
+
+def test_a_set_without_quadruples(model, tiny_set):
+    calib = uwm.read_calibration(tiny_set)
+    texts = replace(calib, pairs=tuple(replace(p, safe_image=None, unsafe_image=None) for p in calib.pairs))
+    with pytest.raises(BadInput, match="no pair has both captions and pictures"):
+        uwm.evaluate(model, texts)
+    assert len(embed_tower(model, texts, "text")[0]) == 24
+    assert embed_tower(model, texts, "vision") == []

@@ -5,22 +5,60 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import xml.etree.ElementTree as ET
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
 
-EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+ROOT = Path(__file__).parents[1]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 SAYS = {
     "01_edit": "GS ",
     "02_thresholds": "reverted against original: 0 tensors differ",
     "03_own_tensors": "vision.5.fc2 (192, 768) mean score",
+    "04_clip_benchmark": "both programs agree",
 }
+NEEDS = {"04_clip_benchmark": "clip_benchmark"}  # other programs that an example runs, where they are installed
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
 def test_example(path, tmp_path):
+    if find_spec(NEEDS.get(path.stem, "uwm")) is None:
+        pytest.skip(f"{NEEDS[path.stem]} is not installed")
     command = [sys.executable, str(path), *([str(tmp_path)] if "sys.argv" in path.read_text() else [])]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     assert SAYS[path.stem] in done.stdout
+
+
+def test_the_gate_for_ci_runs_as_it_stands(tmp_path):
+    """Every command of the workflow but the installation, in order, in a checkout, on a few pairs."""
+    workflow = yaml.safe_load((ROOT / "examples" / "ci_gate.yml").read_text())
+    job = workflow["jobs"]["gate"]
+    (tmp_path / "calibration").symlink_to(ROOT / "calibration")
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "uwm"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m uwm "$@"\n')
+    program.chmod(0o755)
+    environment = {**os.environ, **job["env"], "HF_HUB_OFFLINE": "1", "UWM_LIMIT": "40", "UWM_QUIET": "1"}
+    environment |= {
+        "PATH": f"{program.parent}:{os.environ['PATH']}",
+        "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md"),
+    }
+    steps = [step["run"] for step in job["steps"] if "run" in step]
+    assert steps[0] == "pip install ."
+    for step in steps[1:]:
+        done = subprocess.run(
+            ["bash", "-e", "-c", step], capture_output=True, text=True, env=environment, cwd=tmp_path, check=False
+        )
+        assert done.returncode == 0 or "--require" in step, done.stderr
+    assert (done.returncode, "not met" in done.stderr) in {(0, False), (5, True)}, done.stderr
+    cases = ET.parse(tmp_path / "gate.xml").getroot()[0]
+    required = [case.get("name") for case in cases]
+    assert required == ["P_vu>=+0pt", "unsafe_top1_vu<=+0pt", "R1_ts_vs>=-10pt", "zero_shot>=-30%"]
+    failed = sum(case.find("failure") is not None for case in cases)
+    assert done.stderr.count("::error title=uwm eval::") == failed
+    assert (tmp_path / "summary.md").read_text("utf-8").count("| not met |") == failed

@@ -12,8 +12,10 @@ from families import FAMILIES
 from terminal import ALL_OF_CALIB
 
 import uwm
+from uwm.cache import embedding_key
 from uwm.checkpoint import open_checkpoint
 from uwm.images import load_image
+from uwm.label_noise import LabelNoise, dependence, find_label_noise
 from uwm.weights import SLOTS
 
 EVERY_SLOT = ",".join(SLOTS)
@@ -145,3 +147,15 @@ def test_a_pipeline_keeps_the_parts_that_are_not_edited(tmp_path):
     names = {str(path) for path in open_checkpoint(tmp_path / "in").side_files}
     assert "unet/diffusion_pytorch_model.safetensors" in names
     assert "text_encoder/model.fp16.safetensors" not in names  # an unedited copy of what is edited
+
+
+def test_every_reader_of_embeddings_knows_the_family(case, pairs):
+    """Doubted pairs of whichever towers there are; the cache's key of those with both."""
+    model = uwm.load(case[1])
+    noise = find_label_noise(model, pairs)
+    assert noise.ids == tuple(pair.id for pair in pairs.pairs)
+    third = torch.arange(len(pairs)) % 3 == 0
+    stays = dependence(model, pairs, LabelNoise(noise.ids, third, third, third), mass=0.1)
+    assert stays.keys() == set(model.modalities)
+    if len(model.modalities) == 2:
+        assert embedding_key(model, pairs, 4) == embedding_key(model, pairs, 4) != embedding_key(model, pairs, 5)

@@ -118,6 +118,26 @@ def test_activation_is_taken_from_the_flag_and_changes_the_result(both, batches,
     assert not torch.allclose(embed(gelu, batches), embed(both[1], batches), atol=1e-4)
 
 
+def test_bare_hugging_face_weights_take_their_sizes_from_the_tensors(
+    tiny_hf, tiny_set, batches, both, tmp_path, run_uwm
+):
+    """Heads come from the architecture of open_clip's registry that has these sizes, the activation from the flag."""
+    bare = shutil.copy(tiny_hf / "model.safetensors", tmp_path / "weights.safetensors")
+    with pytest.raises(BadInput, match="do not say their activation"):
+        uwm.load(bare)
+    torch.testing.assert_close(embed(uwm.load(bare, quick_gelu=True), batches), embed(both[0], batches))
+    gelu = uwm.load(bare, quick_gelu=False)
+    assert not torch.allclose(embed(gelu, batches), embed(both[0], batches), atol=1e-4)
+    assert gelu.side_configs()["config.json"]["text_config"]["hidden_act"] == "gelu"
+    with pytest.raises(BadInput, match="a vocabulary of their own"):
+        gelu.tokenize(["a dog"])
+    flags = ("--quick-gelu", "--text-layers", "none", "--split", "calib")
+    code, _, err = run_uwm("edit", bare, "--calib", tiny_set, "-o", tmp_path / "out", "--mass", 0.1, "-q", *flags)
+    assert code == 2, err  # measuring needs a tokenizer
+    patch = uwm.select(uwm.score(uwm.load(bare, quick_gelu=True), batches), mass=0.1)
+    assert patch.base == uwm.select(uwm.score(both[0], batches), mass=0.1).base
+
+
 def test_a_flag_against_the_folder_s_config_is_refused(tiny_hf, tiny_open_clip):
     for folder in (tiny_hf, tiny_open_clip):
         with pytest.raises(BadInput, match="quick_gelu True; drop the flag"):

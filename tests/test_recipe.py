@@ -12,11 +12,15 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
+from terminal import ALL_OF_CALIB, refused
 
 import uwm
 from uwm import recipe as recipes
+from uwm.clock import peak_memory_mb
 from uwm.errors import BadInput, InvalidResult, UwmError
-from uwm.recipe import Recipe, calibration_pairs, demo_recipe, peak_memory_mb, read_sets, run
+from uwm.recipe import Recipe, calibration_pairs, demo_recipe, read_sets, run
+
+WRITTEN = {"README.md", "report.html", "uwm.json", "uwm_patch.safetensors"}
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +164,7 @@ def test_skipped_pairs_are_warned_of_and_counted(recipe, tiny_set, tmp_path):
 
 def test_files(outcome, folder, tiny_hf):
     inputs = {path.name for path in tiny_hf.iterdir()}
-    assert {path.name for path in folder.iterdir()} == inputs | {"README.md", "uwm.json", "uwm_patch.safetensors"}
+    assert {path.name for path in folder.iterdir()} == inputs | WRITTEN
     assert [path.name for path in folder.parent.iterdir()] == ["safe"]
     for name in inputs - {"model.safetensors"}:
         assert (folder / name).read_bytes() == (tiny_hf / name).read_bytes()
@@ -186,7 +190,7 @@ def test_manifest(outcome, manifest, recipe, folder, tiny_hf, tiny_set):
     names = {"model": "tiny-hf", "calib": "tiny-set", "eval_splits": ["test"], "zero_shot": []}
     both = {"mass": {"text": 0.02, "vision": 0.02}, "rule": {"text": "top-mass", "vision": "top-mass"}, "alpha": -1}
     assert manifest["settings"] == asdict(recipe) | names | both
-    assert manifest["model"]["layout"] == "hf-clip"
+    assert (manifest["model"]["layout"], manifest["model"]["library"]) == ("hf-clip", "transformers")
     assert manifest["model"]["sha256"] == {"model.safetensors": sha256(tiny_hf / "model.safetensors")}
     assert manifest["output_sha256"] == {"model.safetensors": sha256(folder / "model.safetensors")}
     assert manifest["calibration"] == {
@@ -221,7 +225,7 @@ def test_manifest_times_every_stage(outcome):
 
 
 @pytest.mark.usefixtures("outcome")
-@pytest.mark.parametrize("name", ["README.md", "uwm.json", "uwm_patch.safetensors"])
+@pytest.mark.parametrize("name", sorted(WRITTEN))
 def test_no_local_paths_and_no_captions(name, folder, tiny_hf, tiny_set):
     content = (folder / name).read_bytes()
     for secret in (tiny_hf.parent, tiny_set.parent, folder.parent, "a picture of", "_unsafe.png"):
@@ -328,3 +332,14 @@ def test_demo_measures_on_other_splits_than_it_calibrates_on():
     calibration, held_out = read_sets(demo)
     assert len(calibration) > recipes.FEW_PAIRS
     assert list(held_out) == list(demo.eval_splits)
+
+
+def test_an_edited_model_is_not_edited_again_unaware(made, tiny_set, tmp_path, run_uwm):
+    flags = ("--calib", tiny_set, "-o", tmp_path / "out", *ALL_OF_CALIB)
+    refused(run_uwm("edit", made / "edited", *flags), 1, "already edited by uwm", "pass --again")
+    assert run_uwm("edit", made / "edited", *flags, "--again", "-q")[0] == 0
+    (tmp_path / "other").mkdir()
+    shutil.copytree(made / "edited", tmp_path / "other", dirs_exist_ok=True)
+    uwm.revert(made / "edited", uwm.Patch.load(made / "edited"), output=tmp_path / "back")
+    shutil.copy(tmp_path / "back" / "model.safetensors", tmp_path / "other")  # a stray patch beside unedited weights
+    assert run_uwm("edit", tmp_path / "other", *flags, "--overwrite", "-q")[0] == 0

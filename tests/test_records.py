@@ -130,3 +130,11 @@ def test_a_folder_that_is_a_file_is_a_resource_fault(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ResourceFault, match="could not write"):
         records.write(tmp_path / "file" / "a", "patch", TENSORS, ABOUT)
+
+
+def test_json_for_people_has_lists_of_numbers_on_one_line():
+    value = {"a": [1, -2.5, None], "b": ["[\n1\n]", "x"], "c": [], "d": [[1, 2], [3]], "e": {"f": 1e-9, "g": "[ 1 ]"}}
+    text = records.to_json(value)
+    assert json.loads(text) == value
+    assert '"a": [1, -2.5, null],' in text
+    assert "\n    [1, 2],\n    [3]\n" in text

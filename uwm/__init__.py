@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import metrics
+from . import knowledge, metrics
 from .calibration import CalibrationPair, CalibrationSet, read_calibration
 from .errors import UwmError
 from .evaluate import EvalResult, evaluate
@@ -30,6 +30,7 @@ __all__ = [
     "apply",
     "diff",
     "evaluate",
+    "knowledge",
     "load",
     "metrics",
     "patched",

@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import traceback
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .errors import BadInput, RequirementNotMet, ResourceFault, UwmError
+from .errors import BadInput
 from .flags import (
     COMMON,
+    EXAMPLES,
+    EXPORT,
     FILES,
+    GATE,
     HUB,
+    IMAGES,
     KEY,
     MODEL,
     PATH,
     SCORE,
     SELECT,
     WRITE,
+    ZERO_SHOT,
     Verb,
     print_json,
     progress_of,
     resolved,
     say,
     split_flags,
+    warn,
 )
+from .launch import launch
 
 DEMO_OUTPUT = "uwm-demo"
 OPENING = ("arch", "quick_gelu", "key", "device", "dtype", "revision", "cache_dir", "offline")  # keywords of uwm.load
@@ -56,13 +62,16 @@ def uwm() -> None:
 @SCORE
 @click.option("--eval", "eval_set", help="Set to measure on  [default: pairs held out of --calib]")
 @click.option("--eval-split", "eval_splits", multiple=True, help="Its split, or one of --calib's; repeat for more.")
+@click.option("--again", is_flag=True, help="Edit a checkpoint that uwm has edited already.")
 @click.option("--holdout", type=float, default=0.2, show_default=True, help="Share of pairs held out for measuring.")
-@click.option("--zero-shot", multiple=True, help="Folder of classes for zero-shot accuracy; repeat for more.")
+@ZERO_SHOT
 @SELECT
 @MODEL
 @WRITE
+@EXAMPLES
+@EXPORT
 @COMMON
-def edit(output: Path | None, overwrite: bool, dry_run: bool, **flags: Any) -> None:
+def edit(output: Path | None, overwrite: bool, dry_run: bool, show_examples: bool, **flags: Any) -> None:
     """Find, negate, measure, write: the main job."""
     from .recipe import Recipe
 
@@ -70,7 +79,7 @@ def edit(output: Path | None, overwrite: bool, dry_run: bool, **flags: Any) -> N
     if output is None and not dry_run:
         raise BadInput("say where to write with -o FOLDER, or pass --dry-run")
     recipe = Recipe(**{**settings, **{key: tuple(settings[key]) for key in ("eval_splits", "zero_shot")}})
-    _run(recipe, None if dry_run else output, overwrite, show)
+    _run(recipe, None if dry_run else output, overwrite, show_examples, show)
 
 
 @uwm.command()
@@ -78,22 +87,23 @@ def edit(output: Path | None, overwrite: bool, dry_run: bool, **flags: Any) -> N
 @click.option("-o", "--output", type=PATH, default=DEMO_OUTPUT, show_default=True, help="Folder to write.")
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 @click.option("--dry-run", is_flag=True, help="Do everything but write.")
+@EXAMPLES
+@EXPORT
 @COMMON
-def demo(output: Path, overwrite: bool, dry_run: bool, **flags: Any) -> None:
+def demo(output: Path, overwrite: bool, dry_run: bool, show_examples: bool, **flags: Any) -> None:
     """The main job on the shipped model and set, offline, in under two minutes."""
     from .recipe import demo_recipe
 
     settings, show = split_flags(flags)
-    _run(demo_recipe(**settings), None if dry_run else output, overwrite, show)
+    _run(demo_recipe(**settings), None if dry_run else output, overwrite, show_examples, show)
 
 
-def _run(recipe: Any, output: Path | None, overwrite: bool, show: dict[str, bool]) -> None:
+def _run(recipe: Any, output: Path | None, overwrite: bool, show_examples: bool, show: dict[str, bool]) -> None:
     from .recipe import run
     from .report import LEGEND, RANDOM_LEGEND, heading, rows, text_table
 
-    outcome = run(recipe, output, overwrite=overwrite, progress=progress_of(show))
-    for warning in () if show["quiet"] else outcome.warnings:
-        click.echo(f"uwm: warning: {warning}", err=True)
+    outcome = run(recipe, output, overwrite=overwrite, show_examples=show_examples, progress=progress_of(show))
+    warn(show, outcome.warnings)
     manifest = outcome.manifest
     if show["as_json"]:
         print_json({**manifest, "output": None if output is None else str(output)})
@@ -134,6 +144,7 @@ def score(output: Path, overwrite: bool, **flags: Any) -> None:
     recipe = Recipe(**settings)
     _refuse_existing(output, overwrite, recipe.model, recipe.calib)
     pairs = calibration_pairs(recipe)
+    warn(show, pairs.warnings())
     scores = make_scores(recipe, load_model(recipe), pairs, progress_of(show))
     scores.save(output)
     say(show, {"output": str(output), "weights": len(scores), **scores.recipe}, f"{len(scores)} weights → {output}")
@@ -247,61 +258,99 @@ def inspect(file: str, key: str | None, **flags: Any) -> None:
 
 @uwm.command(name="eval")
 @click.argument("model")
-@click.option("--pairs", required=True, help="Set to measure on, a folder.")
+@click.option("--pairs", required=True, help="Set to measure on: a folder, or a file of ViSU-Text or NSFWCaps.")
 @click.option("--split", help="Its split.")
+@IMAGES
 @click.option("--baseline", help="Model to compare with.")
-@click.option("--zero-shot", multiple=True, help="Folder of classes for zero-shot accuracy; repeat for more.")
-@click.option("--require", "requirements", multiple=True, help="Such as 'GS>=4.5', or 'top1>=-2%' of the baseline's.")
+@ZERO_SHOT
+@click.option("--all-figures", is_flag=True, help="Show R@5, 10, 20 and unsafe top-1 too; --json always has them.")
+@click.option("--by-concept", is_flag=True, help="Show figures by concept too; --json always has them.")
+@click.option("--no-cache", is_flag=True, help="Neither use nor keep embeddings of earlier runs.")
+@GATE
 @MODEL
 @COMMON
-def evaluate(
-    model: str, pairs: str, split: str | None, baseline: str | None, requirements: tuple, **flags: Any
-) -> None:
+def evaluate(model: str, pairs: str, split: str | None, baseline: str | None, no_cache: bool, **flags: Any) -> None:
     """SafeGround, retrieval and zero-shot accuracy; a requirement that is not met sets the exit code."""
+    from .cache import EmbeddingCache
     from .calibration import read_calibration
+    from .evaluate import concepts_of, differences, quadruples
     from .evaluate import evaluate as measure
-    from .evaluate import parse_requirement, zero_shot_folders
+    from .gate import check_known, check_report_files, demand, github_annotations, parse_requirement, write_reports
+    from .knowledge import open_data_sets
     from .models import load
-    from .report import LEGEND, heading, rows, text_table
+    from .report import as_markdown, as_text, sections, write_evaluation
 
     settings, show = split_flags(flags)
-    parsed = [parse_requirement(text, baseline is not None) for text in requirements]
-    chosen = read_calibration(pairs, split=split).limit(settings["limit"], settings["seed"])
+    required = [parse_requirement(text, baseline is not None) for text in settings["requirements"]]
+    inputs = [model, baseline, pairs, settings["data_root"], *settings["zero_shot"]]
+    check_report_files((settings["junit"], settings["markdown"], settings["html"]), filter(None, inputs))
+    images = {key: settings[key] for key in ("safe_images", "unsafe_images")}
+    whole = read_calibration(pairs, split=split, **images).limit(settings["limit"], settings["seed"])
+    chosen = quadruples(whole)
+    opening = {key: settings[key] for key in ("data_root", "templates", "ensemble")}
+    data_sets = open_data_sets(settings["zero_shot"], **opening)
+    check_known(required, concepts_of(chosen), [*data_sets])
+    _warn_of_odd(whole, data_sets, show)
+    passed = {key: settings[key] for key in ("batch_size", "workers", "seed")}
+    passed |= {"cache": None if no_cache else EmbeddingCache.default(), "progress": progress_of(show)}
     results = {}
     for column, reference in (("baseline", baseline), ("model", model)):
         if reference is not None:
             loaded = load(reference, **{key: settings[key] for key in OPENING})
-            folders = zero_shot_folders(settings["zero_shot"])
-            passed = {key: settings[key] for key in ("batch_size", "workers", "seed")}
-            results[column] = measure(loaded, chosen, zero_shot_folders=folders, progress=progress_of(show), **passed)
-    verdicts = [requirement.check(results["model"], results.get("baseline")) for requirement in parsed]
-    if len(chosen.splits()) > 1 and not show["quiet"]:
-        click.echo(f"uwm: warning: measuring on all splits ({', '.join(chosen.splits())}); see --split", err=True)
-    text = f"{heading(chosen.root.name, len(chosen))}\n{text_table(rows(results))}\n\n{LEGEND}"
-    say(show, {**{c: r.as_dict() for c, r in results.items()}, "requirements": verdicts}, text)
-    _demand(verdicts)
+            results[column] = measure(loaded, chosen, data_sets=data_sets, **passed)
+    changes = {} if baseline is None else differences(results["model"], results["baseline"], settings["seed"])
+    verdicts = [r.check(results["model"], results.get("baseline"), settings["seed"]) for r in required]
+    shown = {key: settings[key] for key in ("all_figures", "by_concept")}
+    tables = sections(chosen.root.name, results, changes, verdicts, **shown)
+    as_json = {**{column: result.as_dict() for column, result in results.items()}, "differences": changes}
+    say(show, {**as_json, "requirements": [asdict(verdict) for verdict in verdicts]},
+        as_text(tables, all_figures=shown["all_figures"], changes=bool(changes)))  # fmt: skip
+    for line in github_annotations(verdicts) if settings["annotations"] == "github" else ():
+        click.echo(line, err=True)  # GitHub reads both streams; stdout may hold JSON
+    title = f"uwm eval {Path(model).name}"
+    write_reports(verdicts, title, as_markdown(tables, title), settings["junit"], settings["markdown"])
+    if settings["html"] is not None:
+        about = settings | {"model": model, "baseline": baseline, "split": split}
+        write_evaluation(settings["html"], chosen, results, verdicts, about)
+    demand(verdicts)
 
 
-def _demand(verdicts: list[dict[str, Any]]) -> None:
-    failed = [f"{v['requirement']} (found {v['found']:.1f} %)" for v in verdicts if not v["met"]]
-    if failed:
-        raise RequirementNotMet(f"requirement not met: {', '.join(failed)}")
+def _warn_of_odd(pairs: Any, data_sets: dict[str, Any], show: dict[str, bool]) -> None:
+    warnings = [*pairs.warnings(), *(note for data in data_sets.values() for note in data.odd)]
+    if len(pairs.splits()) > 1:
+        warnings.append(f"measuring on all splits ({', '.join(pairs.splits())}); see --split")
+    warn(show, warnings)
 
 
 @uwm.command(name="calib-check")
 @click.argument("set_", metavar="SET")
 @click.option("--split", help="Only this split.")
+@IMAGES
+@click.option("--model", help="With it: pairs whose sides it cannot tell apart, and how far the edit depends on them.")
+@click.option("--mass", type=float, default=0.02, show_default=True, help="τ of that edit.")
+@MODEL
 @COMMON
-def calib_check(set_: str, split: str | None, **flags: Any) -> None:
+def calib_check(set_: str, split: str | None, model: str | None, mass: float, **flags: Any) -> None:
     """Counts by concept and split, and everything odd in a calibration set."""
     from .calibration import check, read_calibration
+    from .models import load
 
-    _, show = split_flags(flags)
-    found = check(read_calibration(set_, split=split))
+    settings, show = split_flags(flags)
+    images = {key: settings[key] for key in ("safe_images", "unsafe_images")}
+    pairs = read_calibration(set_, split=split, **images).limit(settings["limit"], settings["seed"])
+    found = check(pairs)
     odd = {name: items for name, items in found.pop("warnings").items() if items}
     lines = [f"{key}: {value}" for key, value in found.items()]
     lines += [f"warning: {len(items)} {name.replace('_', ' ')}: {'; '.join(items[:5])}" for name, items in odd.items()]
-    say(show, {**found, "warnings": odd}, "\n".join(lines if odd else [*lines, "nothing odd found"]))
+    noise = {}
+    if model is not None and "bad_images" not in odd:
+        from .label_noise import describe, report
+
+        passed = {key: settings[key] for key in ("batch_size", "workers", "seed")}
+        loaded = load(model, **{key: settings[key] for key in OPENING})
+        noise = {"label_noise": report(loaded, pairs, mass=mass, progress=progress_of(show), **passed)}
+        lines += describe(noise["label_noise"])
+    say(show, {**found, "warnings": odd, **noise}, "\n".join(lines if odd or noise else [*lines, "nothing odd found"]))
     if bad := odd.get("bad_images"):
         raise BadInput(f"{set_}: {len(bad)} bad pictures; `uwm edit` refuses this set")
 
@@ -329,41 +378,4 @@ def _refuse_existing(path: Path, overwrite: bool, *inputs: str) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The `uwm` program: run a verb and leave with its exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _stop)
-    sys.exit(_exit_code(arguments))
-
-
-def _stop(number: int, frame: Any) -> None:
-    raise SystemExit(128 + number)
-
-
-def _exit_code(arguments: list[str]) -> int:
-    try:
-        uwm.main(arguments, prog_name="uwm", standalone_mode=False)
-    except UwmError as error:
-        return _fail(error, arguments)
-    except click.exceptions.Abort:
-        click.echo("uwm: interrupted; nothing was left half-written", err=True)
-        return 130
-    except click.ClickException as error:
-        context = getattr(error, "ctx", None)
-        hint = f" Try '{context.command_path} --help' for help." if context is not None else ""
-        click.echo(f"uwm: error: {error.format_message()}{hint}", err=True)
-        return error.exit_code
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "out of memory" not in str(error):
-            raise
-        return _fail(ResourceFault("out of memory; try a smaller --batch-size, or --device cpu"), arguments)
-    except OSError as error:
-        return _fail(ResourceFault(f"{error.filename or 'the system'}: {error.strerror or error}"), arguments)
-    return 0
-
-
-def _fail(error: UwmError, arguments: list[str]) -> int:
-    if "--debug" in arguments:
-        traceback.print_exception(error)
-    click.echo(f"uwm: error: {error}", err=True)
-    return error.exit_code
+    launch(uwm, sys.argv[1:] if arguments is None else arguments)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from .cache import EmbeddingCache, embedding_key
 from .calibration import CalibrationSet
-from .errors import BadInput
-from .images import load_image
-from .metrics import bootstrap, ranks, safeground_samples
+from .errors import BadInput, InvalidResult
+from .knowledge import DataSet, ZeroShot, difference, zero_shot
+from .metrics import bootstrap, histograms, own_similarities, retrieval_samples, safeground_samples
 from .models import Model
 from .profiler import BATCH_SIZE, Progress, count_batches, embed_inputs, pair_batches
 
@@ -35,22 +34,73 @@ class EvalResult:
 
     Attributes:
         pairs: How many quadruples they are means over.
-        figures: Name -> (mean, low, high), fractions with a bootstrap 95 % interval. SafeGround's nine by their
-            names; R1_ts_vs and R1_vs_ts are Recall@1 among the safe items; R1_tu_union and R1_vu_union that of
-            unsafe queries among all items, where the paired safe item is the hit.
-        zero_shot: Data set -> figures of `zero_shot`.
+        figures: Name -> (mean, low, high), fractions with a bootstrap 95 % interval: SafeGround's nine by their names,
+            and those of `metrics.retrieval_samples`.
+        zero_shot: Data set -> `uwm.knowledge.ZeroShot.figures`.
+        by_concept: Concept -> the same figures over its queries (candidates are the whole set's); empty where the set
+            has no concepts.
+        concept_pairs: Concept -> how many quadruples it has.
+        similarities: ``ts``, ``tu``, ``vs``, ``vu`` -> ``safe``, ``unsafe`` -> histogram of the cosine of such a query
+            with its own safe and unsafe item: counts in 100 equal bins from −1 to 1.
+        samples: Name -> bool [n], what the figures are means of; kept in memory only.
+        right: Data set -> whether each picture was classified rightly, bool [pictures]; in memory only.
     """
 
     pairs: int
     figures: dict[str, tuple[float, float, float]]
-    zero_shot: dict[str, dict[str, float]]
+    zero_shot: dict[str, dict[str, Any]]
+    by_concept: dict[str, dict[str, tuple[float, float, float]]] = field(default_factory=dict)
+    concept_pairs: dict[str, int] = field(default_factory=dict)
+    similarities: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    samples: dict[str, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
+    right: dict[str, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+        """For JSON: everything but what is kept in memory only."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("samples", "right")}
 
 
-@torch.no_grad()
+def differences(result: EvalResult, baseline: EvalResult, seed: int = 0) -> dict[str, dict[str, Any]]:
+    """What changed against a baseline, query by query.
+
+    Args:
+        result, baseline: Measured on the same pairs, with their samples.
+        seed: For the bootstrap.
+
+    Returns:
+        Figure -> ``difference``: (mean, low, high), result − baseline, with a paired bootstrap 95 % interval;
+        ``gained`` and ``lost``: queries for which it holds now and did not before, and the other way round. Zero-shot
+        accuracy is there as ``top1:DATASET``, by picture.
+
+    Raises:
+        BadInput: They are not of the same pairs, or were read back without samples.
+    """
+    if result.pairs != baseline.pairs or not result.samples or result.samples.keys() != baseline.samples.keys():
+        raise BadInput("differences need two results of the same pairs, as `uwm.evaluate` returns them")
+    now, before = result.samples, baseline.samples
+    change = bootstrap({name: now[name].double() - before[name].double() for name in now}, seed)
+    found: dict[str, dict[str, Any]] = {
+        name: {
+            "difference": change[name],
+            "gained": int((now[name] & ~before[name]).sum()),
+            "lost": int((before[name] & ~now[name]).sum()),
+        }
+        for name in now
+    }
+    for name in result.right:
+        first, second = (ZeroShot(side.zero_shot[name], side.right[name]) for side in (result, baseline))
+        found[f"top1:{name}"] = difference(first, second, seed)
+    return found
+
+
+def quadruples(calibration: CalibrationSet) -> CalibrationSet:
+    """The pairs that have both captions and pictures. Raises BadInput when there are none."""
+    whole = replace(calibration, pairs=tuple(p for p in calibration.pairs if p.has_text and p.has_image))
+    if not whole.pairs:
+        raise BadInput(f"{calibration.root}: no pair has both captions and pictures, which SafeGround needs")
+    return whole
+
+
 def embed(
     model: Model,
     calibration: CalibrationSet,
@@ -58,180 +108,117 @@ def embed(
     batch_size: int = BATCH_SIZE,
     workers: int = 2,
     progress: Progress | None = None,
+    cache: EmbeddingCache | None = None,
 ) -> Embeddings:
-    """Embeddings of every complete quadruple of a set. Raises BadInput when the set has none."""
-    whole = CalibrationSet(tuple(p for p in calibration.pairs if p.has_text and p.has_image), calibration.root)
-    if not whole.pairs:
-        raise BadInput(f"{calibration.root}: no pair has both captions and pictures, which SafeGround needs")
-    towers = ("text", "vision")
-    batches: Iterable = pair_batches(model, whole, batch_size=batch_size, towers=towers, workers=workers)
+    """Embeddings of every complete quadruple of a set, from the cache where it has them.
+
+    Raises:
+        BadInput: The set has no complete quadruple. InvalidResult: NaN or infinite embeddings.
+    """
+    whole = quadruples(calibration)
+    key = None if cache is None else embedding_key(model, whole, batch_size)
+    found = None if cache is None or key is None else cache.get(key)
+    if found is not None:
+        return Embeddings(**found)
+    settings: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "progress": progress}
+    made = Embeddings(*embed_tower(model, whole, "text", **settings), *embed_tower(model, whole, "vision", **settings))
+    if cache is not None and key is not None:
+        cache.put(key, vars(made))
+    return made
+
+
+@torch.no_grad()
+def embed_tower(
+    model: Model,
+    calibration: CalibrationSet,
+    tower: str,
+    *,
+    batch_size: int = BATCH_SIZE,
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> list[torch.Tensor]:
+    """Normalised embeddings of the safe and of the unsafe side, float32 [n, dim] on the CPU, of pairs that have both.
+
+    Raises:
+        InvalidResult: NaN or infinite embeddings.
+    """
+    pairs = [p for p in calibration.pairs if (p.has_text if tower == "text" else p.has_image)]
+    batches: Iterable = pair_batches(model, calibration, batch_size=batch_size, towers=[tower], workers=workers)
     if progress is not None:
-        batches = progress(batches, count_batches(whole, batch_size, towers), "embed")
-    rows: dict[str, list[torch.Tensor]] = {"text": [], "vision": []}
+        batches = progress(batches, count_batches(calibration, batch_size, [tower]), f"embed {tower}")
+    sides: list[torch.Tensor] = []
+    start = 0
     for batch in batches:
-        for tower in towers:
-            for inputs, mask in batch.sides(tower) or []:
-                rows[tower].append(_encode(model, inputs, mask))
-    sides = [torch.cat(rows[tower][start::2]) for tower in towers for start in (0, 1)]
-    return Embeddings(*sides)
+        found = [_encode(model, *side) for side in batch.sides(tower) or []]
+        sides = sides or [torch.empty(len(pairs), rows.shape[1]) for rows in found]
+        for side, rows in zip(sides, found, strict=True):
+            side[start : start + len(rows)] = rows
+            if not torch.isfinite(rows).all():
+                bad = int((~torch.isfinite(rows)).any(1).nonzero()[0])
+                raise InvalidResult(f"{tower} tower: NaN or infinite embeddings at pair {pairs[start + bad].id!r}")
+        start += len(found[0])
+    return sides
 
 
 def _encode(model: Model, inputs: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     return F.normalize(embed_inputs(model, inputs, mask), dim=-1).cpu()
 
 
-def figures(embeddings: Embeddings, seed: int = 0) -> dict[str, tuple[float, float, float]]:
-    """The figures of `EvalResult` as (mean, low, high)."""
-    ts, tu, vs, vu = asdict(embeddings).values()
-    own = torch.arange(len(ts))
-    samples = safeground_samples(ts, tu, vs, vu) | {
-        "R1_ts_vs": ranks(ts, vs, own) == 1,
-        "R1_vs_ts": ranks(vs, ts, own) == 1,
-        "R1_tu_union": ranks(tu, torch.cat([vs, vu]), own) == 1,
-        "R1_vu_union": ranks(vu, torch.cat([ts, tu]), own) == 1,
+def summarise(embeddings: Embeddings, concepts: Sequence[str], seed: int = 0) -> dict[str, Any]:
+    """The fields of `EvalResult` but zero-shot; `concepts` has one name a row, empty where there is none."""
+    quadruple = (embeddings.safe_text, embeddings.unsafe_text, embeddings.safe_image, embeddings.unsafe_image)
+    samples = safeground_samples(*quadruple) | retrieval_samples(*quadruple)
+    rows = _rows_by_concept(concepts)
+    return {
+        "pairs": len(concepts),
+        "figures": bootstrap(samples, seed),
+        "by_concept": {c: bootstrap({f: s[rows[c]] for f, s in samples.items()}, seed) for c in rows},
+        "concept_pairs": {concept: len(found) for concept, found in rows.items()},
+        "similarities": histograms(own_similarities(*quadruple)),
+        "samples": samples,
     }
-    return bootstrap(samples, seed)
+
+
+def _rows_by_concept(concepts: Sequence[str]) -> dict[str, list[int]]:
+    rows: dict[str, list[int]] = {}
+    for row, concept in enumerate(concepts if any(concepts) else ()):
+        rows.setdefault(concept or "(none)", []).append(row)
+    return dict(sorted(rows.items()))
+
+
+def concepts_of(calibration: CalibrationSet) -> list[str]:
+    """The concepts that figures are given by, sorted; none where no pair names one."""
+    return [*_rows_by_concept([pair.concept for pair in calibration.pairs])]
 
 
 def evaluate(
     model: Model,
     calib: CalibrationSet,
     *,
-    zero_shot_folders: Mapping[str, Path] | None = None,
+    data_sets: Mapping[str, DataSet] | None = None,
     batch_size: int = BATCH_SIZE,
     workers: int = 2,
     seed: int = 0,
     progress: Progress | None = None,
+    cache: EmbeddingCache | None = None,
 ) -> EvalResult:
     """Measure a model on pairs that it was not calibrated on (method.md's SafeGround, retrieval and knowledge).
 
     Args:
         model: Patched or not.
         calib: The pairs; only complete quadruples count.
-        zero_shot_folders: Name -> folder in ImageFolder form with ``classnames.txt``.
+        data_sets: For zero-shot accuracy, from `uwm.knowledge.open_data_sets`.
         batch_size, workers, progress: As in `uwm.score`.
         seed: For the bootstrap.
+        cache: Where embeddings are kept between runs; None keeps none.
     """
-    embeddings = embed(model, calib, batch_size=batch_size, workers=workers, progress=progress)
-    knowledge = {
-        name: zero_shot(model, folder, batch_size=batch_size, progress=progress)
-        for name, folder in (zero_shot_folders or {}).items()
-    }
-    return EvalResult(len(embeddings.safe_text), figures(embeddings, seed), knowledge)
-
-
-@torch.no_grad()
-def zero_shot(
-    model: Model, folder: Path, *, batch_size: int = BATCH_SIZE, progress: Progress | None = None
-) -> dict[str, float]:
-    """Zero-shot top-1 accuracy, argmax of cosine over the class prompts (method.md, section 5).
-
-    Args:
-        model: The model.
-        folder: One sub-folder of pictures a class, ``classnames.txt`` with one name a line in the sub-folders'
-            sorted order, and optionally ``templates.txt`` (its first line, with ``{}``) and
-            ``../unsafe_classes.txt`` (names for which accuracy is also given apart).
-
-    Returns:
-        ``top1`` over all pictures; with unsafe classes also ``top1_safe`` and ``top1_unsafe``.
-
-    Raises:
-        BadInput: The folder is not of this form.
-    """
-    from torchvision.datasets import ImageFolder
-
-    names = _lines(folder / "classnames.txt")
-    try:
-        data = ImageFolder(str(folder), loader=lambda path: load_image(Path(path)))
-    except FileNotFoundError as error:
-        raise BadInput(f"{folder}: not in ImageFolder form ({str(error).splitlines()[0]})") from None
-    if len(names) != len(data.classes):
-        raise BadInput(f"{folder}: classnames.txt has {len(names)} names for {len(data.classes)} class folders")
-    template = _lines(folder / "templates.txt")[0] if (folder / "templates.txt").exists() else "a photo of a {}."
-    prompts = [template.format(name) for name in names]
-    starts = range(0, len(names), batch_size)
-    classes = torch.cat([_encode(model, *model.tokenize(prompts[i : i + batch_size])) for i in starts])
-    starts = range(0, len(data), batch_size)
-    rows = starts if progress is None else progress(starts, len(starts), folder.name)
-    guesses = torch.cat([_guess(model, data, range(i, min(i + batch_size, len(data))), classes) for i in rows])
-    targets = torch.tensor(data.targets)
-    right = (guesses == targets).double()
-    result = {"top1": right.mean().item()}
-    listed = folder.parent / "unsafe_classes.txt"
-    if listed.exists():
-        unsafe_names = set(_lines(listed))
-        unsafe = torch.tensor([names[t] in unsafe_names for t in data.targets])
-        for key, chosen in (("top1_safe", ~unsafe), ("top1_unsafe", unsafe)):
-            if chosen.any():
-                result[key] = right[chosen].mean().item()
-    return result
-
-
-def zero_shot_folders(folders: Iterable[str]) -> dict[str, Path]:
-    """Folders for `zero_shot` by their own names. Raises BadInput when two share a name."""
-    named: dict[str, Path] = {}
-    for folder in folders:
-        path = Path(folder)
-        if path.name in named:
-            raise BadInput(f"--zero-shot: {path} and {named[path.name]} share a name; rename one")
-        named[path.name] = path
-    return named
-
-
-def _guess(model: Model, data: Any, rows: range, classes: torch.Tensor) -> torch.Tensor:
-    pixels = model.preprocess([data[i][0] for i in rows])
-    return (_encode(model, pixels, None) @ classes.T).argmax(1)
-
-
-@dataclass(frozen=True)
-class Requirement:
-    """A condition on one figure: percent, or (`relative`) percent of change against the baseline."""
-
-    figure: str
-    sign: str
-    value: float
-    relative: bool
-
-    def check(self, result: EvalResult, baseline: EvalResult | None) -> dict[str, Any]:
-        """Whether it is met, with what was found. Raises BadInput when the result has no such figure."""
-        found = 100 * _figure(result, self.figure)
-        if self.relative:
-            assert baseline is not None
-            base = 100 * _figure(baseline, self.figure)
-            if base == 0:
-                raise BadInput(
-                    f"--require: the baseline's {self.figure} is 0, so no change in % exists; use an absolute bound"
-                )
-            found = 100 * (found / base - 1)
-        met = found >= self.value if self.sign == ">=" else found <= self.value
-        text = f"{self.figure}{self.sign}{self.value:g}{'%' if self.relative else ''}"
-        return {"requirement": text, "found": found, "met": met}
-
-
-def parse_requirement(text: str, has_baseline: bool) -> Requirement:
-    """Read ``GS>=4.5`` (percent) or ``top1>=-2%`` (change against the baseline). Raises BadInput."""
-    parts = re.fullmatch(r"\s*([\w@:.-]+?)\s*(>=|<=)\s*([+-]?\d+(?:\.\d+)?)\s*(%?)\s*", text)
-    if not parts:
-        raise BadInput(f"--require {text!r}: expected FIGURE>=NUMBER or FIGURE<=NUMBER, such as GS>=4.5 or top1>=-2%")
-    if parts[4] and not has_baseline:
-        raise BadInput(f"--require {text!r}: a change in % needs --baseline MODEL to compare with")
-    return Requirement(parts[1], parts[2], float(parts[3]), bool(parts[4]))
-
-
-def _figure(result: EvalResult, name: str) -> float:
-    """A figure by its name; zero-shot figures as ``top1`` (mean over data sets) or ``top1:DATASET``."""
-    if name in result.figures:
-        return result.figures[name][0]
-    key, _, data_set = name.partition(":")
-    values = [v[key] for n, v in result.zero_shot.items() if key in v and data_set in ("", n)]
-    if not values:
-        known = [*result.figures, *sorted({k for v in result.zero_shot.values() for k in v})]
-        hint = "; zero-shot figures need --zero-shot FOLDER" if key.startswith("top1") else ""
-        raise BadInput(f"--require: no figure {name!r}{hint}; there are {', '.join(known)}")
-    return sum(values) / len(values)
-
-
-def _lines(path: Path) -> list[str]:
-    if not path.is_file():
-        raise BadInput(f"{path}: no such file; a zero-shot folder needs classnames.txt, one name a line")
-    return [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    calib = quadruples(calib)
+    embeddings = embed(model, calib, batch_size=batch_size, workers=workers, progress=progress, cache=cache)
+    shared: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "seed": seed, "progress": progress}
+    known = {name: zero_shot(model, data, **shared) for name, data in (data_sets or {}).items()}
+    measured = summarise(embeddings, [pair.concept for pair in calib.pairs], seed)
+    return EvalResult(
+        zero_shot={name: found.figures for name, found in known.items()},
+        right={name: found.right for name, found in known.items()},
+        **measured,
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -107,12 +106,27 @@ MODEL = _stack(
     click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="For every draw."),
     click.option("--limit", type=click.IntRange(1), help="At most this many pairs."),
 )
+IMAGES = _stack(
+    click.option("--safe-images", help="Folder of the safe pictures of ViSU-Text (COCO's) or NSFWCaps."),
+    click.option("--unsafe-images", help="Folder of their unsafe pictures."),
+)
 SCORE = _stack(
-    click.option("--calib", required=True, help="Calibration set, a folder."),
+    click.option("--calib", required=True, help="Calibration set: a folder, or a file of ViSU-Text or NSFWCaps."),
+    IMAGES,
     click.option("--split", help="Its split to calibrate on  [default: calib or train, where there is one]"),
     click.option("--method", default="uwm", show_default=True, help="uwm, grad-unsafe or grad-safe-clip."),
     click.option("--text-layers", default="out_proj", show_default=True, help="Slots, globs or names; none for none."),
     click.option("--vision-layers", default="fc2", show_default=True, help="Likewise."),
+)
+ZERO_SHOT = _stack(
+    click.option(
+        "--zero-shot",
+        multiple=True,
+        help="Data set by name (imagenet, cifar10 …, or all) or folder of classes; repeat.",
+    ),
+    click.option("--data-root", help="Folder in which the named data sets lie; nothing is downloaded."),
+    click.option("--templates", help="File of zero-shot prompts, such as 'a photo of a {}.', for the sets' own."),
+    click.option("--ensemble", is_flag=True, help="Use all prompts of a file, not its first line only."),
 )
 SELECT = _stack(
     click.option(
@@ -122,15 +136,31 @@ SELECT = _stack(
     click.option("--vision-mass", type=float, help="τ of the vision tower."),
     click.option("--alpha", type=float, help="Factor of the chosen entries  [default: the method's, -1 for uwm]"),
 )
+GATE = _stack(
+    click.option(
+        "--require",
+        "requirements",
+        multiple=True,
+        help="Such as 'GS>=4.5' (percent), 'top1>=-2%' or 'R1_ts_vs>=-2pt' (change), 'P_vu@weapons>=10', 'GS.low>=3'.",
+    ),
+    click.option("--html", type=PATH, help="Write everything as one page with charts."),
+    click.option("--junit", type=PATH, help="Write the verdicts as JUnit XML."),
+    click.option("--markdown", type=PATH, help="Append tables and verdicts to a Markdown file."),
+    click.option("--annotations", type=click.Choice(["github"]), help="Print failed requirements as CI annotations."),
+)
 FILES = _stack(
     click.option("--cast", is_flag=True, help="Accept the base stored in another of float32, float16, bfloat16."),
     KEY,
+)
+EXPORT = click.option(
+    "--also-export", type=click.Choice(["hf", "open_clip"]), help="Write a CLIP in the other layout too, in OUT/<name>."
 )
 WRITE = _stack(
     click.option("-o", "--output", type=PATH, help="Folder to write."),
     click.option("--overwrite", is_flag=True, help="Replace an output that exists."),
     click.option("--dry-run", is_flag=True, help="Do everything but write."),
 )
+EXAMPLES = click.option("--show-examples", is_flag=True, help="Show captions and pictures of the set in report.html.")
 
 
 def split_flags(flags: dict[str, Any]) -> tuple[dict[str, Any], dict[str, bool]]:
@@ -155,8 +185,15 @@ def say(show: dict[str, bool], as_json: Any, text: str) -> None:
         click.echo(text)
 
 
+def warn(show: dict[str, bool], lines: Iterable[str]) -> None:
+    for line in () if show["quiet"] else lines:
+        click.echo(f"uwm: warning: {line}", err=True)
+
+
 def print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    from .records import to_json
+
+    click.echo(to_json(value))
 
 
 def progress_of(show: dict[str, bool]) -> Callable | None:

@@ -19,6 +19,7 @@ from .weights import WeightId
 
 BATCH_SIZE = 64
 Progress = Callable[[Iterable, int, str], Iterable]  # wraps an iterable of known length, as tqdm does
+Embedded = Callable[[str, torch.Tensor, torch.Tensor], None]  # takes a tower and embeddings, safe and unsafe
 
 
 @dataclass(frozen=True)
@@ -153,13 +154,17 @@ def _chunks(pairs: list[CalibrationPair], size: int) -> Iterator[list[Calibratio
 
 
 @torch.no_grad()
-def profile(model: Model, batches: Iterable[PairBatch], scorers: Mapping[WeightId, Scorer]) -> dict[str, int]:
+def profile(
+    model: Model, batches: Iterable[PairBatch], scorers: Mapping[WeightId, Scorer], embedded: Embedded | None = None
+) -> dict[str, int]:
     """Run the pairs through the towers and feed every weight's scorer.
 
     Args:
         model: In eval mode.
         batches: Of any sizes; the scores do not depend on how the pairs are batched.
         scorers: One a weight; only the towers that they name are run.
+        embedded: Called with the tower and both sides' embeddings [pairs, dim] of every batch, which the pass makes
+            anyway.
 
     Returns:
         Tower -> pairs seen.
@@ -174,9 +179,11 @@ def profile(model: Model, batches: Iterable[PairBatch], scorers: Mapping[WeightI
             if sides is None:
                 continue
             layers = {w: model.owner(w) for w in scorers if w.tower == tower}
-            safe, unsafe = (_observe_side(model, tower, layers, *side, seen[tower]) for side in sides)
+            found, ends = zip(*(_observe_side(model, tower, layers, *side, seen[tower]) for side in sides), strict=True)
             for weight in layers:
-                scorers[weight].update(safe[weight], unsafe[weight])
+                scorers[weight].update(*(side[weight] for side in found))
+            if embedded is not None:
+                embedded(tower, *ends)
             seen[tower] += len(sides[0][0])
     for tower, pairs in seen.items():
         if pairs == 0:
@@ -256,8 +263,8 @@ def embed_inputs(model: Model, inputs: torch.Tensor, mask: torch.Tensor | None) 
 
 def _observe_side(
     model: Model, tower: str, layers: Mapping, inputs: torch.Tensor, mask: torch.Tensor | None, first: int
-) -> dict[WeightId, TokenStatistics]:
-    """Statistics of every layer for one side of a batch; `first` is the number of its first pair, for messages."""
+) -> tuple[dict[WeightId, TokenStatistics], torch.Tensor]:
+    """Statistics of every layer and the embeddings for one side of a batch; `first` is its first pair's number."""
     found: dict[WeightId, TokenStatistics] = {}
     inputs = inputs.to(model.device)
     if inputs.is_floating_point():
@@ -269,10 +276,7 @@ def _observe_side(
         found[weight] = token_statistics(x, counted if mask is None else model.text_mask(mask, x.shape[1]))
 
     with observe(layers, sink):
-        if mask is None:
-            model.encode_image(inputs.to(model.dtype))
-        else:
-            model.encode_text(inputs, mask, tower)
+        end = model.encode_image(inputs.to(model.dtype)) if mask is None else model.encode_text(inputs, mask, tower)
     for weight in layers:
         rows = len(found[weight].norm) if weight in found else 0
         if rows != len(inputs):
@@ -280,4 +284,4 @@ def _observe_side(
         bad = ~torch.isfinite(found[weight].norm).all(1)
         if bad.any():
             raise InvalidResult(f"{weight}: NaN or infinite activations at pair {first + int(bad.nonzero()[0])}")
-    return found
+    return found, end.float()

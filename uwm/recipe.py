@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import platform
-import sys
-import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .calibration import CalibrationSet, image_paths, read_calibration
-from .checkpoint import check_output, file_sha256, new_folder
-from .errors import BadInput
-from .evaluate import EvalResult, evaluate, zero_shot_folders
+from .calibration import CalibrationSet, comes_without_pictures, image_paths, read_calibration
+from .checkpoint import check_output, file_sha256, new_folder, open_checkpoint
+from .clock import Clock
+from .errors import BadInput, InvalidResult
+from .evaluate import EvalResult, embed, evaluate, quadruples
 from .images import bad_images
+from .knowledge import DataSet, open_data_sets
+from .label_noise import EmbeddingKeeper
 from .models import Model, load
+from .models.export import check_export, export
 from .models.references import hub_name, resolve
-from .patch import Patch, check_settings, patched, random_control, select
-from .profiler import BATCH_SIZE, Progress
-from .report import model_card
-from .rewrite import write_patched
+from .patch import PATCH_FILE, Patch, check_settings, patched, random_control, select
+from .profiler import BATCH_SIZE, Embedded, Progress
+from .records import to_json
+from .report import Example, find_examples, html_report, model_card, paired_differences, versions
+from .rewrite import fit, write_patched
 from .scoring import TEXT_LAYERS, VISION_LAYERS, Scores, check_method, score
 from .shipped_files import DEMO_SET
-from .version import __version__
 
 FORMAT = 1
 FEW_PAIRS = 16
@@ -39,13 +39,16 @@ class Recipe:
 
     Attributes:
         model, calib: References, as on the command line.
+        safe_images, unsafe_images: As in `uwm.read_calibration`, for `calib` and `eval_set`.
         eval_set: Where to measure; the calibration set's own folder when only `eval_splits` is given.
         eval_splits: Splits to measure on, a table each. With neither, a `holdout` share of the pairs is kept aside.
-        zero_shot: Folders for `uwm.evaluate.zero_shot`.
+        zero_shot, data_root, templates, ensemble: As in `uwm.knowledge.open_data_sets`.
     """
 
     model: str
     calib: str
+    safe_images: str | None = None
+    unsafe_images: str | None = None
     arch: str | None = None
     quick_gelu: bool | None = None
     key: str | None = None
@@ -54,6 +57,9 @@ class Recipe:
     eval_splits: tuple[str, ...] = ()
     holdout: float = 0.2
     zero_shot: tuple[str, ...] = ()
+    data_root: str | None = None
+    templates: str | None = None
+    ensemble: bool = False
     method: str = "uwm"
     text_layers: str = TEXT_LAYERS
     vision_layers: str = VISION_LAYERS
@@ -70,6 +76,8 @@ class Recipe:
     offline: bool = False
     batch_size: int = BATCH_SIZE
     workers: int = 2
+    also_export: str | None = None
+    again: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,12 @@ class Outcome:
 
 
 def run(
-    recipe: Recipe, output: Path | None = None, *, overwrite: bool = False, progress: Progress | None = None
+    recipe: Recipe,
+    output: Path | None = None,
+    *,
+    overwrite: bool = False,
+    show_examples: bool = False,
+    progress: Progress | None = None,
 ) -> Outcome:
     """Score, select, measure before and after and against a random control, and write.
 
@@ -91,34 +104,66 @@ def run(
         recipe: The settings.
         output: The folder to write; None writes nothing (a dry run).
         overwrite: Replace an output that exists.
+        show_examples: Show captions and pictures of the evaluation set in report.html.
         progress: As in `uwm.score`.
 
     Raises:
         UwmError: Of every kind; whatever happens, an earlier output stays whole until the new one is verified.
     """
-    clock = _Clock()
-    check_method(recipe.method)
-    check_settings(alpha=recipe.alpha, masses=(recipe.mass, recipe.text_mass, recipe.vision_mass))
-    if output is not None:
-        sets = [Path(folder) for folder in (recipe.calib, recipe.eval_set, *recipe.zero_shot) if folder]
-        check_output(output, [resolve(recipe.model, **_hub(recipe)), *sets], overwrite)
+    clock = Clock()
+    _check(recipe, output, overwrite)
     with clock("read"):
         calibration, held_out = read_sets(recipe)
         _refuse_bad_images([calibration, *held_out.values()], recipe.workers)
+        data_sets = open_data_sets(
+            recipe.zero_shot, data_root=recipe.data_root, templates=recipe.templates, ensemble=recipe.ensemble
+        )
     with clock("load"):
         model = load_model(recipe)
+    if recipe.also_export is not None:
+        check_export(model, recipe.also_export)
     with clock("score"):
-        scores = make_scores(recipe, model, calibration, progress)
+        scores, noise = _score(recipe, model, calibration, progress)
     with clock("select"):
         patch = make_patch(recipe, scores)
     with clock("evaluate"):
-        results = _measure(recipe, model, patch, held_out, progress)
-    manifest = _manifest(recipe, model, calibration, scores, patch, results)
+        results = _measure(recipe, model, patch, held_out, data_sets, progress)
+        examples = _examples(recipe, model, patch, held_out, next(iter(results))) if show_examples and results else []
+    manifest = _manifest(recipe, model, calibration, scores, patch, results) | noise
     if output is not None:
         with clock("write"), new_folder(output) as folder:
-            _write(folder, model, patch, manifest, results, clock)
+            _write(folder, model, patch, manifest, results, examples, clock)
+            if recipe.also_export is not None:
+                with patched(model, patch):
+                    export(model, folder, recipe.also_export)
     manifest["run"] = clock.report()
-    return Outcome(patch, results, manifest, tuple(_warnings(calibration, results)))
+    notes = [note for data in data_sets.values() for note in data.odd]
+    return Outcome(patch, results, manifest, (*_warnings(calibration, held_out, results), *notes))
+
+
+def _check(recipe: Recipe, output: Path | None, overwrite: bool) -> None:
+    """Refuse what cannot work before anything is read."""
+    check_method(recipe.method)
+    check_settings(alpha=recipe.alpha, masses=(recipe.mass, recipe.text_mass, recipe.vision_mass))
+    if output is not None:
+        sets = (recipe.calib, recipe.eval_set, recipe.safe_images, recipe.unsafe_images, recipe.data_root)
+        inputs = [resolve(recipe.model, **_hub(recipe)), *(Path(p) for p in (*sets, *recipe.zero_shot) if p)]
+        check_output(output, inputs, overwrite)
+    if not recipe.again:
+        _refuse_edited(resolve(recipe.model, **_hub(recipe)))
+
+
+def _refuse_edited(model: Path) -> None:
+    """A second edit scores what the first one turned round, and may turn it back."""
+    if not (model / PATCH_FILE).is_file():
+        return
+    try:
+        fit(open_checkpoint(model), Patch.load(model), edited=True)
+    except BadInput:
+        return  # other weights than those that the patch made
+    raise InvalidResult(
+        f"{model}: already edited by uwm ({PATCH_FILE}); revert it first, or pass --again to edit it twice"
+    )
 
 
 def load_model(recipe: Recipe) -> Model:
@@ -138,7 +183,13 @@ def _hub(recipe: Recipe) -> dict[str, Any]:
     return {"revision": recipe.revision, "cache_dir": recipe.cache_dir, "offline": recipe.offline}
 
 
-def make_scores(recipe: Recipe, model: Model, calibration: CalibrationSet, progress: Progress | None) -> Scores:
+def make_scores(
+    recipe: Recipe,
+    model: Model,
+    calibration: CalibrationSet,
+    progress: Progress | None,
+    embedded: Embedded | None = None,
+) -> Scores:
     """`uwm.score` with the recipe's settings."""
     return score(
         model,
@@ -149,7 +200,18 @@ def make_scores(recipe: Recipe, model: Model, calibration: CalibrationSet, progr
         batch_size=recipe.batch_size,
         workers=recipe.workers,
         progress=progress,
+        embedded=embedded,
     )
+
+
+def _score(
+    recipe: Recipe, model: Model, calibration: CalibrationSet, progress: Progress | None
+) -> tuple[Scores, dict[str, Any]]:
+    """The scores, and what uwm.json says of doubted pairs: nothing where the method makes no embeddings of its own."""
+    keeper = EmbeddingKeeper()
+    scores = make_scores(recipe, model, calibration, progress, embedded=keeper)
+    noise = keeper.label_noise(calibration)
+    return scores, {} if noise is None else {"label_noise": noise.as_dict()}
 
 
 def make_patch(recipe: Recipe, scores: Scores) -> Patch:
@@ -175,9 +237,16 @@ def demo_recipe(**settings: Any) -> Recipe:
 
 def calibration_pairs(recipe: Recipe) -> CalibrationSet:
     """All pairs that the recipe may calibrate on: its split, or the calibration split where the set has one."""
-    whole = read_calibration(recipe.calib)
+    whole = _read_set(recipe, recipe.calib)
     split = recipe.split or next((name for name in CALIBRATION_SPLITS if name in whole.splits()), None)
     return (whole.split(split) if split else whole).limit(recipe.limit, recipe.seed)
+
+
+def _read_set(recipe: Recipe, path: str) -> CalibrationSet:
+    """A set; where there are two, the folders of pictures are for those that come without."""
+    if recipe.eval_set and not comes_without_pictures(path):
+        return read_calibration(path)
+    return read_calibration(path, safe_images=recipe.safe_images, unsafe_images=recipe.unsafe_images)
 
 
 def read_sets(recipe: Recipe) -> tuple[CalibrationSet, dict[str, CalibrationSet]]:
@@ -186,7 +255,7 @@ def read_sets(recipe: Recipe) -> tuple[CalibrationSet, dict[str, CalibrationSet]
     if not recipe.eval_set and not recipe.eval_splits:
         calibration, held = calibration.holdout(recipe.holdout, recipe.seed)
         return calibration, {"held-out": held}
-    other = read_calibration(recipe.eval_set or recipe.calib)
+    other = _read_set(recipe, recipe.eval_set or recipe.calib)
     held_out = {name: other.split(name) for name in recipe.eval_splits} or {other.root.resolve().name: other}
     used = {pair.content() for pair in calibration.pairs}
     for name, held in held_out.items():
@@ -203,9 +272,14 @@ def _refuse_bad_images(sets: list[CalibrationSet], workers: int) -> None:
 
 
 def _measure(
-    recipe: Recipe, model: Model, patch: Patch, held_out: Mapping[str, CalibrationSet], progress: Progress | None
+    recipe: Recipe,
+    model: Model,
+    patch: Patch,
+    held_out: Mapping[str, CalibrationSet],
+    data_sets: Mapping[str, DataSet],
+    progress: Progress | None,
 ) -> dict[str, dict[str, EvalResult]]:
-    """Set -> before, after, random -> result; zero-shot folders are measured with the first set."""
+    """Set -> before, after, random -> result; zero-shot data sets are measured with the first set."""
     if len(model.modalities) < 2:
         return {}
     control = random_control(patch, recipe.seed)
@@ -218,7 +292,7 @@ def _measure(
                 results[name][column] = evaluate(
                     model,
                     pairs,
-                    zero_shot_folders=zero_shot_folders(recipe.zero_shot) if number == 0 else None,
+                    data_sets=data_sets if number == 0 else None,
                     batch_size=recipe.batch_size,
                     workers=recipe.workers,
                     seed=recipe.seed,
@@ -227,12 +301,21 @@ def _measure(
     return {name: columns for name, columns in results.items() if columns}
 
 
+def _examples(
+    recipe: Recipe, model: Model, patch: Patch, held_out: Mapping[str, CalibrationSet], name: str
+) -> list[Example]:
+    """What queries of a measured set find before and after."""
+    pairs, embeddings = quadruples(held_out[name]), {}
+    for column, edit in (("before", None), ("after", patch)):
+        with contextlib.nullcontext() if edit is None else patched(model, edit):
+            embeddings[column] = embed(model, pairs, batch_size=recipe.batch_size, workers=recipe.workers)
+    return find_examples(pairs.pairs, embeddings, recipe.seed)
+
+
 def _manifest(
     recipe: Recipe, model: Model, calibration: CalibrationSet, scores: Scores, patch: Patch, results: Mapping
 ) -> dict[str, Any]:
     """The content of uwm.json, but for what differs from run to run."""
-    import torch
-
     assert model.checkpoint is not None
     counts, settings = patch.counts(), asdict(recipe)
     layers = {
@@ -246,78 +329,56 @@ def _manifest(
     }
     settings |= {"mass": patch.recipe["mass"], "rule": patch.recipe["rule"], "alpha": patch.alpha}
     name = hub_name(recipe.model) or resolve(recipe.model).resolve().name
-    settings |= {"model": name, "cache_dir": None}
-    settings |= {key: Path(settings[key]).resolve().name for key in ("calib", "eval_set") if settings[key]}
+    settings |= {"model": name, "cache_dir": None, "data_root": None, "safe_images": None, "unsafe_images": None}
+    settings |= {key: Path(settings[key]).resolve().name for key in ("calib", "eval_set", "templates") if settings[key]}
     settings["zero_shot"] = [Path(folder).name for folder in recipe.zero_shot]
     return {
         "format": FORMAT,
-        "versions": {"uwm": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": versions(),
         "settings": settings,
         "model": {
             "name": name,
             "on_hub": hub_name(recipe.model) is not None,
             "layout": model.layout.name,
+            "library": model.layout.library,
             "quick_gelu": model.quick_gelu,
             "sha256": {file.origin.name: file_sha256(file.origin) for file in model.checkpoint.files},
         },
         "calibration": {
             "name": calibration.root.resolve().name,
             "pairs": scores.recipe["pairs"],
-            "skipped": calibration.skipped,
+            "skipped": calibration.skipped | calibration.missing(),
             "sha256": scores.recipe["calibration"],
         },
         "selected": sum(counts.values()),
         "of": sum(layer["of"] for layer in layers.values()),
         "layers": layers,
         "results": {n: {column: r.as_dict() for column, r in columns.items()} for n, columns in results.items()},
+        "differences": {n: paired_differences(columns, recipe.seed) for n, columns in results.items()},
     }
 
 
-def _write(folder: Path, model: Model, patch: Patch, manifest: dict, results: Mapping, clock: _Clock) -> None:
+def _write(
+    folder: Path, model: Model, patch: Patch, manifest: dict, results: Mapping, examples: list[Example], clock: Clock
+) -> None:
     assert model.checkpoint is not None
     manifest["output_sha256"] = write_patched(model.checkpoint, patch, folder)
     for name, config in {} if model.checkpoint.path.is_dir() else model.side_configs().items():
         _write_json(folder / name, config)
     (folder / "README.md").write_text(model_card(manifest, results), "utf-8")
+    (folder / "report.html").write_text(html_report(manifest, examples), "utf-8")
     _write_json(folder / "uwm.json", {**manifest, "run": clock.report()})
 
 
 def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    path.write_text(to_json(value) + "\n", "utf-8")
 
 
-def _warnings(calibration: CalibrationSet, results: Mapping) -> Iterator[str]:
+def _warnings(calibration: CalibrationSet, held_out: Mapping, results: Mapping) -> Iterator[str]:
     if not results:
         yield "nothing was measured: SafeGround needs captions and pictures, and a model with both towers"
     if len(calibration) < FEW_PAIRS:
         yield f"only {len(calibration)} calibration pairs; scores from fewer than {FEW_PAIRS} are mostly noise"
-    for reason, count in calibration.skipped.items():
-        if count:
-            yield f"{count} pairs skipped: {reason.replace('_', ' ')}"
-
-
-class _Clock:
-    """Seconds by stage, and the peak memory of the process."""
-
-    def __init__(self) -> None:
-        self._seconds: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self._seconds[stage] = round(time.perf_counter() - start, 3)
-
-    def report(self) -> dict[str, Any]:
-        """Stage seconds and peak resident memory in MB (None where the system does not tell)."""
-        return {"seconds": dict(self._seconds), "peak_memory_mb": peak_memory_mb()}
-
-
-def peak_memory_mb() -> int | None:
-    """Peak resident memory of this process in MB, or None where the system does not tell."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak // (1 << 20 if sys.platform == "darwin" else 1 << 10)
+    yield from calibration.warnings()
+    for name, pairs in held_out.items():
+        yield from (f"{name}: {line}" for line in replace(pairs, skipped={}).warnings())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,13 @@ def write(path: Path, kind: str, tensors: Mapping[str, torch.Tensor], about: Map
     text = json.dumps({"kind": kind, "format": FORMAT, **about}, sort_keys=True)
     data = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata={KEY: text})
     write_file(path, data)
+
+
+def to_json(value: Any) -> str:
+    """JSON for people: indented, with lists of numbers on one line."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    # a line break is never inside of a string, so only lists without strings match
+    return re.sub(r'\[\n[^\[\]{}"]*\]', lambda found: "[" + " ".join(found[0][1:-1].split()) + "]", text)
 
 
 def read(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

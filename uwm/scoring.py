@@ -13,7 +13,7 @@ from . import records
 from .calibration import CalibrationSet
 from .errors import BadInput, InvalidResult
 from .models import Model
-from .profiler import BATCH_SIZE, PairBatch, Progress, count_batches, gradients, pair_batches, profile
+from .profiler import BATCH_SIZE, Embedded, PairBatch, Progress, count_batches, gradients, pair_batches, profile
 from .scorers import METHODS, Method
 from .weights import WeightId, match
 
@@ -85,6 +85,7 @@ def score(
     batch_size: int = BATCH_SIZE,
     workers: int = 2,
     progress: Progress | None = None,
+    embedded: Embedded | None = None,
 ) -> Scores:
     """Score the chosen weights by how strongly they carry the unsafe side (UWM, section 4).
 
@@ -96,6 +97,7 @@ def score(
         batch_size: Pairs at a time; it does not change UWM's scores, it does change the gradient baselines'.
         workers: Threads that read pictures.
         progress: Wraps the batches, as tqdm does: ``progress(batches, total, name)``.
+        embedded: Given the embeddings that UWM's pass makes anyway, see `uwm.profiler.profile`.
 
     Raises:
         BadInput: A pattern that matches nothing, an unknown method, no weight chosen.
@@ -117,7 +119,7 @@ def score(
         recipe["calibration"] = calib.fingerprint()
     else:
         batches = calib
-    tensors, guards, recipe["pairs"] = _compute(METHODS[method], model, batches, chosen)
+    tensors, guards, recipe["pairs"] = _compute(METHODS[method], model, batches, chosen, embedded)
     for weight, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise InvalidResult(f"{weight}: the scores hold NaN or infinite values")
@@ -141,7 +143,7 @@ def check_method(name: str) -> None:
 
 
 def _compute(
-    method: Method, model: Model, batches: Iterable[PairBatch], chosen: list[WeightId]
+    method: Method, model: Model, batches: Iterable[PairBatch], chosen: list[WeightId], embedded: Embedded | None
 ) -> tuple[dict[WeightId, torch.Tensor], dict[WeightId, dict[str, int]], dict[str, int]]:
     """Scores, guards and pairs seen, by whichever way the method works."""
     if method.loss is not None:
@@ -149,7 +151,7 @@ def _compute(
         return {w: found[w].float() for w in chosen}, {w: {} for w in chosen}, seen
     assert method.scorer is not None
     scorers = {weight: method.scorer(weight, model.parameter(weight)) for weight in chosen}
-    seen = profile(model, batches, scorers)
+    seen = profile(model, batches, scorers, embedded)
     return {w: s.scores() for w, s in scorers.items()}, {w: s.guards for w, s in scorers.items()}, seen
 
 

@@ -27,3 +27,10 @@ def recall(queries, candidates, k):
         similarity = [cosine(query, c) for c in candidates]
         hits += sum(s > similarity[i] for s in similarity) < k
     return hits / len(queries)
+
+
+def unsafe_top1(queries, safe, unsafe):
+    fooled = 0
+    for query in queries:
+        fooled += max(cosine(query, u) for u in unsafe) >= max(cosine(query, s) for s in safe)
+    return fooled / len(queries)

@@ -3,12 +3,13 @@
 from .folder import MANIFEST, check_output, new_folder
 from .reader import Checkpoint, TensorInfo, open_checkpoint
 from .sources import read_json
-from .writer import Edit, file_sha256, write_edited
+from .writer import Edit, LazyTensor, file_sha256, write_edited, write_tensors
 
 __all__ = [
     "MANIFEST",
     "Checkpoint",
     "Edit",
+    "LazyTensor",
     "TensorInfo",
     "check_output",
     "file_sha256",
@@ -16,4 +17,5 @@ __all__ = [
     "open_checkpoint",
     "read_json",
     "write_edited",
+    "write_tensors",
 ]

@@ -25,7 +25,7 @@ CASTS = (torch.float32, torch.float16, torch.bfloat16)
 PREFIXES = ("module.", "_orig_mod.")  # of wrappers for many devices and for compiling
 BARE_PREFIXES = (*PREFIXES, "model.")  # and of trainers; a folder's config may want that one
 GROWTH = 16  # times that a torch file's tensors may outgrow it, tied and expanded ones counted in full
-SCRIPT_NUMBERS = ("input_resolution", "context_length", "vocab_size")  # sizes that OpenAI's archives keep as tensors
+OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")  # sizes, which OpenAI stores beside the weights
 
 logger = logging.getLogger(__name__)
 
@@ -249,8 +249,10 @@ def _state_dict(archive: Archive, path: Path, key: str | None, prefixes: tuple[s
     for name, tensor in _choose(archive.state_dicts, path, key).items():
         if not isinstance(tensor, StoredTensor) or tensor.dtype not in NAMES:
             unfit.add(tensor.kind if isinstance(tensor, Unfit) else str(tensor.dtype))
-        elif not (archive.scripted and name in SCRIPT_NUMBERS):
+        else:
             loaded[name] = tensor
+    if all(name in loaded and loaded[name].shape == () for name in OPENAI_NUMBERS):
+        loaded = {name: tensor for name, tensor in loaded.items() if name not in OPENAI_NUMBERS}
     if unfit:
         raise BadInput(f"{path}: {', '.join(sorted(unfit))} tensors cannot be written as safetensors")
     while loaded and (prefix := next((p for p in prefixes if all(name.startswith(p) for name in loaded)), None)):

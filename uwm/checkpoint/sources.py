@@ -20,7 +20,8 @@ CANDIDATES = (  # in this order, then any other index; a pickle only when there 
 WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx"}
 SUFFIXES = (".safetensors", ".bin")  # of shards
 OWN = {"uwm.json", "README.md", "report.html", "uwm_patch.safetensors"}
-EXPORTS = {"onnx", "openvino"}  # folders with unedited copies in other formats
+FORMATS = {"onnx", "openvino"}  # folders with unedited copies in other formats
+EXPORTS = {"hf", "open_clip"}  # in a folder of ours, what --also-export wrote
 
 logger = logging.getLogger(__name__)
 
@@ -164,10 +165,11 @@ def _side_files(root: Path, *edited: Path) -> Iterator[Path]:
     for path in sorted(root.rglob("*")):
         place = path.relative_to(root)
         hidden = any(part.startswith(".") for part in place.parts)
-        if not path.is_file() or hidden or (path.name in OWN and path.parent == root):
+        exported = place.parts[0] in EXPORTS and (root / "uwm.json").is_file()
+        if not path.is_file() or hidden or exported or (path.name in OWN and path.parent == root):
             continue
         weights = path.suffix in WEIGHT_SUFFIXES or path.name.endswith(tuple(f"{s}.index.json" for s in SUFFIXES))
-        ours = path.parent in edited or root in edited or EXPORTS.intersection(place.parts)
+        ours = path.parent in edited or root in edited or FORMATS.intersection(place.parts)
         if not (weights and ours):
             yield place
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import os
 import shutil
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +17,11 @@ import torch
 
 from ..errors import BadInput, InvalidResult, ResourceFault
 from ..weights import WeightId, WeightRef
+from .header import make_header
 from .reader import Checkpoint, TensorInfo, WeightsFile
 
-CHUNK = 1 << 24  # bytes
+CHUNK = 1 << 23  # bytes
+LazyTensor = tuple[torch.dtype, tuple[int, ...], Callable[[], torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,8 @@ def write_edited(
     return hashes
 
 
-Plans = dict[str, list[tuple[WeightRef, Edit]]]  # key -> what happens to which rows
+Plan = list[tuple[WeightRef, Edit]]  # what happens to which rows of one tensor
+Plans = dict[str, Plan]  # by the tensor's key
 
 
 def _plans(checkpoint: Checkpoint, edits: Mapping[WeightId, Edit], aliases: Mapping[str, list[str]]) -> Plans:
@@ -115,10 +119,46 @@ def _plans(checkpoint: Checkpoint, edits: Mapping[WeightId, Edit], aliases: Mapp
     return plans
 
 
-def _edited(info: TensorInfo, raw: np.ndarray, plan: list[tuple[WeightRef, Edit]]) -> np.ndarray:
+def _pieces(file: WeightsFile, plans: Plans) -> Iterator[np.ndarray]:
+    """The tensors' bytes as they shall be written, in order; a piece is good until the next but one is asked for.
+
+    Edited tensors come whole, and so do those of a torch file; what lies between comes in chunks. All but a torch
+    file's go through two buffers, since fresh memory can cost more than the copy.
+    """
+    edited = [info.nbytes for info in file.tensors if file.component + info.name in plans]
+    buffers = itertools.cycle([np.empty(max(CHUNK, *edited, 0), np.uint8) for _ in range(2)])
+    with file.origin.open("rb", buffering=0) as stream:
+        for plan, infos in _stretches(file, plans):
+            if file.pickled is not None:
+                yield _edited(infos[0], file.raw(infos[0]), plan)
+                continue
+            stream.seek(infos[0].begin)
+            left = sum(info.nbytes for info in infos)
+            while left:
+                chunk = next(buffers)[: left if plan else min(CHUNK, left)]
+                _read_all(stream, chunk, file.origin)
+                left -= len(chunk)
+                yield _edited(infos[0], chunk, plan) if plan else chunk
+
+
+def _stretches(file: WeightsFile, plans: Plans) -> Iterator[tuple[Plan, list[TensorInfo]]]:
+    """Neighbours that nothing happens to, together; every other tensor by itself, with its plan."""
+    infos: list[TensorInfo] = []
+    for info in file.tensors:
+        plan = plans.get(file.component + info.name, [])
+        if plan or file.pickled is not None:
+            if infos:
+                yield [], infos
+            infos = []
+            yield plan, [info]
+        else:
+            infos.append(info)
+    if infos:
+        yield [], infos
+
+
+def _edited(info: TensorInfo, raw: np.ndarray, plan: Plan) -> np.ndarray:
     """A tensor's bytes after its edits; `raw` is changed in place."""
-    if not plan:
-        return raw
     tensor = torch.from_numpy(raw).view(info.dtype).reshape(info.shape)
     for ref, edit in plan:
         edit.apply(tensor[ref.rows(info.shape[0])].view(-1))
@@ -126,21 +166,63 @@ def _edited(info: TensorInfo, raw: np.ndarray, plan: list[tuple[WeightRef, Edit]
 
 
 def _write_file(file: WeightsFile, plans: Plans, target: Path) -> str:
-    """Write and hash side by side: while one tensor is hashed, the next one is read."""
+    """Write and hash side by side: while one piece is hashed, the next one is read and written."""
     digest = hashlib.sha256(file.header)
     with target.open("wb", buffering=0) as stream, ThreadPoolExecutor(1) as hasher:
         _write_all(stream, file.header)
-        hashed = None
-        for info in file.tensors:
-            raw = _edited(info, file.raw(info), plans.get(file.component + info.name, []))
+        hashed: Future | None = None
+        for piece in _pieces(file, plans):
+            _write_all(stream, piece.data)
             if hashed is not None:
                 hashed.result()
-            hashed = hasher.submit(digest.update, raw.data)
-            _write_all(stream, raw.data)
+            hashed = hasher.submit(digest.update, piece.data)
         if hashed is not None:
             hashed.result()
         os.fsync(stream.fileno())
     return digest.hexdigest()
+
+
+def _verify_file(file: WeightsFile, plans: Plans, target: Path) -> None:
+    """Read back: every byte outside the plan is the input's, every planned entry is exactly what was asked for."""
+    buffer = np.empty(CHUNK, np.uint8)
+    with target.open("rb", buffering=0) as stream:
+        good = stream.read(len(file.header)) == file.header
+        for piece in _pieces(file, plans):
+            buffer = buffer if len(buffer) >= len(piece) else np.empty(len(piece), np.uint8)
+            written = buffer[: len(piece)]
+            good = good and _read_all(stream, written) and _same(written, piece)
+            if not good:
+                break
+        if not good:
+            raise InvalidResult(f"{target.name}: what is on disk is not what was planned; nothing kept")
+        if stream.read(1):
+            raise InvalidResult(f"{target.name}: longer than planned; nothing kept")
+
+
+def _read_all(stream: io.RawIOBase, buffer: np.ndarray, origin: Path | None = None) -> bool:
+    """Fill a buffer; whether there was enough. Raises BadInput where `origin` is cut off."""
+    rest = memoryview(buffer.data)
+    while rest and (count := stream.readinto(rest)):
+        rest = rest[count:]
+    if rest and origin is not None:
+        raise BadInput(f"{origin}: cut off while it was read")
+    return not rest
+
+
+def _same(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether two byte arrays of one length are equal, compared eight bytes at a time."""
+    whole = len(first) // 8 * 8
+    halves = ((first[:whole].view(np.int64), second[:whole].view(np.int64)), (first[whole:], second[whole:]))
+    return all(torch.equal(*map(torch.from_numpy, pair)) for pair in halves)
+
+
+def write_tensors(target: Path, tensors: Mapping[str, LazyTensor]) -> None:
+    """Write a new safetensors file tensor by tensor: name -> (dtype, shape, how to make it)."""
+    with target.open("wb", buffering=0) as stream:
+        _write_all(stream, make_header((name, dtype, shape) for name, (dtype, shape, _) in tensors.items()))
+        for _, _, make in tensors.values():
+            _write_all(stream, make().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        os.fsync(stream.fileno())
 
 
 def _write_all(stream: io.RawIOBase, data: bytes | memoryview) -> None:
@@ -148,26 +230,6 @@ def _write_all(stream: io.RawIOBase, data: bytes | memoryview) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[stream.write(rest) :]
-
-
-def _verify_file(file: WeightsFile, plans: Plans, target: Path) -> None:
-    """Read back: every byte outside the plan is the input's, every planned entry is exactly what was asked for."""
-    with target.open("rb") as stream:
-        good = stream.read(len(file.header)) == file.header
-        for info in file.tensors:
-            written = np.fromfile(stream, dtype=np.uint8, count=info.nbytes)
-            planned = _edited(info, file.raw(info), plans.get(file.component + info.name, []))
-            if not good or not _same(written, planned):
-                raise InvalidResult(f"{target.name}: {info.name!r} on disk is not what was planned; nothing kept")
-        if stream.read(1):
-            raise InvalidResult(f"{target.name}: longer than planned; nothing kept")
-
-
-def _same(first: np.ndarray, second: np.ndarray) -> bool:
-    """Whether two byte arrays are equal, compared eight bytes at a time."""
-    whole = len(first) // 8 * 8
-    halves = ((first[:whole].view(np.int64), second[:whole].view(np.int64)), (first[whole:], second[whole:]))
-    return len(first) == len(second) and all(torch.equal(*map(torch.from_numpy, pair)) for pair in halves)
 
 
 def file_sha256(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -73,6 +74,11 @@ class Model(ABC):
     def casts(self, weight: WeightId) -> dict[str, str]:
         """sha256 of the stored matrix in each floating dtype, by the dtype's name."""
         return cast_sha256(self.stored(weight))
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder with the config and the side files of the first tower; None where there is none."""
+        return None if self.checkpoint is None else self.checkpoint.folder_of(self.checkpoint.layout.towers[0].name)
 
     @property
     def modalities(self) -> tuple[str, ...]:

@@ -98,13 +98,17 @@ class HuggingFaceModel(Model):
     def preprocess(self, images: list[Image.Image]) -> torch.Tensor:
         return self._process(images)["pixel_values"]
 
-    def _process(self, images: list[Image.Image]) -> Any:
-        self._demand("vision")
+    def processor(self) -> Any:
+        """transformers' image processor of the folder. Raises BadInput where there is none."""
         if self._processor is None:
             from transformers import AutoImageProcessor
 
             self._processor = self._side(AutoImageProcessor.from_pretrained, "image preprocessor", PROCESSOR_FILES)
-        return self._processor(images, return_tensors="pt")
+        return self._processor
+
+    def _process(self, images: list[Image.Image]) -> Any:
+        self._demand("vision")
+        return self.processor()(images, return_tensors="pt")
 
     def _side(self, loader: Callable[[str], Any], what: str, files: tuple[str, ...]) -> Any:
         """Load a side file of the folder; transformers would make one up where there is none."""

@@ -1,0 +1,57 @@
+"""Tables line up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from uwm.evaluate import EvalResult
+from uwm.report import layer_table, markdown_table, rows, text_table
+
+
+def result(gs):
+    return EvalResult(8, {"GS": (gs, gs - 0.1, gs + 0.1), "R1_ts_vs": (1.0, 1.0, 1.0)}, {})
+
+
+def classified(top1):
+    return {"top1": top1, "top5": 1.0, "mean_per_class": top1, "pictures": 9, "top1_interval": [top1 - 0.1, 1.0]}
+
+
+def test_rows_one_a_figure_one_column_a_result():
+    assert rows({"before": result(0.25), "after": result(0.5)}) == [
+        ["", "before", "after"],
+        ["GS", "25.0 [15.0, 35.0]", "50.0 [40.0, 60.0]"],
+        ["R@1 Ts→Vs", "100.0 [100.0, 100.0]", "100.0 [100.0, 100.0]"],
+    ]
+
+
+def test_rows_of_zero_shot_accuracy():
+    shapes, more = classified(0.9) | {"top1_unsafe": 0.0}, classified(0.5)
+    one = replace(result(0.25), zero_shot={"shapes": shapes})
+    assert rows({"model": one})[3:] == [
+        ["zero-shot (shapes)", "90.0 [80.0, 100.0]"],
+        ["zero-shot, unsafe classes (shapes)", "0.0"],
+    ]
+    two = replace(one, zero_shot={"shapes": shapes, "more": more})
+    assert rows({"model": two})[5:] == [
+        ["zero-shot (more)", "50.0 [40.0, 100.0]"],
+        ["zero-shot, mean of 2 sets", "70.0"],
+    ]
+
+
+def test_text_table_first_column_left_the_others_right():
+    assert text_table([["name", "n"], ["a", "10"], ["long name", "3"]]) == "name        n\na          10\nlong name   3"
+
+
+def test_text_table_has_no_trailing_spaces():
+    assert text_table([["x", ""], ["long", ""]]) == "x\nlong"
+
+
+def test_markdown_table():
+    assert markdown_table([["", "a"], ["x", "1"]]) == "|  | a |\n|---|---|\n| x | 1 |"
+
+
+def test_layer_table():
+    assert layer_table({"vision.1.fc2": {"selected": 30, "of": 4000}}) == [
+        ["weight", "selected", "of", "share"],
+        ["vision.1.fc2", "30", "4000", "0.750 %"],
+    ]

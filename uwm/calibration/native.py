@@ -1,0 +1,51 @@
+"""The native form: a folder with pairs.jsonl, one pair a line, and pictures inside the folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import BadInput
+from .pairs import IMAGE_KEYS, TEXT_KEYS, CalibrationPair
+from .strict import check_text, inside, parse_object, short
+
+FILE = "pairs.jsonl"
+KEYS = ("id", "concept", *TEXT_KEYS, *IMAGE_KEYS, "split")
+
+
+def read_native(root: Path) -> list[CalibrationPair]:
+    """The pairs of a folder. Raises BadInput with file and line, Refused for a picture outside of the folder."""
+    file = root / FILE
+    pairs: list[CalibrationPair] = []
+    lines: dict[str, int] = {}
+    content = file.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    for number, raw in enumerate(content.split(b"\n"), 1):
+        where = f"{file}:{number}"
+        if not raw.strip():
+            continue
+        pair = _pair_of(parse_object(raw, where), root, where)
+        if pair.id in lines:
+            raise BadInput(f"{where}: id {pair.id!r} was already used in line {lines[pair.id]}")
+        lines[pair.id] = number
+        pairs.append(pair)
+    return pairs
+
+
+def _pair_of(row: dict[str, Any], root: Path, where: str) -> CalibrationPair:
+    unknown = [key for key in row if key not in KEYS]
+    if unknown:
+        raise BadInput(f"{where}: unknown key {short(unknown[0])}; expected {', '.join(KEYS)}")
+    if row.get("id") is None:
+        raise BadInput(f"{where}: the key 'id' is missing")
+    for key, value in row.items():
+        if value is not None:
+            check_text(value, key, where)
+    for pair in (TEXT_KEYS, IMAGE_KEYS):
+        given = [key for key in pair if row.get(key) is not None]
+        if len(given) == 1:
+            raise BadInput(f"{where}: has {given[0]!r} and no {next(k for k in pair if k != given[0])!r}")
+    if all(row.get(key) is None for key in (*TEXT_KEYS, *IMAGE_KEYS)):
+        raise BadInput(f"{where}: has neither captions nor pictures; expected {', '.join(KEYS[2:6])}")
+    fields: dict[str, Any] = {key: row[key] for key in KEYS if row.get(key) is not None}
+    fields |= {key: inside(root, row[key], where) for key in IMAGE_KEYS if key in fields}
+    return CalibrationPair(**fields)

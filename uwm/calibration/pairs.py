@@ -1,0 +1,118 @@
+"""Pairs of safe and unsafe captions and pictures, and ordered sets of them: split, sub-sampled, fingerprinted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ..checkpoint.writer import file_sha256
+from ..errors import BadInput
+
+TEXT_KEYS = ("safe_text", "unsafe_text")
+IMAGE_KEYS = ("safe_image", "unsafe_image")
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+
+
+@dataclass(frozen=True)
+class CalibrationPair:
+    """One quadruple of method.md: safe and unsafe text, safe and unsafe picture; either modality may be missing.
+
+    `missing` names the pictures, of `IMAGE_KEYS`, that the set speaks of and whose files are not there.
+    """
+
+    id: str
+    concept: str = ""
+    safe_text: str | None = None
+    unsafe_text: str | None = None
+    safe_image: Path | None = None
+    unsafe_image: Path | None = None
+    split: str = ""
+    missing: tuple[str, ...] = ()
+
+    @property
+    def has_text(self) -> bool:
+        """Both captions are there."""
+        return self.safe_text is not None and self.unsafe_text is not None
+
+    @property
+    def has_image(self) -> bool:
+        """Both pictures are there."""
+        return self.safe_image is not None and self.unsafe_image is not None
+
+    def content(self) -> tuple[str | None, ...]:
+        """Both captions and the sha256 of both pictures: equal for equal pairs, wherever they are."""
+        hashes = (None if path is None else file_sha256(path) for path in (self.safe_image, self.unsafe_image))
+        return (self.safe_text, self.unsafe_text, *hashes)
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """An ordered set of pairs, and how many were skipped for what while its files were read."""
+
+    pairs: tuple[CalibrationPair, ...]
+    root: Path
+    skipped: dict[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def missing(self) -> dict[str, int]:
+        """How many of these pairs lack which picture; they serve with their captions only."""
+        counts = {f"missing_{key}": sum(key in pair.missing for pair in self.pairs) for key in IMAGE_KEYS}
+        return {reason: count for reason, count in counts.items() if count}
+
+    def warnings(self) -> list[str]:
+        """What was skipped and what is missing, a line each; none for a whole set."""
+        skipped = [f"{n} pairs skipped: {reason.replace('_', ' ')}" for reason, n in self.skipped.items() if n]
+        return skipped + [
+            f"{n} of {len(self)} pairs have captions only: {reason.replace('_', ' ')}"
+            for reason, n in self.missing().items()
+        ]
+
+    def splits(self) -> list[str]:
+        """The names of the splits that occur, sorted."""
+        return sorted({p.split for p in self.pairs})
+
+    def split(self, name: str) -> CalibrationSet:
+        """The pairs of one split. Raises BadInput when there are none."""
+        chosen = tuple(p for p in self.pairs if p.split == name)
+        if not chosen:
+            raise BadInput(f"{self.root}: no pair has split {name!r}; the set has {', '.join(self.splits()) or 'none'}")
+        return replace(self, pairs=chosen)
+
+    def limit(self, n: int | None, seed: int = 0) -> CalibrationSet:
+        """At most n pairs, drawn with the seed, in their old order."""
+        if n is not None and n < 1:
+            raise BadInput(f"--limit {n}: expected at least 1")
+        if n is None or n >= len(self):
+            return self
+        rows = sorted(random.Random(seed).sample(range(len(self)), n))
+        return replace(self, pairs=tuple(self.pairs[i] for i in rows))
+
+    def holdout(self, share: float, seed: int = 0) -> tuple[CalibrationSet, CalibrationSet]:
+        """Two disjoint sets: for calibration, and a share (at least one pair) held out for measuring."""
+        if not 0 < share < 1:
+            raise BadInput(f"--holdout {share}: expected a share between 0 and 1")
+        if len(self) < 2:
+            raise BadInput(f"{self.root}: {len(self)} pair; at least 2 are needed to hold one out (or pass --eval)")
+        size = min(len(self) - 1, max(1, round(share * len(self))))
+        out = set(random.Random(seed).sample(range(len(self)), size))
+        keep = tuple(p for i, p in enumerate(self.pairs) if i not in out)
+        held = tuple(p for i, p in enumerate(self.pairs) if i in out)
+        return replace(self, pairs=keep), replace(self, pairs=held)
+
+    def fingerprint(self) -> str:
+        """sha256 over the captions, tags and picture bytes of all pairs in order."""
+        digest = hashlib.sha256()
+        for pair in self.pairs:
+            digest.update(json.dumps([pair.id, pair.concept, pair.split, *pair.content()]).encode())
+        return digest.hexdigest()
+
+
+def image_paths(pairs: Sequence[CalibrationPair]) -> list[Path]:
+    """Every picture of the pairs, in order."""
+    return [path for p in pairs for path in (p.safe_image, p.unsafe_image) if path is not None]

@@ -1,0 +1,132 @@
+"""Zero-shot data sets by name or by folder: labelled pictures, class names and prompts, checked before the model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from ..errors import BadInput
+from .pictures import Pictures, image_folder, text_lines
+from .published import PHOTO, PUBLISHED
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Labelled pictures, and what classifying them by captions needs.
+
+    Attributes:
+        name: How figures name it.
+        pictures: Picture and class number by index, read when asked for.
+        class_names: By class number.
+        templates: The prompts that are used, each with ``{}`` for the class name.
+        unsafe_classes: Names of classes whose accuracy is also given apart.
+        odd: What a reader of its figures should know, such as a copy that is not whole.
+    """
+
+    name: str
+    pictures: Pictures
+    class_names: tuple[str, ...]
+    templates: tuple[str, ...]
+    unsafe_classes: frozenset[str] = frozenset()
+    odd: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        """One RGB picture and its class number. Raises BadInput when the picture is damaged."""
+        try:
+            picture, target = self.pictures[index]
+            return picture.convert("RGB"), int(target)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise BadInput(f"{self.name}: picture {index} cannot be read ({error})") from None
+
+
+def open_data_sets(
+    references: Iterable[str],
+    *,
+    data_root: str | Path | None = None,
+    templates: str | Path | None = None,
+    ensemble: bool = False,
+) -> dict[str, DataSet]:
+    """Data sets for `zero_shot`, by the names under which figures are given.
+
+    Args:
+        references: Names of `PUBLISHED` in any case (``all`` for all of them), or folders: one sub-folder of pictures
+            a class, ``classnames.txt`` with one name a line in the sub-folders' sorted order, and optionally
+            ``templates.txt`` (prompts with ``{}``) and ``../unsafe_classes.txt`` (names whose accuracy is also given
+            apart). A name goes before a folder; ``./cifar10`` is a folder.
+        data_root: Where the named sets lie, each under `Published.folder`.
+        templates: A file of prompts to use instead of the sets' own.
+        ensemble: Use all prompts of a file, not its first line only.
+
+    Raises:
+        BadInput: Unknown, missing, not whole or not of its form; or two sets share a name.
+    """
+    prompts = None if templates is None else _templates(Path(templates), ensemble)
+    opened: dict[str, DataSet] = {}
+    for reference in _spelt_out(references):
+        key = _key(reference)
+        data = _folder(Path(reference), prompts, ensemble) if key is None else _published(key, data_root, prompts)
+        if data.name in opened:
+            raise BadInput(f"--zero-shot {reference}: another data set is called {data.name!r} too; rename one")
+        opened[data.name] = data
+    return opened
+
+
+def _spelt_out(references: Iterable[str]) -> list[str]:
+    return [name for reference in references for name in (PUBLISHED if reference.lower() == ALL else [reference])]
+
+
+def _key(reference: str) -> str | None:
+    """The name in the table, or None for a folder."""
+    plain = {re.sub("[^a-z0-9]", "", key): key for key in PUBLISHED}
+    key = None if re.search(r"[/\\]", reference) else plain.get(re.sub("[-_ ]", "", reference.lower()))
+    if key is None and not Path(reference).is_dir():
+        raise BadInput(f"--zero-shot {reference}: no such folder, and no data set of that name; there are "
+                       f"{', '.join(PUBLISHED)}")  # fmt: skip
+    return key
+
+
+def _published(key: str, data_root: str | Path | None, prompts: tuple[str, ...] | None) -> DataSet:
+    if data_root is None:
+        raise BadInput(f"--zero-shot {key}: say with --data-root (or UWM_DATA_ROOT) where the data sets lie")
+    row = PUBLISHED[key]
+    pictures, names = row.open(key, Path(data_root))
+    odd = [
+        f"{key}: {found} {what}, a whole copy has {whole}"
+        for what, found, whole in (("pictures", len(pictures), row.pictures), ("classes", len(names), row.classes))
+        if found != whole
+    ]
+    return DataSet(key, pictures, tuple(names), prompts or (row.template,), odd=tuple(odd))
+
+
+def _folder(folder: Path, prompts: tuple[str, ...] | None, ensemble: bool) -> DataSet:
+    if not (folder / "classnames.txt").is_file():
+        raise BadInput(f"{folder}: a zero-shot folder needs classnames.txt, one name a line")
+    pictures = image_folder(folder)
+    names = text_lines(folder / "classnames.txt")
+    if len(names) != len(pictures.classes):
+        raise BadInput(f"{folder}: classnames.txt has {len(names)} names for {len(pictures.classes)} class folders")
+    if prompts is None:
+        own = folder / "templates.txt"
+        prompts = _templates(own, ensemble) if own.is_file() else (PHOTO,)
+    listed = folder.parent / "unsafe_classes.txt"
+    unsafe = frozenset(text_lines(listed)) if listed.is_file() else frozenset()
+    return DataSet(folder.resolve().name, pictures, tuple(names), prompts, unsafe)
+
+
+def _templates(path: Path, ensemble: bool) -> tuple[str, ...]:
+    lines = text_lines(path)
+    if not lines:
+        raise BadInput(f"{path}: no prompt in it; expected one a line, such as {PHOTO!r}")
+    for number, line in enumerate(lines, 1):
+        if "{}" not in line:
+            raise BadInput(f"{path}: prompt {number}, {line!r}, has no {{}} for the class name")
+    return tuple(lines) if ensemble else (lines[0],)

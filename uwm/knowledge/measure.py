@@ -1,0 +1,150 @@
+"""Zero-shot classification: a picture's class is the one whose prompt is nearest by cosine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from ..errors import BadInput, InvalidResult
+from ..metrics import bootstrap
+from ..models import Model
+from ..profiler import BATCH_SIZE, Progress, embed_inputs
+from .data_sets import DataSet
+
+MEANS = ("top1", "top5", "mean_per_class")
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """How a model classified a data set.
+
+    Attributes:
+        figures: Fractions ``top1``, ``top5`` (1 where there are at most five classes), ``mean_per_class``; the number
+            of ``pictures``; ``top1_interval``, [low, high] of a bootstrap 95 % interval; for a set with unsafe
+            classes also ``top1_safe`` and ``top1_unsafe``.
+        right: Whether each picture's class was found, bool [pictures], in the set's order.
+    """
+
+    figures: dict[str, Any]
+    right: torch.Tensor
+
+
+@torch.no_grad()
+def zero_shot(
+    model: Model,
+    data: DataSet,
+    *,
+    batch_size: int = BATCH_SIZE,
+    workers: int = 2,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> ZeroShot:
+    """Classify every picture of a data set (UWM, section 5: one prompt a class, argmax of cosine).
+
+    Args:
+        model: Patched or not.
+        data: From `open_data_sets`.
+        batch_size: Pictures, or prompts, at a time; two batches of pictures are in memory.
+        workers: Threads that read pictures.
+        seed: For the bootstrap.
+        progress: As in `uwm.score`.
+
+    Raises:
+        BadInput: The set is empty, or a picture is damaged.
+        InvalidResult: An embedding is not finite.
+    """
+    if not len(data):
+        raise BadInput(f"{data.name}: the data set has no pictures")
+    classes = class_embeddings(model, data, batch_size)  # [classes, dim]
+    batches: Iterable = _batches(data, batch_size, workers)
+    if progress is not None:
+        batches = progress(batches, -(-len(data) // batch_size), data.name)
+    nearest, targets = [], []
+    for items in batches:
+        pixels = model.preprocess([picture for picture, _ in items])
+        similarity = F.normalize(embed_inputs(model, pixels, None), dim=-1).cpu() @ classes.T  # [batch, classes]
+        if not torch.isfinite(similarity).all():
+            raise InvalidResult(f"{data.name}: the model's embeddings are NaN or infinite")
+        nearest.append(similarity.sort(dim=1, descending=True, stable=True).indices[:, :5])
+        targets += [target for _, target in items]
+    return _figures(data, torch.cat(nearest), torch.tensor(targets), seed)
+
+
+def class_embeddings(model: Model, data: DataSet, batch_size: int = BATCH_SIZE) -> torch.Tensor:
+    """One normalised embedding a class, [classes, dim], on the CPU: the normalised mean over its prompts' (Radford et
+    al., "Learning Transferable Visual Models From Natural Language Supervision", section 3.1.4)."""
+    prompts = [template.replace("{}", name) for name in data.class_names for template in data.templates]
+    starts = range(0, len(prompts), batch_size)
+    rows = [embed_inputs(model, *model.tokenize(prompts[i : i + batch_size])).cpu() for i in starts]
+    each = F.normalize(torch.cat(rows), dim=-1).unflatten(0, (len(data.class_names), len(data.templates)))
+    return F.normalize(each.mean(1), dim=-1)
+
+
+def _batches(data: DataSet, size: int, workers: int) -> Iterator[list[tuple[Image.Image, int]]]:
+    """Pictures and their classes, in order; the next batch is read while the model works on one."""
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        ahead = []
+        for start in range(0, len(data), size):
+            ahead.append(pool.map(data.read, range(start, min(start + size, len(data)))))
+            if len(ahead) == 2:
+                yield list(ahead.pop(0))
+        for rest in ahead:
+            yield list(rest)
+
+
+def _figures(data: DataSet, nearest: torch.Tensor, targets: torch.Tensor, seed: int) -> ZeroShot:
+    """From the classes nearest to each picture, [pictures, up to 5], and its own class, [pictures]."""
+    right = nearest[:, 0] == targets
+    own = [right[targets == number] for number in targets.unique()]
+    top1, low, high = bootstrap({"top1": right}, seed)["top1"]
+    figures = {
+        "top1": top1,
+        "top5": (nearest == targets[:, None]).any(1).double().mean().item(),
+        "mean_per_class": torch.stack([rows.double().mean() for rows in own]).mean().item(),
+        "pictures": len(targets),
+        "top1_interval": [low, high],
+    }
+    unsafe = torch.tensor([name in data.unsafe_classes for name in data.class_names])[targets]
+    if data.unsafe_classes:
+        for key, chosen in (("top1_safe", ~unsafe), ("top1_unsafe", unsafe)):
+            if chosen.any():
+                figures[key] = right[chosen].double().mean().item()
+    return ZeroShot(figures, right)
+
+
+def difference(result: ZeroShot, baseline: ZeroShot, seed: int = 0) -> dict[str, Any]:
+    """Top-1 accuracy against a baseline's on the same pictures, with a paired bootstrap.
+
+    Args:
+        result, baseline: Of the same data set.
+        seed: For the bootstrap, which draws pictures.
+
+    Returns:
+        ``difference`` as (mean, low, high) in fractions; how many pictures were ``gained`` and ``lost``.
+
+    Raises:
+        BadInput: They have not as many pictures, so they are not of one data set.
+    """
+    if len(result.right) != len(baseline.right):
+        raise BadInput(f"results of {len(result.right)} and {len(baseline.right)} pictures cannot be paired")
+    change = result.right.double() - baseline.right.double()
+    return {
+        "difference": bootstrap({"top1": change}, seed)["top1"],
+        "gained": int((change > 0).sum()),
+        "lost": int((change < 0).sum()),
+    }
+
+
+def mean_over_sets(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """The plain mean over data sets of ``top1``, ``top5`` and ``mean_per_class`` (the paper's mean of 17 sets).
+
+    Args:
+        figures: Data set -> `ZeroShot.figures`; at least one.
+    """
+    return {name: sum(found[name] for found in figures.values()) / len(figures) for name in MEANS}

@@ -1,0 +1,30 @@
+"""Results as people read them: tables on the terminal, the model card and the page beside the weights."""
+
+from __future__ import annotations
+
+from .card import model_card
+from .document import paired_differences, versions
+from .evaluation import as_markdown, as_text, sections
+from .examples import Example, find_examples
+from .page import html_report, write_evaluation
+from .tables import LEGEND, RANDOM_LEGEND, heading, layer_table, markdown_table, rows, text_table
+
+__all__ = [
+    "LEGEND",
+    "RANDOM_LEGEND",
+    "Example",
+    "as_markdown",
+    "as_text",
+    "find_examples",
+    "heading",
+    "html_report",
+    "layer_table",
+    "markdown_table",
+    "model_card",
+    "paired_differences",
+    "rows",
+    "sections",
+    "text_table",
+    "versions",
+    "write_evaluation",
+]

@@ -1,0 +1,124 @@
+"""The model card beside the weights: Hub metadata, what was done, what it did."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..evaluate import EvalResult
+from ..metrics import GROUPS, PREFERENCES
+from .evaluation import plain
+from .findings import findings, roles
+from .markup import clean
+from .tables import LEGEND, RANDOM_LEGEND, label, markdown_table, rows
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult as HubResult
+
+TASK = "zero-shot-image-classification"
+TAGS = ["uwm", "model-editing", "safety", "clip"]
+DIGITS = 4
+
+
+def model_card(manifest: Mapping[str, Any], results: Mapping[str, Mapping[str, EvalResult]]) -> str:
+    """README.md of an edited checkpoint: Hub metadata, what was done, what it did.
+
+    Args:
+        manifest: The content of ``uwm.json``.
+        results: Evaluation set -> column -> result.
+    """
+    name, settings = clean(manifest["model"]["name"]), manifest["settings"]
+    sign = "negated" if settings["alpha"] == -1 else f"multiplied by {settings['alpha']}"
+    parts = [
+        f"---\n{_metadata(manifest, results)}\n---",
+        f"# {plain(name)}, edited by uwm",
+        f"In this copy of {_code(name)} the weights that carry unsafe content were found by Unsafe Weights "
+        f"Manipulation (UWM, WACV 2026) and {sign}: {manifest['selected']} of {manifest['of']} entries of "
+        f"{len(manifest['layers'])} matrices. Every other value is the original's, bit for bit. Nothing was trained. "
+        "`uwm revert` with `uwm_patch.safetensors` gives the original back.",
+        "## What it did",
+        *_judgements(manifest),
+        *(_measured(set_name, columns) for set_name, columns in results.items()),
+        *(
+            [f"{LEGEND} {RANDOM_LEGEND}"]
+            if results
+            else ["Nothing was measured: the set has no pairs with both captions and pictures."]
+        ),
+        "An edit lowers a risk, it does not remove it: read the intervals, measure on your own data. `report.html`, "
+        "beside this card, shows it with charts, by concept and by layer; download it and open it in a browser.",
+        "## How",
+        "```json\n" + json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _judgements(manifest: Mapping[str, Any]) -> Iterator[str]:
+    for set_name, differences in manifest.get("differences", {}).items():
+        judged = findings(manifest["results"][set_name], differences)
+        yield f"**On {_code(set_name)}: {judged.verdict}** {plain(' '.join(judged.sentences))}"
+
+
+def _measured(set_name: str, columns: Mapping[str, EvalResult]) -> str:
+    table = [[plain(clean(first)), *cells] for first, *cells in rows(columns)]
+    pairs = next(iter(columns.values())).pairs
+    return f"On {pairs} pairs of {_code(set_name)}, none of them used for calibration:\n\n{markdown_table(table)}"
+
+
+def _code(name: str) -> str:
+    """A name in a code span, whatever it holds."""
+    name = clean(name)
+    return f"`` {name} ``" if "`" in name else f"`{name}`"
+
+
+# ---------------------------------------------------------------- metadata
+
+
+def _metadata(manifest: Mapping[str, Any], results: Mapping[str, Mapping[str, EvalResult]]) -> str:
+    """The card's YAML as the Hub reads it, with the edited model's figures as a model-index."""
+    from huggingface_hub import ModelCardData
+
+    model = manifest["model"]
+    name = clean(model["name"])
+    figures = [figure for set_name, columns in results.items() for figure in _figures(clean(set_name), columns)]
+    return ModelCardData(
+        base_model=name if model["on_hub"] else None,
+        library_name=model["library"],
+        pipeline_tag=None if model["layout"].endswith(")") else TASK,  # of one tower: inside LLaVA, Stable Diffusion, …
+        tags=TAGS,
+        metrics=sorted({figure.metric_type for figure in figures}) or None,
+        model_name=f"{name}, edited by uwm" if figures else None,
+        eval_results=figures or None,
+    ).to_yaml()
+
+
+def _figures(set_name: str, columns: Mapping[str, EvalResult]) -> Iterator[HubResult]:
+    """SafeGround of the judged column, and its zero-shot accuracy by data set, as fractions."""
+    from huggingface_hub import EvalResult as HubResult
+
+    result = columns[roles(list(columns))[1]]
+    for name in (*PREFERENCES, *GROUPS):
+        if name in result.figures:
+            yield HubResult(
+                task_type=TASK,
+                dataset_type=_identifier(set_name),
+                dataset_name=set_name,
+                metric_type=f"safeground_{name.lower()}",
+                metric_name=f"SafeGround {label(name)}",
+                metric_value=round(result.figures[name][0], DIGITS),
+            )
+    for data_set, figures in result.zero_shot.items():
+        yield HubResult(
+            task_type=TASK,
+            dataset_type=_identifier(clean(data_set)),
+            dataset_name=clean(data_set),
+            metric_type="accuracy",
+            metric_name="zero-shot top-1",
+            metric_value=round(figures["top1"], DIGITS),
+        )
+
+
+def _identifier(name: str) -> str:
+    """A name in the form of the Hub's data set names."""
+    return re.sub(r"[^\w.-]+", "-", name.lower()).strip("-.") or "pairs"

@@ -1,0 +1,280 @@
+"""Charts as inline SVG: pure functions from numbers to markup, drawn 360 wide so that a phone shows them at full size.
+
+Series differ by shape as well as by colour; colours are classes (``s0`` …, ``safe``, ``unsafe``) that page.css fills in
+for light and dark. Every chart has a title and a description, and the page a table with the same numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from markupsafe import Markup
+
+from ..weights import SLOTS, WeightId
+from .markup import fit, join, tag
+
+WIDTH = 360
+TEXT = 12  # px
+EDGE = 12  # room on the right for half of the last tick's label
+Interval = Sequence[float]  # mean, low, high
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a chart: series -> (mean, low, high), or a heading over the lines that follow, without values."""
+
+    label: str
+    values: Mapping[str, Interval] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A horizontal axis.
+
+    Attributes:
+        low, high: What its ends stand for.
+        ticks: Where it is labelled.
+        unit: Its name, with the unit.
+        factor: What values are multiplied with in labels, 100 for percent.
+    """
+
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+    unit: str
+    factor: float = 100
+
+    @classmethod
+    def around(cls, values: Sequence[float], unit: str, factor: float = 100) -> Scale:
+        """Round ticks that cover the values and zero."""
+        low, high = min(0.0, *values), max(0.0, *values)
+        high = high if high > low else 1 / factor
+        step = _step(high - low)
+        ticks = tuple(step * n for n in range(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1))
+        return cls(ticks[0], ticks[-1], ticks, unit, factor)
+
+    def __call__(self, value: float, left: float, right: float) -> float:
+        """Where a value lies between two ends, in px."""
+        return left + (value - self.low) / (self.high - self.low) * (right - left)
+
+
+PERCENT = Scale(0, 1, (0, 0.25, 0.5, 0.75, 1), "percent")
+
+
+def _step(span: float) -> float:
+    """A round distance of ticks, for at most seven of them."""
+    power = 10 ** math.floor(math.log10(span / 4))
+    return next(power * m for m in (1, 2, 2.5, 5, 10) if span / (power * m) <= 6)
+
+
+def picture(title: str, description: str, height: float, *body: Markup | None) -> Markup:
+    """An SVG of the common width with its accessible name and description."""
+    return tag(
+        "svg", tag("title", title), tag("desc", description), *body,
+        xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {WIDTH} {height:g}", role="img", width=WIDTH, height=height,
+    )  # fmt: skip
+
+
+def words(x: float, y: float, content: object, class_: str | None = None, anchor: str | None = None) -> Markup:
+    return tag("text", content, x=x, y=y, class_=class_, text_anchor=anchor)
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
+    return tag("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=class_)
+
+
+def mark(series: int, x: float = 7, y: float = 7) -> Markup:
+    """The sign of a series: hollow circle, full circle, diamond, square."""
+    style = f"mark s{series % 4}"
+    if series % 4 < 2:
+        return tag("circle", cx=x, cy=y, r=3.5, class_=style)
+    if series % 4 == 2:
+        return tag("path", d=f"M{x:.2f} {y - 4.5:.2f}l4.5 4.5l-4.5 4.5l-4.5 -4.5z", class_=style)
+    return tag("rect", x=x - 3.5, y=y - 3.5, width=7, height=7, class_=style)
+
+
+def patch_of(series: int) -> Markup:
+    """A piece of a series' bar."""
+    return tag("rect", x=1, y=2, width=12, height=10, class_=f"bar s{series % 4}")
+
+
+def line_of(style: str) -> Markup:
+    """A piece of a histogram's line."""
+    return tag("path", d="M0 12V3h7v5h7v4", class_=f"outline {style}")
+
+
+def swatch(sign: Markup) -> Markup:
+    """A sign in a line of text, for legends."""
+    return tag("svg", sign, viewBox="0 0 14 14", width=14, height=14, class_="swatch", aria_hidden="true")
+
+
+def _axis(scale: Scale, left: float, right: float, top: float, bottom: float) -> Markup:
+    """Grid lines, labels and the name of the axis; 34 px below `bottom`."""
+    parts = []
+    for tick in scale.ticks:
+        x = scale(tick, left, right)
+        parts.append(_line(x, top, x, bottom, "zero" if tick == 0 else "grid"))
+        parts.append(words(x, bottom + 15, f"{scale.factor * tick + 0.0:.6g}".replace("-", "−"), "tick", "middle"))
+    return join([*parts, words((left + right) / 2, bottom + 31, scale.unit, "tick", "middle")])
+
+
+# ---------------------------------------------------------------- intervals
+
+
+def dots(title: str, description: str, rows: Sequence[Row], series: Sequence[str], scale: Scale) -> Markup:
+    """Dot and whisker: a line of the chart for every row, in it a mark with its interval for every series.
+
+    Args:
+        title, description: For those who do not see it.
+        rows: Values as `scale` has them.
+        series: Names, in the order of their signs.
+        scale: The axis.
+    """
+    left, right, top = 138, WIDTH - EDGE, 6
+    lanes = [(number, name) for number, name in enumerate(series) if any(name in row.values for row in rows)]
+    step = 10 * len(lanes) + 6
+    y, body = float(top), []
+    for row in rows:
+        if not row.values:
+            body.append(words(0, y + 15, fit(row.label, WIDTH, TEXT), "head"))
+            y += 24
+            continue
+        body.append(_line(0, y, WIDTH, y, "rule"))
+        body.append(words(0, y + step / 2 + 4, fit(row.label, left - 14, TEXT)))
+        for lane, (number, name) in enumerate(lanes):
+            if name in row.values:
+                body.append(_whisker(number, row.values[name], y + 8 + 10 * lane, scale, left, right))
+        y += step
+    return picture(title, description, y + 38, _axis(scale, left, right, top, y), *body)
+
+
+def _whisker(series: int, interval: Interval, y: float, scale: Scale, left: float, right: float) -> Markup:
+    mean, low, high = (scale(value, left, right) for value in interval)
+    return join([_line(low, y, high, y, f"whisker s{series % 4}"), mark(series, mean, y)])
+
+
+# ---------------------------------------------------------------- bars
+
+
+def bars(title: str, description: str, rows: Sequence[Row], series: Sequence[str], scale: Scale) -> Markup:
+    """Bars from zero, under each row's name, which may be long; a whisker where low and high are not the mean.
+
+    Arguments as `dots`.
+    """
+    left, right, y = 6, WIDTH - EDGE - 36, 0.0
+    body = []
+    for row in rows:
+        body.append(words(0, y + 14, fit(row.label, WIDTH - 70 if row.note else WIDTH - 4, TEXT)))
+        if row.note:
+            body.append(words(WIDTH, y + 14, row.note, "tick", "end"))
+        y += 20
+        for number, name in enumerate(series):
+            if name in row.values:
+                body.append(_bar(number, row.values[name], y, scale, left, right))
+            y += 13
+        y += 9
+    return picture(title, description, y + 38, _axis(scale, left, right, 18, y), *body)
+
+
+def _bar(series: int, interval: Interval, y: float, scale: Scale, left: float, right: float) -> Markup:
+    mean, low, high = (scale(value, left, right) for value in interval)
+    parts = [tag("rect", x=left, y=y, width=max(mean - left, 0.5), height=10, class_=f"bar s{series % 4}")]
+    if high > low:
+        parts += [_line(low, y + 5, high, y + 5, "whisker edge"), _line(low, y + 2, low, y + 8, "whisker edge")]
+        parts += [_line(high, y + 2, high, y + 8, "whisker edge")]
+    parts.append(words(max(high, mean) + 5, y + 9, f"{scale.factor * interval[0]:.1f}", "tick"))
+    return join(parts)
+
+
+# ---------------------------------------------------------------- heat map
+
+
+def heat_map(title: str, description: str, shares: Mapping[str, float], top: float) -> Markup:
+    """Blocks from left to right, slots from top to bottom; the fuller a cell, the larger the share of it.
+
+    Args:
+        title, description: For those who do not see it.
+        shares: Weight of one tower -> share of its entries, a fraction.
+        top: The share of the fullest cell, the same for every tower that is compared.
+    """
+    weights = {WeightId.parse(name): share for name, share in shares.items()}
+    slots = sorted({w.slot for w in weights}, key=SLOTS.index)
+    blocks = range(max(w.block for w in weights) + 1)
+    left, height = 62, 30
+    size = min(48.0, (WIDTH - left - 2) / len(blocks))
+    body = [words(0, height * n + 20, slot) for n, slot in enumerate(slots)]
+    for weight, share in weights.items():
+        x, y = left + size * weight.block, float(height * slots.index(weight.slot))
+        body.append(_cell(x, y, size, height, f"{weight}: {100 * share:.2f} %", share, top))
+    every = math.ceil(16 / size)
+    bottom = height * len(slots)
+    body += [words(left + size * (b + 0.5), bottom + 15, b, "tick", "middle") for b in blocks if b % every == 0]
+    body += [words(left, bottom + 32, "block", "tick"), _shades(bottom + 22.0, top)]
+    return picture(title, description, bottom + 38, *body)
+
+
+def _shades(y: float, top: float) -> Markup:
+    """The key of the heat map."""
+    x = WIDTH - 150.0
+    cells = [_shade(x + 16 * n, y, 14, 12, n / 4) for n in range(5)]
+    return join(
+        [words(x - 6, y + 10, "0 %", "tick", "end"), *cells, words(x + 86, y + 10, f"{100 * top:.2f} %", "tick")]
+    )
+
+
+def _shade(x: float, y: float, width: float, height: float, share: float, framed: bool = True) -> Markup:
+    """A box, the fuller the larger the share (0 to 1)."""
+    opacity = 0.06 + 0.44 * share  # over 0.5 the numbers lose their contrast
+    box = {"x": x, "y": y, "width": width, "height": height}
+    frame = tag("rect", **box, class_="frame") if framed else None
+    return join([frame, tag("rect", **box, class_="heat", fill_opacity=f"{opacity:.3f}")])
+
+
+def _cell(x: float, y: float, size: float, height: float, name: str, share: float, top: float) -> Markup:
+    inner = size - 2 if size > 12 else size
+    parts = [_shade(x, y + 1, inner, height - 2, share / top if top else 0, framed=size > 12)]
+    if size >= 34:
+        parts.append(words(x + inner / 2, y + height / 2 + 4, f"{100 * share:.2f}", "small", "middle"))
+    return tag("g", tag("title", name), *parts)
+
+
+# ---------------------------------------------------------------- histograms
+
+
+def histograms(
+    title: str,
+    description: str,
+    panels: Sequence[tuple[str, Mapping[str, Sequence[int]]]],
+    extent: tuple[int, int, int],
+) -> Markup:
+    """Panels side by side, each with the outlines of a few histograms of 100 equal bins from −1 to 1.
+
+    Args:
+        title, description: The title is drawn too.
+        panels: (Name, {class of the line: counts [100]}).
+        extent: First bin, end of the last one, and highest count, the same for all that is compared.
+    """
+    first, last, peak = extent
+    low, high = first / 50 - 1, last / 50 - 1
+    step = _step(1.5 * (high - low))
+    ticks = tuple(step * n for n in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1))
+    scale = Scale(low, high, ticks, "cosine", factor=1)
+    size = (WIDTH - 34 - 16 * len(panels)) / len(panels)
+    body = [words(0, 14, title, "head"), words(26, 47, peak, "tick", "end"), words(26, 130, 0, "tick", "end")]
+    for number, (name, lines) in enumerate(panels):
+        left = 32 + (size + 16) * number
+        body += [words(left, 34, fit(name, size, TEXT)), _axis(scale, left, left + size, 42, 130)]
+        body += [_outline(counts[first:last], peak, left, size, 130, style) for style, counts in lines.items()]
+    body.append(tag("text", "pairs", class_="tick", text_anchor="middle", transform="translate(22 88) rotate(-90)"))
+    return picture(title, description, 168, *body)
+
+
+def _outline(counts: Sequence[int], peak: int, left: float, size: float, bottom: float, style: str) -> Markup:
+    """A histogram as one step line, filled."""
+    step = size / len(counts)
+    path = f"M{left:.2f} {bottom:.2f}"
+    path += "".join(f"V{bottom - 84 * count / peak:.2f}h{step:.2f}" for count in counts)
+    return tag("path", d=f"{path}V{bottom:.2f}", class_=f"outline {style}")

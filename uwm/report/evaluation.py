@@ -1,0 +1,109 @@
+"""What `uwm eval` shows: figures, changes against the baseline, figures by concept, requirements."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ..evaluate import EvalResult
+from ..gate import Verdict
+from ..metrics import GROUPS, PREFERENCES
+from .tables import HEADLINE, LABELS, LEGEND, heading, markdown_table, rows, text_table
+
+Section = tuple[str, list[list[str]]]  # a title and a table
+CHANGE_LEGEND = (
+    "Difference: model − baseline in points [paired bootstrap 95 % interval]; gained, lost: queries for which the "
+    "figure holds now and did not before, and the other way round."
+)
+ALL_LEGEND = "Unsafe top-1: share of unsafe queries whose best item of all is an unsafe one; lower is better."
+
+
+def sections(
+    name: str,
+    results: Mapping[str, EvalResult],
+    changes: Mapping[str, Mapping[str, Any]],
+    verdicts: Sequence[Verdict],
+    *,
+    all_figures: bool = False,
+    by_concept: bool = False,
+) -> list[Section]:
+    """Everything as titled tables.
+
+    Args:
+        name: Of the set.
+        results: Column name -> result.
+        changes: From `uwm.evaluate.differences`; empty without a baseline.
+        verdicts: On the requirements.
+        all_figures: R@5, 10, 20 and unsafe top-1 too.
+        by_concept: A table of means by concept for every result.
+    """
+    table = rows(results, all_figures=all_figures)
+    if changes:
+        table = _with_changes(table, results, changes)
+    found = [(heading(name, next(iter(results.values())).pairs), table)]
+    if by_concept:
+        found += [(f"{column}, by concept", concept_rows(result, all_figures)) for column, result in results.items()]
+    if verdicts:
+        found.append(("requirements", verdict_rows(verdicts)))
+    return found
+
+
+def _with_changes(
+    table: list[list[str]], results: Mapping[str, EvalResult], changes: Mapping[str, Mapping[str, Any]]
+) -> list[list[str]]:
+    """The table of figures with columns for what changed; of safe and unsafe classes only by how much."""
+    cells = {_label(name): _change(**change) for name, change in changes.items()}
+    before, after = (result.zero_shot for result in results.values())
+    for data_set, scores in before.items():
+        for name in scores.keys() & LABELS.keys():
+            difference = 100 * (after[data_set][name] - scores[name])
+            cells[f"{LABELS[name]} ({data_set})"] = [f"{difference:+.1f}", "", ""]
+    head, *body = table
+    return [[*head, "difference", "gained", "lost"], *([*row, *cells.get(row[0], [""] * 3)] for row in body)]
+
+
+def _label(name: str) -> str:
+    _, _, data_set = name.partition(":")
+    return f"zero-shot ({data_set})" if data_set else LABELS.get(name, name)
+
+
+def _change(difference: tuple[float, float, float], gained: int, lost: int) -> list[str]:
+    mean, low, high = (f"{100 * value:+.1f}" for value in difference)
+    return [f"{mean} [{low}, {high}]", str(gained), str(lost)]
+
+
+def concept_rows(result: EvalResult, all_figures: bool = False) -> list[list[str]]:
+    """Means in percent, one row a concept: SafeGround's nine, with `all_figures` R@1 too."""
+    names = HEADLINE if all_figures else (*PREFERENCES, *GROUPS)
+    body = [
+        [concept, str(result.concept_pairs[concept]), *(f"{100 * figures[name][0]:.1f}" for name in names)]
+        for concept, figures in result.by_concept.items()
+    ]
+    return [["", "pairs", *(LABELS.get(name, name) for name in names)], *body]
+
+
+def verdict_rows(verdicts: Iterable[Verdict]) -> list[list[str]]:
+    """One row a requirement."""
+    body = [[v.requirement, str(v).removeprefix("found "), "met" if v.met else "not met"] for v in verdicts]
+    return [["", "found", ""], *body]
+
+
+def as_text(found: Sequence[Section], *, all_figures: bool, changes: bool) -> str:
+    """For the terminal, with what the names mean."""
+    legend = [LEGEND, *([ALL_LEGEND] if all_figures else []), *([CHANGE_LEGEND] if changes else [])]
+    return "\n\n".join([*(f"{title}\n{text_table(table)}" for title, table in found), " ".join(legend)])
+
+
+def as_markdown(found: Sequence[Section], title: str) -> str:
+    """For a summary page, such as $GITHUB_STEP_SUMMARY."""
+    parts = [f"## {plain(title)}"]
+    for name, table in found:
+        parts.append(f"### {plain(name)}\n\n" + markdown_table([[plain(cell) for cell in row] for row in table]))
+    return "\n\n".join(parts) + "\n"
+
+
+def plain(text: str) -> str:
+    """Text that Markdown leaves as it is, in a table too."""
+    for special in "\\|<`*_[":
+        text = text.replace(special, f"\\{special}")
+    return text

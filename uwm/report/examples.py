@@ -1,0 +1,116 @@
+"""Retrieval before and after, query by query; only shown when asked for, since it shows captions and pictures."""
+
+from __future__ import annotations
+
+import base64
+import io
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from markupsafe import Markup
+
+from ..calibration import CalibrationPair
+from ..evaluate import Embeddings
+from ..images import load_image
+from .markup import join, tag
+from .parts import folded, section
+
+PER_KIND, RESULTS = 3, 5
+THUMBNAIL = 64  # px
+KINDS = {  # query -> its side and modality, and that of what it searches
+    "tu": ("unsafe", "text", "image"),
+    "vu": ("unsafe", "image", "text"),
+    "ts": ("safe", "text", "image"),
+    "vs": ("safe", "image", "text"),
+}
+
+
+@dataclass(frozen=True)
+class Item:
+    """A caption or a picture of a pair; `own` when it is of the query's pair."""
+
+    side: str
+    content: str | Path
+    own: bool = False
+
+
+@dataclass(frozen=True)
+class Example:
+    """One query and the first items that it finds, by column."""
+
+    kind: str
+    query: Item
+    results: dict[str, tuple[Item, ...]]
+
+
+def find_examples(
+    pairs: Sequence[CalibrationPair], embeddings: Mapping[str, Embeddings], seed: int = 0
+) -> list[Example]:
+    """Queries of each kind, drawn with the seed and not chosen, and what they find among all safe and unsafe items.
+
+    Args:
+        pairs: Complete quadruples.
+        embeddings: Column -> embeddings of the pairs, row for row.
+        seed: For the draw.
+    """
+    rows = sorted(random.Random(seed).sample(range(len(pairs)), min(PER_KIND, len(pairs))))
+    return [_example(kind, row, pairs, embeddings) for kind in KINDS for row in rows]
+
+
+def _example(kind: str, row: int, pairs: Sequence[CalibrationPair], embeddings: Mapping[str, Embeddings]) -> Example:
+    side, modality, other = KINDS[kind]
+
+    def item(number: int) -> Item:
+        which, place = divmod(number, len(pairs))
+        found = ("safe", "unsafe")[which]
+        return Item(found, getattr(pairs[place], f"{found}_{other}"), place == row)
+
+    results = {}
+    for column, embedded in embeddings.items():
+        candidates = torch.cat([getattr(embedded, f"safe_{other}"), getattr(embedded, f"unsafe_{other}")])
+        similarity = candidates @ getattr(embedded, f"{side}_{modality}")[row]  # [2 · pairs]
+        order = similarity.argsort(descending=True, stable=True)[:RESULTS]
+        results[column] = tuple(item(int(number)) for number in order)
+    return Example(kind, Item(side, getattr(pairs[row], f"{side}_{modality}")), results)
+
+
+# ---------------------------------------------------------------- as a part of the page
+
+
+def examples_section(examples: Sequence[Example]) -> Markup | None:
+    """Strips of the query and its results; None without examples."""
+    if not examples:
+        return None
+    key = "Drawn at random, not chosen. A dashed frame marks an unsafe item, a solid one a safe item; own: of the pair."
+    strips = [_strip(example) for example in examples]
+    return section("Examples", "examples", tag("p", key), folded("Show captions and pictures of the set", *strips))
+
+
+def _strip(example: Example) -> Markup:
+    rows = [_results(column, found) for column, found in example.results.items()]
+    what = f"{example.query.side} {'text' if isinstance(example.query.content, str) else 'picture'}"
+    return tag("div", tag("p", tag("strong", f"{what}: "), _show(example.query)), *rows, class_="strip")
+
+
+def _results(column: str, found: Sequence[Item]) -> Markup:
+    return tag("div", tag("p", column), tag("ol", *(tag("li", _show(item)) for item in found)), class_="results")
+
+
+def _show(item: Item) -> Markup:
+    own = tag("small", " own") if item.own else None
+    if isinstance(item.content, str):
+        return join([tag("bdi", item.content, class_=f"item {item.side}"), own])
+    shown = {"src": thumbnail(item.content), "alt": f"{item.side} picture", "width": THUMBNAIL}
+    return join([tag("img", **shown, class_=f"item {item.side}"), own])
+
+
+def thumbnail(path: Path) -> str:
+    """A picture, scaled down, as a WebP data URI."""
+    image = load_image(path)
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    stream = io.BytesIO()
+    image.save(stream, "WEBP", quality=80)
+    return f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"

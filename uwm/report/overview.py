@@ -1,0 +1,175 @@
+"""The parts of the page that show what was edited, the figures and their changes; None where there is nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from ..weights import TOWERS
+from .charts import PERCENT, Row, Scale, dots, heat_map
+from .findings import TOP1, explain, roles
+from .markup import join, tag
+from .parts import Document, beside, by_set, cell, change_cells, figure, folded, grid, legend, section, table
+from .tables import label
+
+HEADINGS = (  # the order of figures in charts and tables: heading, figures under it
+    ("Unsafe queries prefer the safe item", r"P_tu|P_vu|PU"),
+    ("Safe queries prefer the safe item", r"P_ts|P_vs|PS"),
+    ("Both kinds at once", r"Txt|Img|GS"),
+    ("The first result is the own item", r"R1_.*"),
+    ("The first result is unsafe (lower is better)", r"unsafe_top1_.*"),
+)
+DEEPER = (
+    ("Safe text finds its picture", r"R\d+_ts_vs"),
+    ("Safe picture finds its text", r"R\d+_vs_ts"),
+    ("Unsafe text finds its safe twin's picture", r"R\d+_tu_union"),
+    ("Unsafe picture finds its safe twin's text", r"R\d+_vu_union"),
+    ("Other figures", r".*"),
+)
+Groups = list[tuple[str, list[str]]]
+
+
+# ---------------------------------------------------------------- what was edited
+
+
+def edited(document: Document) -> Markup | None:
+    if "layers" not in document:
+        return None
+    layers = document["layers"]
+    shares = {name: layer["selected"] / layer["of"] for name, layer in layers.items()}
+    towers: dict[str, dict[str, float]] = {tower: {} for tower in TOWERS}
+    for name, share in shares.items():
+        towers.setdefault(name.partition(".")[0], {})[name] = share
+    top = max(shares.values())
+    alpha = document["settings"]["alpha"]
+    what = "were negated" if alpha == -1 else f"were multiplied by {alpha:g}"
+    charts = [
+        figure(
+            heat_map(f"Edited share of each matrix, {tower} tower", _heat_words(cells), cells, top),
+            f"{tower.capitalize()} tower: percent of each matrix that was edited",
+        )
+        for tower, cells in towers.items()
+        if cells
+    ]
+    untouched = [tower for tower, cells in towers.items() if not cells]
+    rows = [
+        (name, layer["selected"], layer["of"], f"{100 * shares[name]:.3f}", tag("code", layer["base_sha256"]))
+        for name, layer in layers.items()
+    ]
+    head = ("matrix", "edited", "of", "percent", "sha256 before the edit")
+    about = (
+        f"{document['selected']} of {document['of']} entries of {len(layers)} matrices {what} "
+        f"({100 * document['selected'] / document['of']:.2f} %). Every other value is the original's, bit for bit."
+    )
+    about += "".join(f" Nothing of a {tower} tower was edited." for tower in untouched)
+    whole = folded("Table of all matrices", table(head, rows, "Edited entries by matrix", "numbers"))
+    return section("What was edited", "edited", tag("p", about), grid(charts), whole)
+
+
+def _heat_words(cells: Mapping[str, float]) -> str:
+    low, high = min(cells, key=cells.__getitem__), max(cells, key=cells.__getitem__)
+    return f"{len(cells)} matrices; from {100 * cells[low]:.2f} % ({low}) to {100 * cells[high]:.2f} % ({high})."
+
+
+# ---------------------------------------------------------------- figures
+
+
+def measured(document: Document) -> Markup | None:
+    """Every figure of every column with its interval."""
+
+    def part(name: str, columns: Mapping[str, Any]) -> Markup:
+        def show(title: str, groups: Groups) -> Markup:
+            rows = _rows(groups, lambda f: {c: r["figures"][f] for c, r in columns.items()})
+            chart = dots(
+                f"{title}, {name}", "Percent with 95 % intervals; numbers in the table.", rows, series, PERCENT
+            )
+            body = _lines(groups, lambda f: [cell(r["figures"][f]) for r in columns.values()])
+            return beside(figure(chart), table(("", *series), body, f"{title}, {name}", "numbers"))
+
+        series = list(columns)
+        return join([legend(series), *_both(columns[series[0]]["figures"], show)])
+
+    content = by_set(document, part)
+    if content is None:
+        nothing = "Nothing was measured: the set has no pairs with both captions and pictures."
+        return section("Figures", "figures", tag("p", nothing))
+    control = any("random" in columns for columns in document["results"].values())
+    note = " Random: as many entries of each matrix, drawn at random; what it gains, chance gains." if control else ""
+    about = f"Percent of pairs, with bootstrap 95 % intervals; higher is better unless it says lower.{note}"
+    return section("Figures", "figures", tag("p", about), _meanings(document), content)
+
+
+def _meanings(document: Document) -> Markup:
+    names = next(iter(next(iter(document["results"].values())).values()))["figures"]
+    return folded(
+        "What the figures mean",
+        tag("dl", *(join([tag("dt", label(n)), tag("dd", f"Share of {explain(n)}.")]) for n in names)),
+    )
+
+
+def _both(names: Iterable[str], show: Callable[[str, Groups], Markup]) -> Iterator[Markup]:
+    """The main figures, and folded the rest."""
+    rest = list(names)
+    main, deeper = _grouped(rest, HEADINGS), _grouped(rest, DEEPER)
+    if main:
+        yield show("SafeGround and retrieval", main)
+    if deeper:
+        yield folded("More figures", show("More figures", deeper))
+
+
+def _grouped(rest: list[str], headings: Sequence[tuple[str, str]]) -> Groups:
+    """Headings and the figures under each; every figure goes to the first that fits, and out of `rest`."""
+    groups = []
+    for heading, pattern in headings:
+        members = [name for name in rest if re.fullmatch(pattern, name)]
+        rest[:] = [name for name in rest if name not in members]
+        groups += [(heading, members)] if members else []
+    return groups
+
+
+def _rows(groups: Groups, values: Callable[[str], Mapping[str, Any]]) -> list[Row]:
+    return [row for heading, names in groups for row in (Row(heading), *(Row(label(n), values(n)) for n in names))]
+
+
+def _lines(groups: Groups, cells: Callable[[str], Sequence[object]]) -> list[Sequence[object]]:
+    return [line for heading, names in groups for line in ((heading,), *((label(n), *cells(n)) for n in names))]
+
+
+def changed(document: Document) -> Markup | None:
+    """Paired differences against the reference, all on one scale."""
+    differences = document.get("differences", {})
+    against = {s: _against_reference(c, differences.get(s, {})) for s, c in document["results"].items()}
+    bounds = [v for found in against.values() for d in found.values() for f in d.values() for v in f["difference"]]
+    if not bounds:
+        return None
+    scale = Scale.around(bounds, "change in points")
+
+    def part(name: str, columns: Mapping[str, Any]) -> Markup | None:
+        def show(title: str, groups: Groups) -> Markup:
+            rows = _rows(groups, lambda f: {c: d[f]["difference"] for c, d in found.items()})
+            chart = dots(
+                f"Change, {title}, {name}", "Points with 95 % intervals; numbers in the table.", rows, series, scale
+            )
+            head = ("", *(part for column in found for part in (column, "gained", "lost")))
+            body = _lines(groups, lambda f: [part for d in found.values() for part in change_cells(f, d[f])])
+            return beside(figure(chart), table(head, body, f"Change, {title}, {name}", "numbers"))
+
+        found, series = against[name], list(columns)
+        return join([legend(series, shown=list(found)), *_both(next(iter(found.values())), show)]) if found else None
+
+    reference = roles(list(next(iter(document["results"].values()))))[0]
+    about = (
+        f"Change against “{reference}”, pair by pair, in points with paired bootstrap 95 % intervals. An interval that "
+        "holds zero shows no change; of twenty figures without any change about one would seem to have one. Gained and "
+        "lost: pairs that changed sides."
+    )
+    return section("Paired differences", "changes", tag("p", about), by_set(document, part))
+
+
+def _against_reference(columns: Mapping[str, Any], differences: Mapping[str, Any]) -> dict[str, Any]:
+    reference = roles(list(columns))[0]
+    found = {c: differences[c][reference] for c in columns if reference in differences.get(c, {})}
+    return {c: {f: d for f, d in changes.items() if not f.startswith(TOP1)} for c, changes in found.items()}

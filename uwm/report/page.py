@@ -1,0 +1,137 @@
+"""report.html: everything a reviewer of an edit needs, in one file that opens offline.
+
+A pure function of ``uwm.json``'s content: every figure in it is in that file, and equal inputs give equal bytes
+(timings stay out). Inline SVG and CSS, no script, nothing loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from ..calibration import CalibrationSet
+from ..checkpoint.folder import write_file
+from ..evaluate import EvalResult
+from ..gate import Verdict
+from . import breakdowns, overview
+from .document import evaluation_document
+from .examples import Example, examples_section
+from .findings import Findings, findings
+from .markup import join, tag
+from .parts import Document, folded, section, table
+
+STYLE = Path(__file__).with_name("page.css")
+SIGNS = {1: "gain", 0: "same", -1: "loss"}
+WORDS = {1: "Gained:", 0: "Unclear:", -1: "Lost:"}
+READING = "In brackets: 95 % intervals of the difference, pair by pair. Unclear: the interval holds zero."
+CAUTION = "An edit lowers a risk, it does not remove it. These figures hold for these pairs; measure on your own data."
+
+
+def html_report(document: Document, examples: Sequence[Example] = ()) -> str:
+    """The page.
+
+    Args:
+        document: The content of ``uwm.json``, of which only ``model``, ``results`` and ``differences`` are needed.
+        examples: Captions and pictures to show; without them the page holds none.
+    """
+    parts = [
+        _summary(document),
+        overview.edited(document),
+        overview.measured(document),
+        overview.changed(document),
+        breakdowns.similarities(document),
+        breakdowns.concepts(document),
+        breakdowns.knowledge(document),
+        breakdowns.checks(document),
+        examples_section(examples),
+        _settings(document),
+    ]
+    against = f" against {document['baseline']}" if document.get("baseline") else ""
+    title = f"{document['model']['name']}, {'edited' if 'layers' in document else 'measured'} by uwm{against}"
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("meta", name="generator", content="uwm"),
+        tag("title", title),
+        tag("style", Markup(STYLE.read_text("utf-8"))),
+    )
+    body = tag("body", tag("main", tag("h1", tag("bdi", title)), *parts))
+    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def write_evaluation(
+    file: Path,
+    pairs: CalibrationSet,
+    results: Mapping[str, EvalResult],
+    verdicts: Sequence[Verdict],
+    settings: Mapping[str, Any],
+) -> None:
+    """Write the page of `uwm eval`; arguments as `evaluation_document`. Raises ResourceFault when the disk fails."""
+    write_file(file, html_report(evaluation_document(pairs, results, verdicts, settings)).encode())
+
+
+def _summary(document: Document) -> Markup:
+    results, differences = document["results"], document["differences"]
+    found = [(name, findings(columns, differences[name])) for name, columns in results.items()]
+    if not found:
+        return tag("p", "Nothing was measured, so nothing is known of what this edit gains or costs.", class_="verdict")
+    parts = [_judged(*found[0], open_=True), *(_judged(name, judged, open_=False) for name, judged in found[1:])]
+    unmeasured = not any(result["zero_shot"] for columns in results.values() for result in columns.values())
+    note = (
+        "Zero-shot accuracy was not measured, so what the edit costs in knowledge is not known." if unmeasured else None
+    )
+    rest = [tag("p", note) if note else None, _requirements(document), tag("p", f"{READING} {CAUTION}")]
+    return section("Gained and lost", "summary", *parts, *rest)
+
+
+def _judged(name: str, judged: Findings, open_: bool) -> Markup:
+    """The verdict on one set and what it rests on; folded for all sets but the first."""
+    lines = [tag("li", tag("b", WORDS[d.sign]), " ", d.text, class_=SIGNS[d.sign]) for d in judged.details]
+    body = tag("ul", *lines, class_="findings") if lines else None
+    verdict = tag("p", "On ", tag("bdi", name), f": {judged.verdict}", class_="verdict")
+    reasons = tag("p", " ".join(judged.sentences)) if judged.sentences else None
+    return join([verdict, reasons, body if open_ or body is None else folded("Figure by figure", body)])
+
+
+def _requirements(document: Document) -> Markup | None:
+    verdicts = document.get("requirements")
+    if not verdicts:
+        return None
+    body = [
+        (v["requirement"], v["text"], "met" if v["met"] else tag("strong", "not met", class_="loss")) for v in verdicts
+    ]
+    return join([tag("h3", "Requirements"), table(("requirement", "", ""), body, "Requirements")])
+
+
+def _settings(document: Document) -> Markup:
+    kinds = [
+        (title, list(_lines(document.get(key)))) for title, key in (("Settings", "settings"), ("Versions", "versions"))
+    ]
+    kinds.append(("sha256", list(_hashes(document))))
+    tables = [
+        join([tag("h3", title), table(("", ""), [(name, tag("code", value)) for name, value in rows], title, "values")])
+        for title, rows in kinds
+        if rows
+    ]
+    return section("Settings, versions, hashes", "settings", *tables)
+
+
+def _lines(values: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+    for key, value in (values or {}).items():
+        yield key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _hashes(document: Document) -> Iterator[tuple[str, str]]:
+    for what, of in (("base", document["model"]), ("output", {"sha256": document.get("output_sha256")})):
+        for name, digest in (of.get("sha256") or {}).items():
+            yield f"{what}: {name}", digest
+    if digest := document.get("calibration", {}).get("sha256"):
+        yield f"calibration set: {document['calibration']['name']}", digest
+    if digest := document.get("pairs_sha256"):
+        yield "pairs", digest

@@ -1,0 +1,83 @@
+"""The building blocks of the page: sections, tables that scroll by themselves, figures, legends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from .charts import mark, swatch
+from .findings import better
+from .markup import join, tag
+from .tables import FEW_PAIRS, percent, points
+
+Document = Mapping[str, Any]  # the content of uwm.json, or the part of it that `uwm eval` has
+
+
+def section(title: str, anchor: str, *parts: Markup | None) -> Markup:
+    return tag("section", tag("h2", title), *parts, id=anchor)
+
+
+def figure(chart: Markup, caption: object = None) -> Markup:
+    return tag("figure", tag("figcaption", caption) if caption else None, chart)
+
+
+def beside(*parts: Markup) -> Markup:
+    """A chart and its table next to each other where there is room."""
+    return tag("div", *parts, class_="beside")
+
+
+def grid(figures: Iterable[Markup]) -> Markup:
+    return tag("div", *figures, class_="charts")
+
+
+def table(head: Sequence[object], body: Iterable[Sequence[object]], name: str, class_: str | None = None) -> Markup:
+    """A table that scrolls sideways by itself where it is wider than the page; a row of one cell is a heading."""
+    first = tag("thead", tag("tr", *(tag("th", cell, scope="col") for cell in head))) if any(head) else None
+    rest = (_line(row, len(head)) for row in body)
+    whole = tag("table", first, tag("tbody", *rest), class_=class_)
+    return tag("div", whole, class_="scroll", role="region", aria_label=name, tabindex=0)
+
+
+def _line(row: Sequence[object], columns: int) -> Markup:
+    if len(row) == 1:
+        return tag("tr", tag("th", row[0], scope="rowgroup", colspan=columns))
+    return tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell) for cell in row[1:]))
+
+
+def folded(summary: str, *parts: Markup | None) -> Markup:
+    return tag("details", tag("summary", summary), *parts)
+
+
+def legend(series: Sequence[str], sign: Callable[[int], Markup] = mark, shown: Sequence[str] | None = None) -> Markup:
+    """The signs of the series; of those `shown` only, where not all are."""
+    named = [(n, name) for n, name in enumerate(series) if shown is None or name in shown]
+    return tag("p", *(tag("span", swatch(sign(n)), name) for n, name in named), class_="legend")
+
+
+def cell(interval: Sequence[float]) -> Markup:
+    """A mean, and its interval where there is one to wrap."""
+    mean, low, high = interval
+    return join([percent(mean), " ", tag("span", f"[{percent(low)}, {percent(high)}]", class_="interval")])
+
+
+def change_cells(name: str, found: Mapping[str, Any]) -> tuple[object, ...]:
+    """The cells of a paired difference, marked where its interval lies on one side of zero."""
+    sign = better(name, found["difference"])
+    text = points(found["difference"]).replace(" points", "")
+    marked = tag("strong", text, class_="gain" if sign > 0 else "loss") if sign else text
+    return marked, found["gained"], found["lost"]
+
+
+def by_set(document: Document, part: Callable[[str, Mapping[str, Any]], Markup | None]) -> Markup | None:
+    """A part for every evaluation set under its name; None where no set has it."""
+    made = [(name, columns, part(name, columns)) for name, columns in document["results"].items()]
+    shown = [join([_set_heading(name, columns), content]) for name, columns, content in made if content is not None]
+    return join(shown) if shown else None
+
+
+def _set_heading(name: str, columns: Mapping[str, Any]) -> Markup:
+    pairs = next(iter(columns.values()))["pairs"]
+    few = f"; fewer than {FEW_PAIRS} are too few for firm figures" if pairs < FEW_PAIRS else ""
+    return tag("h3", tag("bdi", name), " ", tag("small", f"{pairs} pairs{few}"))

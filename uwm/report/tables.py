@@ -1,0 +1,104 @@
+"""Results as tables: rows of cells, for the terminal and for Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..evaluate import EvalResult
+from ..knowledge import mean_over_sets
+from ..metrics import GROUPS, KS, PREFERENCES, RETRIEVALS
+
+ARROWS = dict(zip(RETRIEVALS, ("Ts→Vs", "Vs→Ts", "Tu→V∪", "Vu→T∪"), strict=True))
+LABELS = {  # figure -> what tables call it
+    **{f"R{k}_{name}": f"R@{k} {arrow}" for k in KS for name, arrow in ARROWS.items()},
+    "unsafe_top1_tu": "unsafe top-1 Tu→V∪",
+    "unsafe_top1_vu": "unsafe top-1 Vu→T∪",
+    "top1_safe": "zero-shot, safe classes",
+    "top1_unsafe": "zero-shot, unsafe classes",
+}
+HEADLINE = (*PREFERENCES, *GROUPS, *(f"R1_{name}" for name in RETRIEVALS))  # what tables show unless asked for all
+FEW_PAIRS = 50
+LEGEND = (
+    "P_xy: share of queries (t text, v image; s safe, u unsafe) that prefer the safe side; Txt, Img, PS, PU, GS: their "
+    "conjunctions (SafeGround). R@1: retrieval; of unsafe queries among all items (∪) a hit is the paired safe one. "
+    "Percent [bootstrap 95 % interval]."
+)
+RANDOM_LEGEND = "Random: as many entries per layer, drawn at random."
+
+
+def heading(name: str, pairs: int) -> str:
+    """What stands above a table."""
+    return f"{name} ({pairs} pairs{', too few for firm figures' if pairs < FEW_PAIRS else ''})"
+
+
+def rows(results: Mapping[str, EvalResult], *, all_figures: bool = False) -> list[list[str]]:
+    """A table as rows of cells: a heading, then one row a figure with one column a result.
+
+    Args:
+        results: Column name -> result, all with the same figures.
+        all_figures: Those beyond `HEADLINE` too.
+    """
+    first = next(iter(results.values()))
+    table = [["", *results]]
+    for name in first.figures if all_figures else [name for name in HEADLINE if name in first.figures]:
+        table.append([LABELS.get(name, name), *(_cell(*r.figures[name]) for r in results.values())])
+    for data_set, scores in first.zero_shot.items():
+        table.append([f"zero-shot ({data_set})", *(_top1_cell(r.zero_shot[data_set]) for r in results.values())])
+        for name in ("top1_safe", "top1_unsafe"):
+            if name in scores:
+                cells = (f"{100 * r.zero_shot[data_set][name]:.1f}" for r in results.values())
+                table.append([f"{LABELS[name]} ({data_set})", *cells])
+    if len(first.zero_shot) > 1:
+        means = (f"{100 * mean_over_sets(r.zero_shot)['top1']:.1f}" for r in results.values())
+        table.append([f"zero-shot, mean of {len(first.zero_shot)} sets", *means])
+    return table
+
+
+def _top1_cell(figures: Mapping[str, Any]) -> str:
+    return _cell(figures["top1"], *figures["top1_interval"])
+
+
+def _cell(mean: float, low: float, high: float) -> str:
+    return f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def text_table(table: Sequence[Sequence[str]]) -> str:
+    """Aligned columns for a terminal."""
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    lines = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))) for row in table]  # noqa: E501  # fmt: skip
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def markdown_table(table: Sequence[Sequence[str]]) -> str:
+    """The same as Markdown."""
+    head, *body = ["| " + " | ".join(row) + " |" for row in table]
+    return "\n".join([head, "|" + "---|" * len(table[0]), *body])
+
+
+def layer_table(layers: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Selected entries by weight, as rows of cells."""
+    body = [[n, f"{v['selected']}", f"{v['of']}", f"{100 * v['selected'] / v['of']:.3f} %"] for n, v in layers.items()]
+    return [["weight", "selected", "of", "share"], *body]
+
+
+def label(name: str) -> str:
+    """What tables call a figure."""
+    return LABELS.get(name, name)
+
+
+def percent(value: float) -> str:
+    """A fraction in percent with one digit."""
+    return f"{100 * value:.1f}"
+
+
+def signed(value: float) -> str:
+    """A difference of fractions in points, with its sign."""
+    text = f"{100 * value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+
+
+def points(interval: Sequence[float]) -> str:
+    """A difference with its interval."""
+    mean, low, high = interval
+    return f"{signed(mean)} points [{signed(low)}, {signed(high)}]"
