@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import subprocess
 import sys
 from pathlib import Path
@@ -72,3 +73,11 @@ def test_no_file_and_no_function_is_too_long():
             if isinstance(node, ast.FunctionDef):
                 length = (node.end_lineno or 0) - node.lineno + 1
                 assert length <= 50, f"{path.name}: {node.name} has {length} lines"
+
+
+def test_every_folder_of_the_package_is_installed():
+    settings = configparser.ConfigParser()
+    settings.read(PACKAGE.parent / "setup.cfg", "utf-8")
+    listed = set(settings["options"]["packages"].split())
+    there = {".".join(p.parent.relative_to(PACKAGE.parent).parts) for p in PACKAGE.rglob("__init__.py")}
+    assert listed == there | {"uwm.shipped"}

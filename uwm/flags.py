@@ -103,6 +103,7 @@ COMMON = _stack(
 OFFLINE = click.option(
     "--offline", is_flag=True, callback=_tell_libraries("HF_HUB_OFFLINE"), help="Never touch the network."
 )
+KEY = click.option("--key", help="Which entry of a training checkpoint holds the weights.")
 HUB = _stack(
     click.option("--revision", help="Branch, tag or commit of a model on the Hub."),
     click.option("--cache-dir", help="The Hub's cache  [default: huggingface_hub's own]"),
@@ -112,7 +113,7 @@ MODEL = _stack(
     HUB,
     click.option("--arch", help="open_clip's architecture name, for bare weights."),
     click.option("--quick-gelu/--no-quick-gelu", default=None, help="The activation, for bare weights."),
-    click.option("--key", help="Which entry of a training checkpoint holds the weights."),
+    KEY,
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda[:N] or mps."),
     click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16."),
     click.option("--batch-size", type=_Auto(), default="auto", show_default=True, help="Pairs at a time."),
@@ -164,10 +165,13 @@ GATE = _stack(
 )
 FILES = _stack(
     click.option("--cast", is_flag=True, help="Accept the base stored in another of float32, float16, bfloat16."),
-    click.option("--key", help="Which entry of a training checkpoint holds the weights."),
+    KEY,
 )
 EXPORT = click.option(
-    "--also-export", type=click.Choice(["hf", "open_clip"]), help="Write a CLIP in the other layout too, in OUT/<name>."
+    "--also-export",
+    type=click.Choice(["hf", "open_clip"]),
+    metavar="hf|open_clip",
+    help="Write a CLIP in the other layout too, in OUT/<name>.",
 )
 WRITE = _stack(
     click.option("-o", "--output", type=PATH, help="Folder to write."),

@@ -16,8 +16,8 @@ from .scoring import Scores
 PACKAGES = ("uwm", "torch", "torchvision", "transformers", "open_clip_torch", "safetensors", "huggingface_hub", "numpy", "pillow")  # fmt: skip  # noqa: E501
 
 
-def inspect(reference: str | Path) -> tuple[dict[str, Any], list[list[str]]]:
-    """Describe a patch, a scores file or a checkpoint.
+def inspect(reference: str | Path, key: str | None = None) -> tuple[dict[str, Any], list[list[str]]]:
+    """Describe a patch, a scores file or a checkpoint (`key`: which entry of a training checkpoint).
 
     Returns:
         Its properties, and a table of its weights with a heading row.
@@ -31,7 +31,7 @@ def inspect(reference: str | Path) -> tuple[dict[str, Any], list[list[str]]]:
         return _patch(Patch.load(path))
     if about is not None and about["kind"] == "scores":
         return _scores(Scores.load(path))
-    return _checkpoint(path)
+    return _checkpoint(path, key)
 
 
 def _patch(patch: Patch) -> tuple[dict[str, Any], list[list[str]]]:
@@ -47,9 +47,9 @@ def _scores(scores: Scores) -> tuple[dict[str, Any], list[list[str]]]:
     return about, [["weight", "shape", "mean", "max"], *body]
 
 
-def _checkpoint(path: Path) -> tuple[dict[str, Any], list[list[str]]]:
-    checkpoint = open_checkpoint(path)
-    infos = {info.name: info for file in checkpoint.files for info in file.tensors}
+def _checkpoint(path: Path, key: str | None) -> tuple[dict[str, Any], list[list[str]]]:
+    checkpoint = open_checkpoint(path, key)
+    infos = {name: info for name, (_, info) in checkpoint.entries.items()}
     about = {
         "kind": "checkpoint",
         "layout": checkpoint.layout.name,

@@ -254,8 +254,8 @@ def _matrix(checkpoint: Checkpoint, patch: Patch, ours: WeightId, theirs: Weight
 # ---------------------------------------------------------------- two checkpoints
 
 
-def diff(first: str | Path, second: str | Path) -> dict[str, dict[str, int]]:
-    """Which tensors differ between two checkpoints of one layout.
+def diff(first: str | Path, second: str | Path, key: str | None = None) -> dict[str, dict[str, int]]:
+    """Which tensors differ between two checkpoints of one layout (`key`: which entry of training checkpoints).
 
     Returns:
         Tensor name -> {"differ": entries that differ, "negated": of those exactly −1×, "of": all}; equal ones left out.
@@ -263,7 +263,7 @@ def diff(first: str | Path, second: str | Path) -> dict[str, dict[str, int]]:
     Raises:
         BadInput: They do not hold the same tensor names and shapes.
     """
-    sides: list[Checkpoint] = [open_checkpoint(resolve(reference)) for reference in (first, second)]
+    sides: list[Checkpoint] = [open_checkpoint(resolve(reference), key) for reference in (first, second)]
     shapes = [side.shapes() for side in sides]
     if odd := sorted(shapes[0].keys() ^ shapes[1].keys()):
         raise BadInput(f"{first} and {second} hold different tensors, such as {', '.join(odd[:5])}")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import pickle
-import random
 import struct
 
 import pytest
@@ -15,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny_files import bits, hf_folder, hf_state, safetensors_bytes
 
 from uwm.checkpoint import open_checkpoint
-from uwm.errors import BadInput, Refused
+from uwm.errors import BadInput
 from uwm.weights import WeightId
 
 FC2, V_PROJ = WeightId("vision", 1, "fc2"), WeightId("text", 0, "v_proj")
@@ -159,84 +156,6 @@ def test_files_behind_links_are_read_as_in_the_hub_s_cache(tmp_path):
     assert_same(checkpoint.state_dict(), hf_state())
 
 
-ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
-
-
-def sharded(folder, state):
-    """Two shards and their index, as a mapping to be spoilt."""
-    folder.mkdir()
-    names = sorted(state)
-    weight_map = {name: (ONE, TWO)[i % 2] for i, name in enumerate(names)}
-    for shard in (ONE, TWO):
-        save_file({name: state[name] for name in names if weight_map[name] == shard}, folder / shard)
-    write_index(folder, {"weight_map": weight_map})
-    return weight_map
-
-
-def write_index(folder, content, encoding="utf-8"):
-    text = content if isinstance(content, str) else json.dumps(content)
-    (folder / "model.safetensors.index.json").write_text(text, encoding=encoding)
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
-def test_shards_are_one_checkpoint(tmp_path, encoding):
-    weight_map = sharded(tmp_path / "in", hf_state())
-    write_index(tmp_path / "in", {"metadata": {"total_size": 1}, "weight_map": weight_map}, encoding)
-    checkpoint = open_checkpoint(tmp_path / "in")
-    assert_same(checkpoint.state_dict(), hf_state())
-    assert list(map(str, checkpoint.side_files)) == ["model.safetensors.index.json"]
-
-
-@pytest.mark.parametrize(
-    "name", ["../model.safetensors", "/etc/passwd", "sub/model.safetensors", "C:\\x.safetensors",
-             "\\\\host\\x.safetensors", "a\0.safetensors", "model.bin", "", ".safetensors\n", "model.safetensors\n"],
-)  # fmt: skip
-def test_a_shard_outside_of_its_folder_is_refused(tmp_path, name):
-    weight_map = sharded(tmp_path / "in", hf_state())
-    save_file(hf_state(), tmp_path / "model.safetensors")
-    weight_map["logit_scale"] = name
-    write_index(tmp_path / "in", {"weight_map": weight_map})
-    with pytest.raises(Refused, match="not a plain .safetensors file name"):
-        open_checkpoint(tmp_path / "in")
-
-
-@pytest.mark.parametrize(
-    "content",
-    ["", "{", "[]", "null", "{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}',
-     '{"weight_map": {"a": 1, "b": "c"}}',
-     '{"weight_map": {"a": null}}', '{"weight_map": {"a": ["b"]}}', '{"weight_map": {}}', "[" * 100_000,
-     '{"weight_map": {"a": "b", "a": "c"}}'],
-    ids=lambda text: text[:30],
-)  # fmt: skip
-def test_a_broken_index_is_bad_input(tmp_path, content):
-    sharded(tmp_path / "in", hf_state())
-    write_index(tmp_path / "in", content)
-    with pytest.raises((BadInput, Refused)):
-        open_checkpoint(tmp_path / "in")
-
-
-def test_a_missing_shard_is_bad_input(tmp_path):
-    sharded(tmp_path / "in", hf_state())
-    (tmp_path / "in" / TWO).unlink()
-    with pytest.raises(BadInput, match=f"shard '{TWO}' is missing"):
-        open_checkpoint(tmp_path / "in")
-
-
-def test_a_shard_without_a_promised_tensor_is_bad_input(tmp_path):
-    weight_map = sharded(tmp_path / "in", hf_state())
-    write_index(tmp_path / "in", {"weight_map": weight_map | {"promised": ONE}})
-    with pytest.raises(BadInput, match="promised"):
-        open_checkpoint(tmp_path / "in")
-
-
-def test_a_tensor_in_two_shards_is_bad_input(tmp_path):
-    sharded(tmp_path / "in", hf_state())
-    twice = load_file(tmp_path / "in" / ONE) | {"logit_scale": torch.tensor(1.0)}
-    save_file(twice | load_file(tmp_path / "in" / TWO), tmp_path / "in" / ONE)
-    with pytest.raises(BadInput, match="two shards|twice"):
-        open_checkpoint(tmp_path / "in")
-
-
 # ---------------------------------------------------------------- pickles that are state dicts
 
 
@@ -295,131 +214,39 @@ def test_a_pickle_without_a_state_dict_is_bad_input(tmp_path, content):
 
 
 @pytest.mark.filterwarnings("ignore")  # torch warns about sparse and quantised tensors
-@pytest.mark.parametrize("kind", ["sparse", "meta", "quantised", "uint16"])
-def test_a_tensor_that_safetensors_cannot_hold_is_bad_input_by_kind(tmp_path, kind):
+@pytest.mark.parametrize("kind", ["sparse", "meta", "quantised", "complex128", "complex32"])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_tensor_that_safetensors_cannot_hold_is_bad_input_by_kind(tmp_path, kind, zipped):
+    if kind == "complex32" and not zipped:
+        pytest.skip("torch writes these in a zip only")
     odd = {
         "sparse": lambda: torch.eye(3).to_sparse(),
         "meta": lambda: torch.empty(3, device="meta"),
         "quantised": lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
-        "uint16": lambda: torch.zeros(2, dtype=torch.uint16),
+        "complex128": lambda: torch.zeros(2, dtype=torch.complex128),
+        "complex32": lambda: torch.zeros(2, dtype=torch.complex32),
     }[kind]()
-    path = pickled(tmp_path / "x.pt", hf_state() | {"odd": odd})
-    with pytest.raises((BadInput, Refused), match=r"x\.pt"):
+    path = pickled(tmp_path / "x.pt", hf_state() | {"odd": odd}, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(BadInput, match=rf"x\.pt: (torch\.)?{kind} tensors cannot be written as safetensors"):
+        open_checkpoint(path)
+
+
+@pytest.mark.skipif(not hasattr(torch, "uint16"), reason="newer than this torch")
+def test_tensors_of_types_that_are_never_edited_are_read(tmp_path):
+    state = hf_state() | {"a": torch.arange(3).to(torch.uint16), "b": torch.arange(3).to(torch.float8_e5m2)}
+    pickled(tmp_path / "x.pt", state)
+    save_file(state, tmp_path / "x.safetensors")
+    for name in ("x.pt", "x.safetensors"):
+        assert_same(open_checkpoint(tmp_path / name).state_dict(), state)
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", "\ud800"])
+def test_a_name_that_safetensors_cannot_hold_is_bad_input(tmp_path, name):
+    path = pickled(tmp_path / "x.pt", hf_state() | {name: torch.ones(1)})
+    with pytest.raises(BadInput, match="is empty or has characters that no name may have"):
         open_checkpoint(path)
 
 
 def test_a_lazily_conjugated_tensor_is_stored_conjugated(tmp_path):
     checkpoint = open_checkpoint(pickled(tmp_path / "x.pt", hf_state() | {"odd": torch.tensor([1 + 2j]).conj()}))
     assert checkpoint.read("odd").tolist() == [1 - 2j]
-
-
-# ---------------------------------------------------------------- pickles that are attacks
-
-
-class Attack:
-    def __init__(self, function, *arguments):
-        self.call = (function, arguments)
-
-    def __reduce__(self):
-        return self.call
-
-
-def text(value):
-    data = value.encode()
-    return b"X" + struct.pack("<I", len(data)) + data
-
-
-def attacks(command):
-    """One pickle for each way to call a function (fickling's and picklescan's lists of bypasses)."""
-    system, run = b"cos\nsystem\n", text(command)
-    code = text(f"__import__('os').system({command!r})")
-    return {
-        "reduce": b"\x80\x02" + system + run + b"\x85R.",
-        "posix": b"\x80\x02cposix\nsystem\n" + run + b"\x85R.",
-        "inst": b"\x80\x02(" + run + b"ios\nsystem\n.",
-        "obj": b"\x80\x02(" + system + run + b"o.",
-        "eval": b"\x80\x02cbuiltins\neval\n" + code + b"\x85R.",
-        "exec": b"\x80\x02cbuiltins\nexec\n" + code + b"\x85R.",
-        "stack global": b"\x80\x04" + text("os") + text("system") + b"\x93" + run + b"\x85R.",
-        "getattr": b"\x80\x04cbuiltins\ngetattr\ncbuiltins\n__import__\n" + text("os") + b"\x85R" + text("system")
-        + b"\x86R" + run + b"\x85R.",
-        "runpy": b"\x80\x02crunpy\n_run_code\n" + code + b"}\x86R.",
-        "popen": b"\x80\x02csubprocess\ngetoutput\n" + run + b"\x85R.",
-        "then broken": b"\x80\x02" + system + run + b"\x85R0\xff",
-        "in a list": b"\x80\x02]" + system + run + b"\x85Ra.",
-    }  # fmt: skip
-
-
-KINDS = list(attacks(""))
-
-
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize("insist", [False, True], ids=["", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_attack_is_refused_and_nothing_runs(tmp_path, monkeypatch, kind, insist):
-    if insist:
-        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-    canary = tmp_path / "canary"
-    for name in ("model.pt", "model.safetensors", "pytorch_model.bin"):
-        (tmp_path / name).write_bytes(attacks(f"touch {canary}")[kind])
-        with pytest.raises(Refused, match="refused"):
-            open_checkpoint(tmp_path / name)
-    assert not canary.exists()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_attacks_are_real(tmp_path, kind):
-    canary = tmp_path / "canary"
-    try:
-        pickle.loads(attacks(f"touch {canary}")[kind])
-    except (pickle.UnpicklingError, TypeError, KeyError, AttributeError):
-        assert kind in ("then broken", "runpy")
-    assert canary.exists()
-
-
-@pytest.mark.parametrize("legacy", [False, True])
-@pytest.mark.parametrize("wrap", [dict, wrapped_in("state_dict")])
-def test_an_attack_beside_good_tensors_is_refused_by_name(tmp_path, wrap, legacy):
-    content = wrap(hf_state()) | {"extra": Attack(os.system, f"touch {tmp_path / 'canary'}")}
-    path = pickled(tmp_path / "x.pt", content, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(Refused, match=rf"x\.pt: refused, this pickle asks for {os.name}\.system"):
-        open_checkpoint(path)
-    assert not (tmp_path / "canary").exists()
-
-
-def test_a_whole_module_is_refused(tmp_path):
-    with pytest.raises(
-        Refused, match=r"asks for torch\.nn\.modules\.linear\.Linear \(byte 2\); re-save only its state_dict"
-    ):
-        open_checkpoint(pickled(tmp_path / "x.pt", torch.nn.Linear(2, 2)))
-
-
-def test_torchscript_code_is_not_run(tmp_path):
-    import zipfile
-
-    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
-        archive.writestr("archive/data.pkl", attacks(f"touch {tmp_path / 'canary'}")["reduce"])
-        archive.writestr("archive/code/__torch__.py", "import os")
-    with pytest.raises(Refused, match=r"x\.pt: refused, this pickle asks for os\.system"):
-        open_checkpoint(tmp_path / "x.pt")
-    assert not (tmp_path / "canary").exists()
-
-
-@pytest.mark.filterwarnings("ignore")  # torch warns about odd protocols
-@pytest.mark.parametrize("legacy", [False, True])
-def test_a_damaged_pickle_is_refused_and_never_crashes(tmp_path, legacy):
-    path = pickled(
-        tmp_path / "x.pt", {"a": torch.arange(4.0), "b": torch.ones(2)}, _use_new_zipfile_serialization=not legacy
-    )
-    data, generator = path.read_bytes(), random.Random(5)
-    cuts = [data[:length] for length in range(0, len(data), 3 if legacy else 13)]
-    flips = []
-    for _ in range(250):
-        flip = bytearray(data)
-        for _ in range(generator.choice((1, 2, 4))):
-            flip[generator.randrange(len(flip))] = generator.randrange(256)
-        flips.append(bytes(flip))
-    for damaged in cuts + flips:
-        path.write_bytes(damaged)
-        with pytest.raises((BadInput, Refused), match=r"x\.pt"):  # undamaged, it would be no CLIP
-            open_checkpoint(path)

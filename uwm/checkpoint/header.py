@@ -22,7 +22,7 @@ DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "C64": torch.complex64,
-}  # fmt: skip
+} | {f"U{n}": getattr(torch, f"uint{n}") for n in (16, 32, 64) if hasattr(torch, f"uint{n}")}  # fmt: skip
 _SURROGATE = re.compile("[\ud800-\udfff]")
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -102,8 +102,13 @@ def _check_metadata(metadata: Any, where: str) -> None:
         raise BadInput(f"{where}: __metadata__ in the header is no object of texts")
 
 
+def valid_name(name: str) -> bool:
+    """Whether a tensor may be called so: not empty, no NUL, no half of a character."""
+    return bool(name) and "\0" not in name and not _SURROGATE.search(name)
+
+
 def _check_entry(name: str, entry: Any, where: str) -> None:
-    if not name or "\0" in name or _SURROGATE.search(name):
+    if not valid_name(name):
         raise BadInput(f"{where}: tensor name {name!r} is empty or has characters that no name may have")
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]

@@ -8,24 +8,26 @@ from __future__ import annotations
 
 import pickletools
 import re
-from collections.abc import Iterator
+import warnings
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from ..errors import BadInput, Refused
 
-MAX_OPCODES = 20_000_000
+MAX_OPCODES = 3_000_000
+MAX_PICKLE = 256 << 20  # bytes
+MAX_LINE = 1 << 20  # bytes
 ALLOWED = re.compile(
     r"collections (OrderedDict|defaultdict|Counter)"
     r"|torch\._utils _rebuild_(tensor|tensor_v2|tensor_v3|parameter|parameter_with_state|sparse_tensor|qtensor"
-    r"|meta_tensor_no_storage)"
+    r"|meta_tensor_no_storage)|torch\._tensor _rebuild_from_type_v2|torch Tensor"
     r"|torch (\w+Storage|Size|device|float\w+|bfloat16|half|double|u?int\d+|long|short|bool|complex\w+|q\w+|sparse_\w+"
     r"|strided|per_\w+)"
-    r"|torch\.storage (UntypedStorage|TypedStorage|_LegacyStorage)|torch\.nn\.parameter Parameter"
+    r"|torch\.storage (UntypedStorage|TypedStorage|_LegacyStorage)|torch\.nn\.parameter (Parameter|Buffer)"
     r"|torch\.serialization _get_layout|torch\.torch_version TorchVersion"
     r"|torch\.jit\._pickle (build_\w+|restore_type_tag)|__torch__[\w.]* \w+"
-    r"|argparse Namespace|pathlib \w*Path|_codecs encode"
-    r"|(builtins|__builtin__) (set|frozenset|complex|bytearray|slice|range)"
+    r"|argparse Namespace|pathlib(\._local)? \w*Path|_codecs encode"
+    r"|(builtins|__builtin__) (set|frozenset|complex|bytearray|slice|range|list|dict|tuple|int|float|bool|str|bytes)"
     r"|numpy (dtype|ndarray|u?int\d+|float\d+|bool_?)|numpy\.(_?core)\.multiarray (scalar|_reconstruct)"
     r"|numpy\.dtypes \w+"
 )
@@ -38,7 +40,7 @@ class Name:
     name: str  # "module attribute"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Made:
     """What a pickle would have made: whose call, with what, and what was then put into it."""
 
@@ -48,15 +50,26 @@ class Made:
     items: dict = field(default_factory=dict)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Persistent:
     """A reference to something outside of the pickle: a storage."""
 
     identity: Any
 
 
-class _Mark:
-    """Where a group of values begins on the stack."""
+class _Bounded:
+    """A stream from which one pickle may take only so much, and never more than is asked for at a time."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream, self.tell, self.end = stream, stream.tell, stream.tell() + MAX_PICKLE
+
+    def read(self, size: int = -1) -> bytes:
+        if size < 0 or self.tell() + size > self.end:
+            raise ValueError(f"more than {MAX_PICKLE >> 20} MB")
+        return self.stream.read(size)
+
+    def readline(self) -> bytes:
+        return self.stream.readline(MAX_LINE)
 
 
 def read_pickle(stream: BinaryIO, where: str) -> Any:
@@ -75,48 +88,61 @@ def read_pickle(stream: BinaryIO, where: str) -> Any:
     """
     machine, start = _Machine(), stream.tell()
     try:
-        for count, (opcode, argument, position) in enumerate(pickletools.genops(stream)):
-            if count > MAX_OPCODES:
-                raise ValueError(f"more than {MAX_OPCODES} steps")
-            machine.step(opcode.name, argument, (position or start) - start)
-        value = machine.pop()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd escapes in texts
+            for count, (opcode, argument, position) in enumerate(pickletools.genops(cast(BinaryIO, _Bounded(stream)))):
+                if count > MAX_OPCODES:
+                    raise ValueError(f"more than {MAX_OPCODES} steps")
+                machine.step(opcode.name, argument, (position or start) - start)
+        value = machine.result()
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
         if machine.refused:
             raise _refusal(machine.refused, where) from None
-        raise BadInput(f"{where}: damaged pickle ({error or type(error).__name__}); download it again") from None
+        raise BadInput(f"{where}: damaged pickle ({str(error) or type(error).__name__}); download it again") from None
     if machine.refused:
         raise _refusal(machine.refused, where)
     return value
 
 
 def _refusal(refused: dict[str, int], where: str) -> Refused:
-    names = [f"{name.replace(' ', '.', 1)} (byte {place})" for name, place in list(refused.items())[:10]]
+    names = [f"{_printable(name)} (byte {place})" for name, place in list(refused.items())[:10]]
     more = f" and {len(refused) - 10} more" if len(refused) > 10 else ""
     return Refused(
         f"{where}: refused, this pickle asks for {', '.join(names)}{more}; re-save only its state_dict with torch.save"
     )
 
 
+def _printable(name: str) -> str:
+    """A name for the terminal: of bounded length, and what would steer the terminal escaped."""
+    return name.replace(" ", ".", 1)[:100].encode("unicode_escape").decode()
+
+
 class _Machine:
-    """The pickle machine: a stack and a memo."""
+    """The pickle machine: a stack, the stacks below each open mark, and a memo."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
+        self.below: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
         self.refused: dict[str, int] = {}
 
     def pop(self) -> Any:
-        value = self.stack.pop()
-        if value is _Mark:
-            raise ValueError("a mark where a value belongs")
-        return value
+        return self.stack.pop()
+
+    def take(self, count: int) -> tuple:
+        """The topmost values, in the order in which they were pushed."""
+        return tuple(reversed([self.stack.pop() for _ in range(count)]))
 
     def group(self) -> list[Any]:
         """Take everything above the last mark."""
-        place = len(self.stack) - 1 - self.stack[::-1].index(_Mark)
-        values = self.stack[place + 1 :]
-        del self.stack[place:]
+        values, self.stack = self.stack, self.below.pop()
         return values
+
+    def result(self) -> Any:
+        value = self.stack.pop()
+        if self.stack or self.below:
+            raise ValueError("values are left over at its end")
+        return value
 
     def step(self, opcode: str, argument: Any, position: int) -> None:
         if opcode in _CONSTANTS:
@@ -143,10 +169,14 @@ class _Machine:
     # -- groups
 
     def do_mark(self, argument: Any, position: int) -> None:
-        self.stack.append(_Mark)
+        self.below.append(self.stack)
+        self.stack = []
 
     def do_pop(self, argument: Any, position: int) -> None:
-        self.stack.pop()
+        if self.stack:
+            self.stack.pop()
+        else:
+            self.group()
 
     def do_pop_mark(self, argument: Any, position: int) -> None:
         self.group()
@@ -163,31 +193,28 @@ class _Machine:
     do_empty_set = do_empty_list
 
     def do_list(self, argument: Any, position: int) -> None:
-        self.stack.append(self.group())
+        values = self.group()
+        self.stack.append(values)
 
     do_frozenset = do_list
 
     def do_tuple(self, argument: Any, position: int) -> None:
-        self.stack.append(tuple(self.group()))
+        values = self.group()
+        self.stack.append(tuple(values))
 
     def do_tuple1(self, argument: Any, position: int) -> None:
-        self.stack[-1:] = [(self.stack[-1],)]
+        self.stack.append(self.take(1))
 
     def do_tuple2(self, argument: Any, position: int) -> None:
-        self.stack[-2:] = [tuple(self.stack[-2:])]
+        self.stack.append(self.take(2))
 
     def do_tuple3(self, argument: Any, position: int) -> None:
-        self.stack[-3:] = [tuple(self.stack[-3:])]
+        self.stack.append(self.take(3))
 
     def do_dict(self, argument: Any, position: int) -> None:
-        self.stack.append({})
-        self._put(self.group_below_top())
-
-    def group_below_top(self) -> list[Any]:
-        top = self.stack.pop()
         values = self.group()
-        self.stack.append(top)
-        return values
+        self.stack.append({})
+        self._put(values)
 
     def do_append(self, argument: Any, position: int) -> None:
         value = self.pop()
@@ -212,12 +239,13 @@ class _Machine:
         self._put(self.group())
 
     def _put(self, values: list[Any]) -> None:
-        """Keys that are no plain values (a tuple, an object) cannot name a tensor and are dropped."""
+        """A key that is no plain value is kept as something that equals nothing; hashing it could take for ever."""
         target = self.stack[-1].items if isinstance(self.stack[-1], Made) else self.stack[-1]
         if not isinstance(target, dict) or len(values) % 2:
             raise ValueError("items for something that is no dictionary")
-        pairs: Iterator = zip(values[::2], values[1::2], strict=True)
-        target.update((k, v) for k, v in pairs if k is None or isinstance(k, str | int | float | bytes))
+        for key, value in zip(values[::2], values[1::2], strict=True):
+            plain = key is None or isinstance(key, str | int | float | bytes)
+            target[key if plain else Made("key", (key,))] = value
 
     # -- the memo
 
@@ -240,7 +268,9 @@ class _Machine:
         self.stack.append(self.name(argument, position))
 
     def do_stack_global(self, argument: Any, position: int) -> None:
-        attribute, module = self.pop(), self.pop()
+        module, attribute = self.take(2)
+        if not isinstance(module, str) or not isinstance(attribute, str):
+            raise ValueError("a name that is no text")
         self.stack.append(self.name(f"{module} {attribute}", position))
 
     def do_inst(self, argument: str, position: int) -> None:
@@ -268,8 +298,9 @@ class _Machine:
 
     def do_build(self, argument: Any, position: int) -> None:
         state = self.pop()
-        if isinstance(self.stack[-1], Made):
-            self.stack[-1].state = state
+        if not isinstance(self.stack[-1], Made) or self.stack[-1].state is not None:
+            raise ValueError("a state for something that takes none, or takes it once")
+        self.stack[-1].state = state
 
     def do_binpersid(self, argument: Any, position: int) -> None:
         self.stack.append(Persistent(self.pop()))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,14 +16,18 @@ import torch
 from ..errors import BadInput
 from ..layouts import Layout, find_weights, recognise
 from ..weights import WeightId, WeightRef
-from .archive import Archive, StoredTensor, Unfit, open_archive
-from .header import DTYPES, NAMES, make_header, read_header
-from .pickles import Made
-from .sources import Source, find_sources
+from .archive import Archive, open_archive
+from .header import DTYPES, NAMES, make_header, read_header, valid_name
+from .sources import Source, find_sources, safetensors_name
+from .tensors import StoredTensor, Tensors, Unfit
 
 CASTS = (torch.float32, torch.float16, torch.bfloat16)
-PREFIXES = ("module.", "_orig_mod.")
+PREFIXES = ("module.", "_orig_mod.")  # of wrappers for many devices and for compiling
+BARE_PREFIXES = (*PREFIXES, "model.")  # and of trainers; a folder's config may want that one
+GROWTH = 16  # times that a torch file's tensors may outgrow it, tied and expanded ones counted in full
 OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")  # sizes, which OpenAI stores beside the weights
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,13 @@ class Checkpoint:
         """The shapes of all tensors, by their keys."""
         return {key: info.shape for key, (_, info) in self.entries.items()}
 
+    def same(self, key: str, other: str) -> bool:
+        """Whether two stored tensors have the same dtype, shape and bytes."""
+        (file, info), (other_file, other_info) = self.entries[key], self.entries[other]
+        if (info.dtype, info.shape) != (other_info.dtype, other_info.shape):
+            return False
+        return np.array_equal(file.raw(info), other_file.raw(other_info))
+
     def matrix(self, weight: WeightId) -> torch.Tensor:
         """One weight's stored values, [out, in]."""
         ref = self.weights[weight]
@@ -172,8 +182,9 @@ def open_checkpoint(path: str | Path, key: str | None = None) -> Checkpoint:
     """
     path = Path(path)
     source = find_sources(path)
-    files = tuple(_open_file(place, name, component, key) for place, name, component in source.files)
-    _check_promised(source, files)
+    prefixes = () if source.promised else PREFIXES if path.is_dir() else BARE_PREFIXES
+    files = tuple(_open_file(place, name, component, key, prefixes) for place, name, component in source.files)
+    _check_promised(path, source, files)
     keys = [file.component + info.name for file in files for info in file.tensors]
     layout = recognise(keys, str(path))
     if not path.is_dir():
@@ -183,7 +194,7 @@ def open_checkpoint(path: str | Path, key: str | None = None) -> Checkpoint:
     return Checkpoint(path, files, layout, find_weights(layout, keys), source.side_files, source.index)
 
 
-def _check_promised(source: Source, files: tuple[WeightsFile, ...]) -> None:
+def _check_promised(path: Path, source: Source, files: tuple[WeightsFile, ...]) -> None:
     """Every tensor of a shard index lies where it says, and nowhere else."""
     for (place, _, _), file in zip(source.files, files, strict=True):
         promised, held = source.promised.get(place), {info.name for info in file.tensors}
@@ -193,14 +204,19 @@ def _check_promised(source: Source, files: tuple[WeightsFile, ...]) -> None:
                 f"{place}: {odd[0]!r} is {'missing here' if odd[0] in promised else 'not promised here'} by the index, "
                 "or lies in two shards; download both again"
             )
+    held_bytes = sum(info.nbytes for file in files for info in file.tensors)
+    if source.total_size not in (None, held_bytes):
+        logger.warning("%s: the index says %s bytes, the shards hold %d", path, source.total_size, held_bytes)
 
 
-def _open_file(path: Path, name: str, component: str, key: str | None) -> WeightsFile:
+def _open_file(path: Path, name: str, component: str, key: str | None, prefixes: tuple[str, ...]) -> WeightsFile:
     with path.open("rb") as stream:
-        start = stream.read(10)
+        start = stream.read(512)
         # The low bytes of a header's length can be those of a pickle or a zip; what follows them cannot.
-        if start[8:9] != b"{" and (start[:2] == b"PK" or start[:1] == b"\x80"):
-            return _open_pickle(path, name, component, key)
+        if start[8:9] != b"{" and start[257:262] == b"ustar":
+            raise BadInput(f"{path}: a tar file, perhaps of torch 0.1; re-save it with a current torch")
+        if start[8:9] != b"{" and (start[:2] == b"PK" or start[:1] in (b"\x80", b"c", b"(")):
+            return _open_pickle(path, name, component, key, prefixes)
         stream.seek(0)
         header, entries = read_header(stream, path.stat().st_size, str(path))
     infos = tuple(
@@ -210,67 +226,61 @@ def _open_file(path: Path, name: str, component: str, key: str | None) -> Weight
     return WeightsFile(name, header, infos, path, component)
 
 
-def _open_pickle(path: Path, name: str, component: str, key: str | None) -> WeightsFile:
+def _open_pickle(path: Path, name: str, component: str, key: str | None, prefixes: tuple[str, ...]) -> WeightsFile:
     """A torch file as the safetensors file that will be written of it."""
     archive = open_archive(path)
-    held = dict(sorted(_state_dict(archive, path, key).items()))
+    held = dict(sorted(_state_dict(archive, path, key, prefixes).items()))
+    nbytes, size = sum(math.prod(t.shape) * t.dtype.itemsize for t in held.values()), path.stat().st_size
+    if nbytes > GROWTH * size:
+        raise BadInput(f"{path}: has {size} bytes, and its tensors ask for {nbytes}; re-save it without expanded ones")
     header = make_header((name, t.dtype, t.shape) for name, t in held.items())
     infos, begin = [], len(header)
     for tensor_name, tensor in held.items():
         infos.append(TensorInfo(tensor_name, tensor.dtype, tensor.shape, begin))
         begin += infos[-1].nbytes
-    place = Path(name).with_name(re.sub(r"^pytorch_model", "model", Path(name).name)).with_suffix(".safetensors")
+    place = Path(name).with_name(safetensors_name(Path(name).name))
     return WeightsFile(str(place), header, tuple(infos), path, component, held, archive.scripted)
 
 
-def _state_dict(archive: Archive, path: Path, key: str | None) -> dict[str, StoredTensor]:
-    """The tensors of a torch file, without the prefix that all of their names share."""
-    if isinstance(archive.content, Made) and archive.scripted:
-        loaded = _script_tensors(archive.content)
-    else:
-        loaded = _choose(archive.content, path, key)
-    if all(getattr(loaded.get(name), "shape", None) == () for name in OPENAI_NUMBERS):
+def _state_dict(archive: Archive, path: Path, key: str | None, prefixes: tuple[str, ...]) -> dict[str, StoredTensor]:
+    """The tensors of a torch file, without the prefixes that all of their names share."""
+    loaded: dict[str, StoredTensor] = {}
+    unfit = set()
+    for name, tensor in _choose(archive.state_dicts, path, key).items():
+        if not isinstance(tensor, StoredTensor) or tensor.dtype not in NAMES:
+            unfit.add(tensor.kind if isinstance(tensor, Unfit) else str(tensor.dtype))
+        else:
+            loaded[name] = tensor
+    if all(name in loaded and loaded[name].shape == () for name in OPENAI_NUMBERS):
         loaded = {name: tensor for name, tensor in loaded.items() if name not in OPENAI_NUMBERS}
-    unfit = {t.kind if isinstance(t, Unfit) else str(t.dtype) for t in loaded.values() if not _fits(t)}
     if unfit:
         raise BadInput(f"{path}: {', '.join(sorted(unfit))} tensors cannot be written as safetensors")
-    while loaded and (prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in loaded)), None)):
+    while loaded and (prefix := next((p for p in prefixes if all(name.startswith(p) for name in loaded)), None)):
         loaded = {name[len(prefix) :]: tensor for name, tensor in loaded.items()}
+    if odd := [name for name in loaded if not valid_name(name)]:
+        raise BadInput(f"{path}: tensor name {odd[0][:100]!r} is empty or has characters that no name may have")
     return loaded
 
 
-def _fits(tensor: StoredTensor | Unfit) -> bool:
-    return isinstance(tensor, StoredTensor) and tensor.dtype in NAMES
-
-
-def _script_tensors(module: Made, prefix: str = "") -> dict[str, Any]:
-    """Parameters and buffers of a TorchScript module, by dotted name."""
-    found: dict[str, Any] = {}
-    for name, value in (module.state or {}).items():
-        if isinstance(value, StoredTensor | Unfit):
-            found[prefix + name] = value
-        elif isinstance(value, Made) and value.name.startswith("__torch__") and len(prefix) < 1000:
-            found |= _script_tensors(value, f"{prefix}{name}.")
-    return found
-
-
-def _choose(content: Any, path: Path, key: str | None) -> dict[str, Any]:
+def _choose(found: dict[str, Tensors], path: Path, key: str | None) -> Tensors:
     """The one state dict of a training checkpoint, or the one that `key` names."""
-    found = dict(_state_dicts(content, ""))
-    if key is not None and key not in found:
-        raise BadInput(f"{path}: --key {key!r} holds no state dict; there is {', '.join(map(repr, found)) or 'none'}")
-    if key is None and len(found) > 1:
-        raise BadInput(f"{path}: holds several state dicts ({', '.join(found)}); choose one with --key")
+    there = ", ".join(map(repr, found))
     if not found:
         raise BadInput(f"{path}: holds no state dict; expected tensors by name, bare or under 'state_dict' or 'model'")
-    return found[key] if key is not None else next(iter(found.values()))
+    if key is not None:
+        if key not in found:
+            raise BadInput(f"{path}: --key {key!r} holds no state dict; there is {there}")
+        return found[key]
+    models = [name for name, held in found.items() if _is_model(held)] or list(found)
+    if len(models) > 1:
+        raise BadInput(f"{path}: holds several state dicts ({there}); choose one with --key")
+    return found[models[0]]
 
 
-def _state_dicts(content: Any, name: str) -> list[tuple[str, dict[str, Any]]]:
-    """Every dictionary of names and tensors, by its dotted place, not looking inside one."""
-    if not isinstance(content, dict) or not content:
-        return []
-    if all(isinstance(k, str) and isinstance(v, StoredTensor | Unfit) for k, v in content.items()):
-        return [(name, content)]
-    inner = [(f"{name}.{key}" if name else str(key), value) for key, value in content.items()]
-    return [found for place, value in inner if name.count(".") < 2 for found in _state_dicts(value, place)]
+def _is_model(held: Tensors) -> bool:
+    """Whether an encoder is among the names; what an optimizer or a random generator keeps has none."""
+    try:
+        recognise(held, "")
+    except BadInput:
+        return False
+    return True

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import BadInput, Refused
 
-CANDIDATES = (  # in this order; a pickle only when there is nothing better
-    "model.safetensors", "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.fp16.safetensors",
-    "pytorch_model.bin", "open_clip_pytorch_model.bin",
+INDEX = "model.safetensors.index.json"
+CANDIDATES = (  # in this order, then any other index; a pickle only when there is nothing better
+    "model.safetensors", INDEX, "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors",
+    "model.fp16.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin",
 )  # fmt: skip
 WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx"}
+SUFFIXES = (".safetensors", ".bin")  # of shards
 OWN = {"uwm.json", "README.md", "report.html", "uwm_patch.safetensors"}
-FORMATS = {"onnx", "openvino"}  # folders with unedited copies in other formats
+OTHER_FORMATS = {"onnx", "openvino"}  # folders with unedited copies in other formats
 EXPORTS = {"hf", "open_clip"}  # in a folder of ours, what --also-export wrote
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,7 @@ class Source:
     side_files: tuple[Path, ...] = ()
     promised: dict[Path, set[str]] = field(default_factory=dict)  # shard -> the tensors its index promises
     index: tuple[str, bytes] | None = None
+    total_size: int | None = None  # bytes in all shards, as the index says
 
 
 def find_sources(path: Path) -> Source:
@@ -48,10 +54,9 @@ def find_sources(path: Path) -> Source:
         return _pipeline(path)
     inner = _first_module(path) if (path / "modules.json").is_file() else path
     if inner == path:
-        found = _one_folder(path, "")
-        return Source(found.files, tuple(_side_files(path, path)), found.promised, found.index)
+        return replace(_one_folder(path, ""), side_files=tuple(_side_files(path, path)))
     found = _one_folder(inner, f"{inner.relative_to(path).as_posix()}/")
-    return Source(found.files, tuple(_side_files(path, inner)), found.promised, found.index)
+    return replace(found, side_files=tuple(_side_files(path, inner)))
 
 
 def _pipeline(path: Path) -> Source:
@@ -80,41 +85,76 @@ def _first_module(path: Path) -> Path:
 
 
 def _one_folder(folder: Path, prefix: str) -> Source:
-    for pattern in ("*.safetensors.index.json", "*.bin.index.json"):
-        for index in sorted(folder.glob(pattern)):
-            return _shards(index, prefix)
-    for name in CANDIDATES:
-        if (folder / name).is_file():
-            return Source([(folder / name, prefix + name, "")])
-    partial = " (a download seems unfinished: .incomplete)" if any(folder.glob("*.incomplete")) else ""
-    raise BadInput(f"{folder}: no weights in this folder{partial}; expected one of {', '.join(CANDIDATES)} or an index")
+    indices = sorted(index for suffix in SUFFIXES for index in folder.glob(f"*{suffix}.index.json"))
+    ranked = [path for path in (*(folder / name for name in CANDIDATES), *indices) if path.is_file()]
+    ranked.sort(key=lambda path: ".safetensors" not in path.name)
+    if not ranked:
+        there = ", ".join(CANDIDATES)
+        raise BadInput(f"{folder}: no weights in this folder{_unfinished(folder)}; expected one of {there}")
+    if ranked[0].name.endswith(".index.json"):
+        return _shards(ranked[0], prefix)
+    return Source([(ranked[0], prefix + ranked[0].name, "")])
+
+
+def _unfinished(folder: Path) -> str:
+    return " (a download seems unfinished: .incomplete)" if any(folder.glob("*.incomplete")) else ""
 
 
 def _shards(index: Path, prefix: str) -> Source:
     """The shard files of an index, checked to lie in the index's own folder."""
+    content = _read_index(index)
+    suffix = next(suffix for suffix in SUFFIXES if index.name.endswith(f"{suffix}.index.json"))
+    promised: dict[Path, set[str]] = {}
+    for tensor, name in content["weight_map"].items():
+        promised.setdefault(index.parent / name, set()).add(tensor)
+    for shard in promised:
+        _check_shard(index, shard.name if shard.parent == index.parent else str(shard), suffix)
+    stray = sorted(p.name for p in index.parent.glob(f"*-of-*{suffix}") if p not in promised)
+    if stray:
+        logger.warning("%s: left out, for the index does not name them: %s", index, ", ".join(stray))
+    files = sorted(promised)
+    written = index.name, index.read_bytes()
+    if suffix == ".bin":
+        renamed = {t: safetensors_name(n) for t, n in content["weight_map"].items()}
+        if len(set(renamed.values())) < len(files):
+            raise BadInput(f"{index}: two shards would get one name as safetensors; rename one of them")
+        written = INDEX, (json.dumps({**content, "weight_map": renamed}, indent=2) + "\n").encode()
+    places = [(path, prefix + path.name, "") for path in files]
+    metadata = content.get("metadata")
+    total = metadata.get("total_size") if suffix == ".safetensors" and isinstance(metadata, dict) else None
+    return Source(places, (), promised, (prefix + written[0], written[1]), total)
+
+
+def safetensors_name(name: str) -> str:
+    """What a torch file is called once its tensors are written as safetensors."""
+    return re.sub(r"^pytorch_model", "model", str(Path(name).with_suffix(".safetensors")))
+
+
+def _read_index(index: Path) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError("a key stands there twice")
+        return dict(pairs)
+
     try:
-        content = json.loads(index.read_text("utf-8-sig"))
-        weight_map = content["weight_map"]
-        names = sorted(set(weight_map.values()))
-        if not all(isinstance(name, str) for name in names):
-            raise ValueError("a shard's name is no text")
+        content = json.loads(index.read_text("utf-8-sig"), object_pairs_hook=unique)
+        if not content["weight_map"] or not all(isinstance(name, str) for name in content["weight_map"].values()):
+            raise ValueError("weight_map does not say where tensors are")
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise BadInput(f"{index}: not a shard index ({error})") from None
-    suffix = ".safetensors" if index.name.endswith(".safetensors.index.json") else ".bin"
-    for name in names:
-        if not re.fullmatch(rf"[\w.\-]+{re.escape(suffix)}", name):
-            raise Refused(f"{index}: shard name {name!r} is not a plain {suffix} file name in this folder")
-        if not (index.parent / name).is_file():
-            raise BadInput(f"{index}: shard {name!r} is missing; download it again")
-    promised: dict[Path, set[str]] = {}
-    for tensor, name in weight_map.items():
-        promised.setdefault(index.parent / name, set()).add(tensor)
-    written = None
-    if suffix == ".bin":
-        renamed = {t: re.sub(r"^pytorch_model", "model", n.removesuffix(".bin")) + ".safetensors" for t, n in weight_map.items()}  # noqa: E501  # fmt: skip
-        text = json.dumps({**content, "weight_map": renamed}, indent=2) + "\n"
-        written = (f"{prefix}model.safetensors.index.json", text.encode())
-    return Source([(index.parent / name, prefix + name, "") for name in names], (), promised, written)
+    return content
+
+
+def _check_shard(index: Path, name: str, suffix: str) -> None:
+    """A shard is a file in the index's folder. Raises Refused where it is elsewhere, BadInput where it is missing."""
+    if not re.fullmatch(rf"[\w.\-]+{re.escape(suffix)}", name):
+        raise Refused(f"{index}: shard name {name!r} is not a plain {suffix} file name in this folder")
+    path, home = index.parent / name, index.parent.resolve()
+    if not path.is_file():
+        raise BadInput(f"{index}: shard {name!r} is missing{_unfinished(index.parent)}; download it again")
+    blobs = home.parents[1] / "blobs" if home.parent.name == "snapshots" else home  # the Hub's cache
+    if path.resolve().parent not in (home, blobs):
+        raise Refused(f"{index}: shard {name!r} is a link that leaves this folder; put the file itself there")
 
 
 def _side_files(root: Path, *edited: Path) -> Iterator[Path]:
@@ -128,17 +168,17 @@ def _side_files(root: Path, *edited: Path) -> Iterator[Path]:
         exported = place.parts[0] in EXPORTS and (root / "uwm.json").is_file()
         if not path.is_file() or hidden or exported or (path.name in OWN and path.parent == root):
             continue
-        weights = path.suffix in WEIGHT_SUFFIXES or path.name.endswith(".bin.index.json")
-        ours = path.parent in edited or root in edited or FORMATS.intersection(place.parts)
+        weights = path.suffix in WEIGHT_SUFFIXES or path.name.endswith(tuple(f"{s}.index.json" for s in SUFFIXES))
+        ours = path.parent in edited or root in edited or OTHER_FORMATS.intersection(place.parts)
         if not (weights and ours):
             yield place
 
 
 def read_json(path: Path) -> Any:
     """A JSON file's content. Raises BadInput."""
+    if not path.is_file():
+        raise BadInput(f"{path.parent}: no {path.name} in this folder")
     try:
         return json.loads(path.read_text("utf-8-sig"))
-    except FileNotFoundError:
-        raise BadInput(f"{path.parent}: no {path.name} in this folder") from None
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: not valid JSON ({error})") from None

@@ -73,8 +73,8 @@ def write_edited(
         sha256 of every weight file written, by name.
 
     Raises:
-        BadInput: Two edits of one stored matrix disagree. InvalidResult: What is on disk is not what was planned.
-        ResourceFault: The disk failed.
+        BadInput: Two edits of one stored matrix, or tied tensors that differ. ResourceFault: The disk failed.
+        InvalidResult: What is on disk is not what was planned.
     """
     plans = _plans(checkpoint, edits, {**checkpoint.aliases, **(aliases or {})})
     try:
@@ -106,6 +106,10 @@ def _plans(checkpoint: Checkpoint, edits: Mapping[WeightId, Edit], aliases: Mapp
         plans.setdefault(ref.key, []).append((ref, edit))
     for key in list(plans):
         for other in aliases.get(key, []):
+            if other not in checkpoint.entries:
+                continue  # another spelling of the same weights
+            if not checkpoint.same(key, other):
+                raise BadInput(f"{checkpoint.path}: {key} and {other} were one tied matrix and differ now")
             if other in named:
                 raise BadInput(
                     f"{checkpoint.path}: {key} and {other} are one tied matrix, which cannot be edited twice; choose "

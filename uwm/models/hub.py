@@ -12,7 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..checkpoint.sources import CANDIDATES, FORMATS, OWN, WEIGHT_SUFFIXES
+from ..checkpoint.sources import CANDIDATES, OTHER_FORMATS, OWN, WEIGHT_SUFFIXES
 from ..errors import BadInput, ResourceFault, UwmError
 
 UNWANTED = (".git*", "*.md", "*.ot", "*.gguf", "*.tflite", "*.onnx_data", "*.mlmodel", "events.out.tfevents.*")
@@ -109,7 +109,9 @@ def wanted(names: list[str]) -> list[str]:
     side_files = []
     for name in sorted(names):
         path = PurePosixPath(name)
-        if FORMATS.intersection(path.parts[:-1]) or any(fnmatch(part, u) for part in path.parts for u in UNWANTED):
+        if OTHER_FORMATS.intersection(path.parts[:-1]) or any(
+            fnmatch(part, u) for part in path.parts for u in UNWANTED
+        ):
             continue
         weights = path.suffix in WEIGHT_SUFFIXES or INDEX.fullmatch(path.name)
         if weights and name not in OWN:

@@ -1,0 +1,232 @@
+"""Tensors in a torch file: what its pickle says of them, held against the bytes that are there, and read one by one."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import BadInput
+from .header import NAMES
+from .pickles import Made, Persistent
+
+MAX_DEPTH = 64  # of modules in modules
+MAX_TENSORS, MAX_NAME = 20_000, 200  # in one TorchScript module; letters of an attribute's name
+STORAGES = {
+    "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
+    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
+    "ComplexFloatStorage": torch.complex64, "ComplexDoubleStorage": torch.complex128, "UntypedStorage": torch.uint8,
+    "QInt8Storage": torch.qint8, "QUInt8Storage": torch.quint8, "QInt32Storage": torch.qint32,
+}  # fmt: skip
+NEWER = {f"torch {str(dtype).removeprefix('torch.')}": dtype for dtype in NAMES}  # dtypes without a storage class
+REBUILDS = {f"torch._utils _rebuild_{name}" for name in ("tensor", "tensor_v2", "tensor_v3")}
+WRAPPERS = {
+    "torch._utils _rebuild_parameter", "torch._utils _rebuild_parameter_with_state", "torch.nn.parameter Parameter",
+}  # fmt: skip
+UNFIT = {
+    "torch._utils _rebuild_sparse_tensor": "sparse", "torch._utils _rebuild_qtensor": "quantised",
+    "torch._utils _rebuild_meta_tensor_no_storage": "meta",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A run of bytes in a file; `crc` where the file tells it."""
+
+    path: Path
+    begin: int
+    nbytes: int
+    crc: int | None
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A view into a storage, not read yet."""
+
+    storage: Storage
+    dtype: torch.dtype
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    conjugated: bool = False
+    negated: bool = False
+
+    def read(self) -> torch.Tensor:
+        """The values, contiguous and no larger than the view. Raises BadInput where the file is damaged."""
+        if not math.prod(self.shape):
+            return torch.empty(self.shape, dtype=self.dtype)
+        size, span = self.dtype.itemsize, _span(self.shape, self.stride)
+        with self.storage.path.open("rb") as stream:
+            stream.seek(self.storage.begin + self.offset * size)
+            raw = np.fromfile(stream, dtype=np.uint8, count=span * size)
+        if len(raw) != span * size:
+            raise BadInput(f"{self.storage.path}: cut off while it was read")
+        whole = len(raw) == self.storage.nbytes
+        if whole and self.storage.crc is not None and zlib.crc32(raw.data) != self.storage.crc:
+            raise BadInput(f"{self.storage.path}: damaged, a tensor's checksum does not fit; download it again")
+        flat = torch.from_numpy(raw).view(self.dtype)
+        tensor = torch.as_strided(flat, self.shape, self.stride).contiguous()
+        tensor = tensor.conj().resolve_conj() if self.conjugated else tensor
+        return -tensor if self.negated else tensor
+
+
+@dataclass(frozen=True)
+class Unfit:
+    """A tensor that no safetensors file can hold, by its kind."""
+
+    kind: str
+
+
+Tensors = dict[str, StoredTensor | Unfit]
+
+
+def references(content: Any) -> dict[str, tuple[torch.dtype, int]]:
+    """Every storage that a pickle refers to: key -> its elements' dtype and number. Raises ValueError."""
+    found: dict[str, tuple[torch.dtype, int]] = {}
+    for value in _walk(content):
+        if isinstance(value, Persistent):
+            kind, key, count = _reference(value)
+            if found.setdefault(key, (kind, count)) != (kind, count):
+                raise ValueError("one storage is referred to as two")
+    return found
+
+
+def _reference(persistent: Any) -> tuple[torch.dtype, str, int]:
+    """dtype, key and elements of a storage."""
+    word, kind, key, _, count, *_ = persistent.identity
+    name = kind.name.rpartition(" ")[2]
+    if word != "storage" or type(key) is not str or type(count) is not int or count < 0 or name not in STORAGES:
+        raise ValueError("a reference to something that is no storage")
+    return STORAGES[name], key, count
+
+
+def _walk(content: Any) -> Iterator[Any]:
+    """Everything in a pickle's content, each object once, without recursion."""
+    seen, waiting = set(), [content]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen or isinstance(value, str | bytes | int | float | None):
+            continue
+        seen.add(id(value))
+        yield value
+        if isinstance(value, Mapping):
+            waiting.extend(value.values())
+        elif isinstance(value, list | tuple):
+            waiting.extend(value)
+        elif isinstance(value, Made):
+            waiting.extend((*value.arguments, value.state, value.items))
+
+
+def find_state_dicts(content: Any, storages: Mapping[str, Storage]) -> dict[str, Tensors]:
+    """Every dictionary of names and tensors, by its dotted place, down to the third level; one object once."""
+    seen: set[int] = set()
+
+    def search(value: Any, name: str, depth: int) -> Iterator[tuple[str, Tensors]]:
+        if id(value) in seen or not (held := _mapping(value)):
+            return
+        seen.add(id(value))
+        if all(isinstance(key, str) and _is_tensor(inner) for key, inner in held.items()):
+            yield name, {key: _tensor(inner, storages) for key, inner in held.items()}
+        elif depth < 3:
+            for key, inner in held.items():
+                if isinstance(key, str):
+                    yield from search(inner, f"{name}.{key}" if name else key, depth + 1)
+
+    return dict(search(content, "", 0))
+
+
+def script_tensors(module: Any, storages: Mapping[str, Storage]) -> Tensors:
+    """Parameters and buffers of a TorchScript module, by dotted name; a module held twice counts under both names."""
+    known: dict[int, Tensors] = {}
+
+    def collect(module: Made, depth: int) -> Tensors:
+        if id(module) in known:
+            return known[id(module)]
+        found: Tensors = {}
+        for name, value in (module.state if isinstance(module.state, dict) else {}).items():
+            if _is_tensor(value):
+                found[name] = _tensor(value, storages)
+            elif _is_script(value):
+                found |= {f"{name}.{inner}": tensor for inner, tensor in collect(value, depth + 1).items()}
+            if depth > MAX_DEPTH or len(found) > MAX_TENSORS or len(name) > MAX_NAME:
+                raise ValueError("more modules in modules than a model has")
+        known[id(module)] = found
+        return found
+
+    return collect(module, 0) if _is_script(module) else {}
+
+
+def _is_script(value: Any) -> bool:
+    return isinstance(value, Made) and value.name.startswith("__torch__")
+
+
+def _mapping(value: Any) -> dict[Any, Any]:
+    """A dictionary of any class as a plain one; nothing for all else."""
+    if isinstance(value, Made) and value.name.startswith("collections "):
+        pairs = value.arguments[0] if value.arguments and isinstance(value.arguments[0], list) else []
+        value = {pair[0]: pair[1] for pair in pairs if isinstance(pair[0], str)} | value.items
+    return value if isinstance(value, dict) else {}
+
+
+def _unwrapped(value: Any) -> Any:
+    """What a parameter or a tensor of another class really is."""
+    for _ in range(4):
+        if isinstance(value, Made) and value.name in WRAPPERS and value.arguments:
+            value = value.arguments[0]
+        elif isinstance(value, Made) and value.name == "torch._tensor _rebuild_from_type_v2":
+            value = Made(value.arguments[0].name, value.arguments[2])
+    return value
+
+
+def _is_tensor(value: Any) -> bool:
+    value = _unwrapped(value)
+    return isinstance(value, Made) and (value.name in REBUILDS or value.name in UNFIT)
+
+
+def _tensor(value: Any, storages: Mapping[str, Storage]) -> StoredTensor | Unfit:
+    """A tensor of the pickle in its storage. Raises BadInput where it does not fit, ValueError where it is none."""
+    made = _unwrapped(value)
+    if made.name in UNFIT:
+        return Unfit(UNFIT[made.name])
+    reference, offset, shape, stride, *rest = made.arguments
+    (dtype, key, _), rest = _reference(reference), rest[2:]  # without requires_grad and hooks
+    if reference.identity[5:] not in ((), (None,)):
+        return Unfit("a view of a view")
+    if made.name.endswith("_v3"):
+        name = rest.pop(0).name
+        if name not in NEWER:
+            return Unfit(name.replace(" ", "."))
+        dtype = NEWER[name]
+    shape, stride, storage = _sizes(shape), _sizes(stride), storages[key]
+    end = offset + (_span(shape, stride) if math.prod(shape) else 0)
+    if len(shape) != len(stride) or type(offset) is not int or offset < 0 or end * dtype.itemsize > storage.nbytes:
+        raise BadInput(
+            f"{storage.path}: a tensor of {list(shape)} does not fit into its {storage.nbytes} bytes; download it again"
+        )
+    flags = rest[0] if rest and isinstance(rest[0], dict) else {}
+    conjugated, negated = (flags.get(flag) is True for flag in ("conj", "neg"))
+    if (conjugated and not dtype.is_complex) or (negated and not (dtype.is_complex or dtype.is_floating_point)):
+        raise ValueError(f"a conjugated or negated tensor of {dtype}")
+    return StoredTensor(storage, dtype, offset, shape, stride, conjugated, negated)
+
+
+def _span(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
+    """Elements from the first to the last of a view."""
+    return 1 + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
+
+
+def _sizes(value: Any) -> tuple[int, ...]:
+    if isinstance(value, Made):  # torch.Size
+        value = value.arguments[0]
+    good = isinstance(value, tuple) and len(value) <= MAX_DEPTH
+    good = good and all(type(n) is int and 0 <= n < 2**62 for n in value)
+    if not good or math.prod(n for n in value if n) >= 2**62:
+        raise ValueError("a shape or stride that is none")
+    return value

@@ -1,0 +1,16 @@
+"""The command line: one verb per arrow of the pipeline, no logic of its own."""
+
+from __future__ import annotations
+
+import sys
+
+from ..launch import launch
+from . import looking, main_job, steps  # noqa: F401  (in the order in which --help lists their verbs)
+from .group import uwm
+
+__all__ = ["main", "uwm"]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The `uwm` program: run a verb and leave with its exit code."""
+    launch(uwm, sys.argv[1:] if arguments is None else arguments)

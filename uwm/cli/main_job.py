@@ -1,0 +1,97 @@
+"""The main job: `uwm edit` and `uwm demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import BadInput
+from ..flags import (
+    COMMON,
+    EXAMPLES,
+    EXPORT,
+    MODEL,
+    PATH,
+    SCORE,
+    SELECT,
+    WRITE,
+    ZERO_SHOT,
+    print_json,
+    progress_of,
+    split_flags,
+    warn,
+)
+from .group import uwm
+
+DEMO_OUTPUT = "uwm-demo"
+
+
+@uwm.command()
+@click.argument("model")
+@SCORE
+@click.option("--eval", "eval_set", help="Set to measure on  [default: pairs held out of --calib]")
+@click.option("--eval-split", "eval_splits", multiple=True, help="Its split, or one of --calib's; repeat for more.")
+@click.option("--again", is_flag=True, help="Edit a checkpoint that uwm has edited already.")
+@click.option("--holdout", type=float, default=0.2, show_default=True, help="Share of pairs held out for measuring.")
+@ZERO_SHOT
+@SELECT
+@MODEL
+@WRITE
+@EXAMPLES
+@EXPORT
+@COMMON
+def edit(output: Path | None, overwrite: bool, dry_run: bool, show_examples: bool, **flags: Any) -> None:
+    """Find, negate, measure, write: the main job."""
+    from ..recipe import Recipe
+
+    settings, show = split_flags(flags)
+    if output is None and not dry_run:
+        raise BadInput("say where to write with -o FOLDER, or pass --dry-run")
+    recipe = Recipe(**{**settings, **{key: tuple(settings[key]) for key in ("eval_splits", "zero_shot")}})
+    _run(recipe, None if dry_run else output, overwrite, show_examples, show)
+
+
+@uwm.command()
+@SELECT
+@click.option("-o", "--output", type=PATH, default=DEMO_OUTPUT, show_default=True, help="Folder to write.")
+@click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
+@click.option("--dry-run", is_flag=True, help="Do everything but write.")
+@EXAMPLES
+@EXPORT
+@COMMON
+def demo(output: Path, overwrite: bool, dry_run: bool, show_examples: bool, **flags: Any) -> None:
+    """The main job on the shipped model and set, offline, in under two minutes."""
+    from ..recipe import demo_recipe
+
+    settings, show = split_flags(flags)
+    _run(demo_recipe(**settings), None if dry_run else output, overwrite, show_examples, show)
+
+
+def _run(recipe: Any, output: Path | None, overwrite: bool, show_examples: bool, show: dict[str, bool]) -> None:
+    from ..recipe import run
+    from ..report import LEGEND, RANDOM_LEGEND, heading, rows, text_table
+
+    outcome = run(recipe, output, overwrite=overwrite, show_examples=show_examples, progress=progress_of(show))
+    warn(show, outcome.warnings)
+    manifest = outcome.manifest
+    if show["as_json"]:
+        print_json({**manifest, "output": None if output is None else str(output)})
+        return
+    pairs = ", ".join(f"{count} for {tower}" for tower, count in manifest["calibration"]["pairs"].items())
+    click.echo(
+        f"{manifest['model']['name']}: scored on {manifest['calibration']['name']} pairs ({pairs}); negated "
+        f"{manifest['selected']} of {manifest['of']} entries in {len(manifest['layers'])} matrices"
+        if outcome.patch.alpha == -1
+        else f"{manifest['model']['name']}: {manifest['selected']} of {manifest['of']} entries × {outcome.patch.alpha}"
+    )
+    for name, columns in outcome.results.items():
+        click.echo(f"\n{heading(name, next(iter(columns.values())).pairs)}\n{text_table(rows(columns))}")
+    if outcome.results:
+        click.echo(f"\n{LEGEND} {RANDOM_LEGEND}")
+    used = manifest["run"]
+    seconds, memory = sum(used["seconds"].values()), used["peak_memory_mb"]
+    click.echo(
+        f"\n{seconds:.0f} s, peak memory {memory} MB; " + (f"written to {output}" if output else "nothing written")
+    )

@@ -1,0 +1,181 @@
+"""The main job in steps, and what is done with its output: score, select, apply, revert, diff, inspect, push."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import BadInput
+from ..flags import (
+    COMMON,
+    FILES,
+    HUB,
+    KEY,
+    MODEL,
+    OFFLINE,
+    PATH,
+    SCORE,
+    SELECT,
+    WRITE,
+    progress_of,
+    resolved,
+    say,
+    split_flags,
+    warn,
+)
+from .group import uwm
+
+
+@uwm.command()
+@click.argument("model")
+@SCORE
+@MODEL
+@click.option("-o", "--output", type=PATH, required=True, help="Scores file to write (.safetensors).")
+@click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
+@COMMON
+def score(output: Path, overwrite: bool, **flags: Any) -> None:
+    """Profile and score only; thresholds can then be tried for free."""
+    from ..recipe import Recipe, calibration_pairs, load_model, make_scores
+
+    settings, show = split_flags(flags)
+    recipe = Recipe(**settings)
+    _refuse_existing(output, overwrite, recipe.model, recipe.calib)
+    pairs = calibration_pairs(recipe)
+    warn(show, pairs.warnings())
+    scores = make_scores(recipe, load_model(recipe), pairs, progress_of(show))
+    scores.save(output)
+    say(show, {"output": str(output), "weights": len(scores), **scores.recipe}, f"{len(scores)} weights → {output}")
+
+
+@uwm.command()
+@click.argument("scores", type=PATH)
+@SELECT
+@click.option("-o", "--output", type=PATH, required=True, help="Patch file to write (.safetensors).")
+@click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
+@COMMON
+def select(scores: Path, output: Path, overwrite: bool, **flags: Any) -> None:
+    """A patch from stored scores."""
+    from ..patch import select as make
+    from ..report import layer_table, text_table
+    from ..scoring import Scores
+
+    settings, show = split_flags(flags)
+    _refuse_existing(output, overwrite, str(scores))
+    loaded = Scores.load(scores)
+    patch = make(loaded, **settings)
+    patch.save(output)
+    layers = {str(w): {"selected": n, "of": loaded[w].numel()} for w, n in patch.counts().items()}
+    say(show, {"output": str(output), "layers": layers}, f"{text_table(layer_table(layers))}\n→ {output}")
+
+
+@uwm.command()
+@click.argument("model")
+@click.argument("patch", type=PATH)
+@FILES
+@WRITE
+@HUB
+@COMMON
+def apply(model: str, patch: Path, **flags: Any) -> None:
+    """Write an edited copy of a checkpoint from a patch; no model library is needed."""
+    _file_to_file("apply", model, patch, flags)
+
+
+@uwm.command()
+@click.argument("model")
+@click.argument("patch", type=PATH)
+@FILES
+@WRITE
+@HUB
+@COMMON
+def revert(model: str, patch: Path, **flags: Any) -> None:
+    """Undo a patch; the tensors are the original's again, byte for byte."""
+    _file_to_file("revert", model, patch, flags)
+
+
+def _file_to_file(verb: str, model: str, patch_path: Path, flags: dict[str, Any]) -> None:
+    from .. import rewrite
+    from ..patch import Patch
+
+    settings, show = split_flags(flags)
+    source = resolved(model, settings)
+    output, loaded = settings.pop("output"), Patch.load(patch_path)
+    if settings.pop("dry_run"):
+        checkpoint = rewrite.open_checkpoint(source, settings["key"])
+        fitted, left_out = rewrite.fit(checkpoint, loaded, cast=settings["cast"], edited=verb == "revert")
+        done, hashes, where = "would change", {}, ""
+    elif output is None:
+        raise BadInput("say where to write with -o FOLDER, or pass --dry-run")
+    else:
+        written = getattr(rewrite, verb)(source, loaded, output=output, **settings)
+        fitted, left_out, hashes = written.patch, written.left_out, written.hashes
+        done, where = "changed", f" → {output}"
+    count = sum(fitted.counts().values())
+    missing = f" (left out: {', '.join(left_out)}, which this checkpoint does not have)" if left_out else ""
+    text = f"{verb}: {done} {count} entries in {len(fitted.flips)} matrices{missing}{where}"
+    about = {"entries": count, "left_out": left_out, "output": None if output is None else str(output)}
+    say(show, {**about, "sha256": hashes}, text)
+
+
+@uwm.command()
+@click.argument("first")
+@click.argument("second")
+@KEY
+@HUB
+@COMMON
+def diff(first: str, second: str, key: str | None, **flags: Any) -> None:
+    """Which tensors of two checkpoints differ, and in how many entries."""
+    from ..report import text_table
+    from ..rewrite import diff as compare
+
+    settings, show = split_flags(flags)
+    found = compare(resolved(first, dict(settings)), resolved(second, settings), key)
+    table = [["tensor", "differ", "negated", "of"], *([n, *(f"{v}" for v in c.values())] for n, c in found.items())]
+    say(show, found, text_table(table) if found else "no tensor differs")
+
+
+@uwm.command()
+@click.argument("file")
+@KEY
+@HUB
+@COMMON
+def inspect(file: str, key: str | None, **flags: Any) -> None:
+    """What a patch, a scores file or a checkpoint holds."""
+    from ..inspection import inspect as look
+    from ..report import text_table
+
+    settings, show = split_flags(flags)
+    about, table = look(resolved(file, settings), key)
+    head = "\n".join(f"{key}: {value}" for key, value in about.items())
+    say(show, {**about, "weights": [dict(zip(table[0], row, strict=True)) for row in table[1:]]},
+         f"{head}\n{text_table(table)}")  # fmt: skip
+
+
+@uwm.command()
+@click.argument("folder", type=PATH)
+@click.argument("repository", metavar="ORG/NAME")
+@click.option("--private", is_flag=True, help="Make a repository that only you and your organisation see.")
+@click.option("--branch", "--revision", "branch", help="Branch to commit to, made if there is none.")
+@click.option("--message", help="Of the commit.")
+@click.option("--dry-run", is_flag=True, help="Check, and list what would be uploaded.")
+@OFFLINE
+@COMMON
+def push(folder: Path, repository: str, **flags: Any) -> None:
+    """Upload a folder that uwm wrote, with its card, to the Hugging Face Hub."""
+    from ..push import push as upload
+
+    settings, show = split_flags(flags)
+    done = upload(folder, repository, **settings)
+    for warning in () if show["quiet"] else done.warnings:
+        click.echo(f"uwm: warning: {warning}", err=True)
+    listed = "\n".join(f"{size:>14,}  {name}" for name, size in done.files.items())
+    text = done.url if done.commit else f"{listed}\nwould be uploaded to {done.url}"
+    say(show, {"url": done.url, "commit": done.commit, "files": done.files}, text)
+
+
+def _refuse_existing(path: Path, overwrite: bool, *inputs: str) -> None:
+    if any(Path(source).resolve() == path.resolve() for source in inputs):
+        raise BadInput(f"{path}: is the input itself; choose another output")
+    if path.exists() and not overwrite:
+        raise BadInput(f"{path}: exists; pass --overwrite to replace it, or choose another output")
