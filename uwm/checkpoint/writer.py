@@ -21,6 +21,7 @@ from .header import make_header
 from .reader import Checkpoint, TensorInfo, WeightsFile
 
 CHUNK = 1 << 23  # bytes
+WRITE = 1 << 17  # bytes, as much as cp writes at once
 LazyTensor = tuple[torch.dtype, tuple[int, ...], Callable[[], torch.Tensor]]
 
 
@@ -226,10 +227,10 @@ def write_tensors(target: Path, tensors: Mapping[str, LazyTensor]) -> None:
 
 
 def _write_all(stream: io.RawIOBase, data: bytes | memoryview) -> None:
-    """An unbuffered write may take only a part (Linux: 2 GB at a time)."""
+    """An unbuffered write may take only a part; small ones spare the kernel the search for large pages."""
     rest = memoryview(data)
     while rest:
-        rest = rest[stream.write(rest) :]
+        rest = rest[stream.write(rest[:WRITE]) :]
 
 
 def file_sha256(path: Path) -> str:
