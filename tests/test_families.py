@@ -9,6 +9,8 @@ import shutil
 import pytest
 import torch
 from families import FAMILIES
+from reference.slow_uwm import uwm_score
+from safetensors.torch import load_file
 from terminal import ALL_OF_CALIB
 
 import uwm
@@ -159,3 +161,117 @@ def test_every_reader_of_embeddings_knows_the_family(case, pairs):
     assert stays.keys() == set(model.modalities)
     if len(model.modalities) == 2:
         assert embedding_key(model, pairs, 4) == embedding_key(model, pairs, 4) != embedding_key(model, pairs, 5)
+
+
+# ---------------------------------------------------------------- which tokens count
+
+
+def slow_scores(model, weight, texts, counts):
+    """UWM's score of one text weight by its formula, from inputs [tokens, in] caught by a plain hook.
+
+    `counts(row, ids)` says which of a caption's positions count.
+    """
+    caught = []
+    owner = model.module.get_submodule(model.weights[weight].key.removesuffix(".weight"))
+    handle = owner.register_forward_pre_hook(lambda module, args: caught.append(args[0].detach()))
+    sides = []
+    for side in texts:
+        ids, mask = model.tokenize(side)
+        with torch.no_grad():
+            model.encode_text(ids, mask)
+        sides.append([caught[-1][row][counts(row, ids, caught[-1].shape[1])].tolist() for row in range(len(side))])
+    handle.remove()
+    return torch.tensor(uwm_score(list(zip(*sides, strict=True)), model.parameter(weight).tolist(), "text"))
+
+
+TEXTS = [
+    ["a dog", "a picture of a cat and a tree", "a cup of car"],
+    ["a knife", "a picture of a bomb", "a skull and dog"],
+]
+
+
+def until_the_end_token(row, ids, length):
+    """CLIP's rule: from the start to the end token."""
+    return torch.arange(length) <= ids[row].tolist().index(3)
+
+
+def with_the_class_token(row, ids, length):
+    """CoCa's: the same, and the class token that is appended last."""
+    return until_the_end_token(row, ids, length) | (torch.arange(length) == length - 1)
+
+
+def everything(row, ids, length):
+    """SigLIP's: it attends to its padding, and pools the last position."""
+    return torch.ones(length, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"), [("clip", until_the_end_token), ("coca", with_the_class_token), ("siglip", everything),
+                       ("open_clip siglip (timm)", everything)]
+)  # fmt: skip
+def test_the_tokens_that_reach_the_embedding_count_and_no_others(tmp_path, name, rule):
+    FAMILIES[name].make(tmp_path / "in")
+    model = uwm.load(tmp_path / "in")
+    weight = uwm.WeightId("text", 1, "fc2")
+    safe, unsafe = (model.tokenize(side) for side in TEXTS)
+    batch = uwm.PairBatch(None, None, *safe, *unsafe)
+    found = uwm.score(model, [batch], text_layers=str(weight), vision_layers="none")[weight]
+    torch.testing.assert_close(found, slow_scores(model, weight, TEXTS, rule), rtol=1e-4, atol=0)
+    if rule is not until_the_end_token:
+        clip_rule = slow_scores(model, weight, TEXTS, until_the_end_token)
+        assert (found / clip_rule - 1).abs().max() > 0.05
+
+
+def test_siglip_pads_to_its_whole_length_whatever_it_is_given(tmp_path):
+    FAMILIES["siglip"].make(tmp_path / "in")
+    model = uwm.load(tmp_path / "in")
+    ids, mask = model.tokenize(["a dog"])
+    assert ids.shape == (1, 24)
+    short = ids[:, : int((ids[0] == 3).nonzero()) + 1]  # as CLIP would give it: to the longest caption
+    with torch.no_grad():
+        torch.testing.assert_close(model.encode_text(short, torch.ones_like(short)), model.encode_text(ids, mask))
+        plain = model.module.get_text_features(input_ids=short)
+    plain = plain if torch.is_tensor(plain) else plain.pooler_output
+    assert not torch.allclose(plain, model.encode_text(ids, mask), atol=1e-2)
+
+
+# ---------------------------------------------------------------- LLaVA's own releases
+
+
+def test_llava_1_5_in_its_own_form(tmp_path, tiny_set, run_uwm, capsys):
+    """Sharded pickles, its own names, and a config that only names the CLIP that the tower came from."""
+    FAMILIES["clip"].make(tmp_path / "clip")
+    tower = {
+        k: v for k, v in load_file(tmp_path / "clip" / "model.safetensors").items() if k.startswith("vision_model.")
+    }
+    first = {f"model.vision_tower.vision_tower.{k}": v.half() for k, v in tower.items()}
+    second = {"lm_head.weight": torch.randn(9, 4).half(), "model.mm_projector.0.weight": torch.randn(4, 4).half()}
+    folder = tmp_path / "llava"
+    folder.mkdir()
+    shards = {"pytorch_model-00001-of-00002.bin": first, "pytorch_model-00002-of-00002.bin": second}
+    for name, state in shards.items():
+        torch.save(state, folder / name)
+    index = {"metadata": {}, "weight_map": {key: name for name, state in shards.items() for key in state}}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    config = {"model_type": "llava", "mm_vision_tower": str(tmp_path / "clip")}
+    (folder / "config.json").write_text(json.dumps(config))
+    capsys.readouterr()
+    code, _, err = run_uwm(
+        "edit", folder, "--calib", tiny_set, "-o", tmp_path / "out", *ALL_OF_CALIB, "--mass", 0.1, "-q"
+    )
+    assert code == 0, err
+    patch = uwm.Patch.load(tmp_path / "out")
+    assert {w.tower for w in patch.flips} == {"vision"}
+    before, after = open_checkpoint(folder), open_checkpoint(tmp_path / "out")
+    for key in before.entries:
+        expected = before.read(key).clone()
+        for weight, ref in before.weights.items():
+            if ref.key == key and weight in patch.flips:
+                expected.view(-1)[patch.flips[weight]] *= -1
+        assert torch.equal(after.read(key), expected), key
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.safetensors")) == [
+        "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "uwm_patch.safetensors",
+    ]  # fmt: skip
+    uwm.revert(tmp_path / "out", patch, output=tmp_path / "back")
+    back = open_checkpoint(tmp_path / "back")
+    assert all(torch.equal(back.read(key), before.read(key)) for key in before.entries)

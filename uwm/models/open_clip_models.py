@@ -69,6 +69,11 @@ class OpenClipModel(Model):
         return int(getattr(self._text, "pad_id", 0) or 0)
 
     @property
+    def _appends_class(self) -> bool:
+        """Whether a class token follows the caption and is pooled, as in CoCa, which does not attend to padding."""
+        return getattr(self._text, "cls_emb", None) is not None
+
+    @property
     def _attends_forwards(self) -> bool:
         """Whether padding takes part: no causal mask and none for padding, as in SigLIP."""
         return getattr(self._text, "attn_mask", 0) is None and not getattr(self._text, "use_pad_mask", False)
@@ -77,18 +82,27 @@ class OpenClipModel(Model):
         if self._tokenizer is None:
             self._tokenizer = self._make_tokenizer()
         ids = self._tokenizer(texts)  # [n, context]
-        if self._attends_forwards:
-            return ids, torch.ones_like(ids)
-        if hasattr(self._text, "attn_mask"):  # CLIP's and CoCa's: the end token has the highest number
-            return ids, (torch.arange(ids.shape[1]) <= ids.argmax(-1, keepdim=True)).long()
-        return ids, (ids != self._text.config.pad_token_id).long()  # a Hugging Face text tower
+        return ids, self._counted(ids)
+
+    def _counted(self, ids: torch.Tensor) -> torch.Tensor:
+        """The tokens that reach the embedding, [n, length], by what the tower attends to and pools."""
+        pools = getattr(self._text, "pool_type", getattr(self.module, "text_pool_type", "argmax"))
+        if self._attends_forwards or (pools == "last" and not self._appends_class):
+            return torch.ones_like(ids)
+        if self._appends_class:
+            return (ids != self._pad).long()
+        if not hasattr(self._text, "attn_mask"):  # a Hugging Face text tower
+            return (ids != self._text.config.pad_token_id).long()
+        end: Any = getattr(self._text, "eos_id", getattr(self.module, "text_eos_id", 0))
+        last = torch.eq(ids, end).int().argmax(-1, keepdim=True) if pools == "eos" else ids.argmax(-1, keepdim=True)
+        return (torch.arange(ids.shape[1]) <= last).long()
 
     def text_mask(self, attention_mask: torch.Tensor, length: int) -> torch.Tensor:
         """As `Model.text_mask`; CoCa's class token, appended and pooled, counts, and all that SigLIP attends to."""
         mask = super().text_mask(attention_mask, length)
         if self._attends_forwards:
             return torch.ones_like(mask)
-        if getattr(self._text, "cls_emb", None) is not None:
+        if self._appends_class:
             mask[:, -1] = 1
         return mask
 
