@@ -209,7 +209,7 @@ def test_an_entry_too_big_is_not_kept(cache):
 
 
 def test_where_it_lies(monkeypatch, tmp_path):
-    for name in ("UWM_CACHE_DIR", "XDG_CACHE_HOME"):
+    for name in ("UWM_EMBEDDINGS_DIR", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert EmbeddingCache.default().folder == tmp_path / ".cache" / "uwm" / "embeddings"
@@ -217,7 +217,7 @@ def test_where_it_lies(monkeypatch, tmp_path):
     assert EmbeddingCache.default().folder == tmp_path / ".cache" / "uwm" / "embeddings"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert EmbeddingCache.default().folder == tmp_path / "xdg" / "uwm" / "embeddings"
-    monkeypatch.setenv("UWM_CACHE_DIR", str(tmp_path / "own"))
+    monkeypatch.setenv("UWM_EMBEDDINGS_DIR", str(tmp_path / "own"))
     assert EmbeddingCache.default().folder == tmp_path / "own" / "embeddings"
 
 
@@ -225,7 +225,7 @@ def test_no_home(monkeypatch):
     def no_home():
         raise RuntimeError("Could not determine home directory.")
 
-    for name in ("UWM_CACHE_DIR", "XDG_CACHE_HOME"):
+    for name in ("UWM_EMBEDDINGS_DIR", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(Path, "home", no_home)
     assert EmbeddingCache.default() is None

@@ -190,7 +190,7 @@ def test_eval_shows_all_figures_and_concepts_when_asked(run_uwm, tiny_hf, tiny_s
 
 
 def test_eval_keeps_embeddings_unless_told_not_to(run_uwm, tiny_hf, tiny_set, tmp_path, monkeypatch):
-    monkeypatch.setenv("UWM_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("UWM_EMBEDDINGS_DIR", str(tmp_path / "cache"))
     arguments = ("eval", tiny_hf, "--pairs", tiny_set, "--split", "test", "--json")
     plain = done(run_uwm(*arguments, "--no-cache"))
     assert not (tmp_path / "cache").exists()

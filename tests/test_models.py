@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -214,3 +215,18 @@ def test_bare_weights_that_do_not_say_enough(tiny_hf, tiny_open_clip):
         uwm.load(tiny_open_clip / "open_clip_model.safetensors", arch="ViT-none")
     with pytest.raises(BadInput, match="--no-quick-gelu and --arch uwm-tiny contradict each other"):
         uwm.load(tiny_open_clip / "open_clip_model.safetensors", arch=ARCH, quick_gelu=False)
+
+
+def test_a_config_that_wants_its_own_code_is_refused_without_asking(tiny_hf, tmp_path):
+    shutil.copytree(tiny_hf, tmp_path / "in")
+    config = json.loads((tmp_path / "in" / "config.json").read_text())
+    for kind, words in (("clip", None), ("mystery", "config.json says model_type 'mystery', which uwm does not know")):
+        config |= {"model_type": kind, "auto_map": {"AutoConfig": "code.Config", "AutoModel": "code.Model"}}
+        (tmp_path / "in" / "config.json").write_text(json.dumps(config))
+        (tmp_path / "in" / "code.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')\n")
+        if words is None:
+            assert uwm.load(tmp_path / "in").weights  # a type that transformers knows itself
+        else:
+            with pytest.raises(BadInput, match="has neither vision_config nor|which uwm does not know|cannot be used"):
+                uwm.load(tmp_path / "in")
+    assert not (tmp_path / "canary").exists()

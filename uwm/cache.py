@@ -47,8 +47,8 @@ class EmbeddingCache:
 
     @classmethod
     def default(cls) -> EmbeddingCache | None:
-        """In ``$UWM_CACHE_DIR``, ``$XDG_CACHE_HOME/uwm`` or ``~/.cache/uwm``; None where there is no home."""
-        if own := os.environ.get("UWM_CACHE_DIR"):
+        """In ``$UWM_EMBEDDINGS_DIR``, ``$XDG_CACHE_HOME/uwm`` or ``~/.cache/uwm``; None where there is no home."""
+        if own := os.environ.get("UWM_EMBEDDINGS_DIR"):
             return cls(Path(own) / "embeddings")
         base = Path(os.environ.get("XDG_CACHE_HOME", ""))
         try:

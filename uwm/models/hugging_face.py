@@ -201,13 +201,11 @@ def _belongs(key: str, prefix: str) -> bool:
 
 def _open_inside(checkpoint: Checkpoint, folder: Path, config: dict[str, Any]) -> Model:
     """The vision tower inside a bigger model, without loading the rest of it."""
-    from transformers import AutoConfig
-
     tower = checkpoint.layout.tower("vision")
     if tower is None or not tower.prefix:
         raise BadInput(f"{folder}: config.json says model_type {config.get('model_type')!r}, which uwm does not know")
     if "vision_config" in config:
-        inner = AutoConfig.from_pretrained(str(folder)).vision_config
+        inner = _config(folder, config.get("model_type")).vision_config
     elif "mm_vision_tower" in config:  # LLaVA's own releases name the CLIP they were made from
         source = resolve(config["mm_vision_tower"], offline=True)
         inner = _config(source, "clip").vision_config
@@ -229,12 +227,12 @@ def _open_pipeline(checkpoint: Checkpoint) -> Model:
     return PipelineModel(encoders, checkpoint)
 
 
-def _config(folder: Path, kind: str) -> Any:
+def _config(folder: Path, kind: str | None) -> Any:
     """transformers' config of a folder, of a type that is known to be right."""
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(str(folder), model_type=kind)
+        return AutoConfig.from_pretrained(str(folder), model_type=kind, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise BadInput(f"{folder}: config.json cannot be used ({str(error).splitlines()[0]})") from None
 
