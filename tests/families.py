@@ -136,6 +136,10 @@ def respelt(make, rename):
     return other
 
 
+def as_transformers_4(key):
+    return key if ".vision_model." in key else key.replace("vision_tower.", "vision_tower.vision_model.", 1)
+
+
 def make_pipeline(encoders):
     """A diffusers folder: its text encoders, tokenizer, and a big part that nobody loads."""
 
@@ -262,7 +266,7 @@ FAMILIES = {
     "chinese-clip": Family(make_chinese, by_transformers("ChineseCLIPModel"), "hf-bert + hf-clip"),
     "llava": Family(make_llava, by_llava, "hf-clip (vision)"),
     "llava, 4.x spelling": Family(
-        respelt(make_llava, lambda k: k.replace("vision_tower.", "vision_tower.vision_model.", 1)), by_llava,
+        respelt(make_llava, as_transformers_4), by_llava,
         "hf-clip (vision)",
     ),
     "stable diffusion": Family(
