@@ -112,6 +112,9 @@ def test_the_whole_way_and_back(case, pairs, tiny_set, tmp_path, run_uwm):
     with torch.no_grad():
         same(family.embed(tmp_path / "out", inputs), edited)
     written = files(tmp_path / "out")
+    hashed = json.loads((tmp_path / "out" / "uwm.json").read_text())["model"]["sha256"]
+    assert hashed == {name: before[name] for name in hashed}
+    assert len(hashed) == len(open_checkpoint(folder).files)
     extra = {"uwm.json", "README.md", "uwm_patch.safetensors", "report.html"}
     weights = {file.name for file in open_checkpoint(folder).files}
     assert written.keys() - extra == before.keys()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .calibration import CalibrationSet, comes_without_pictures, image_paths, read_calibration
-from .checkpoint import check_output, file_sha256, new_folder, open_checkpoint
+from .checkpoint import check_output, new_folder, open_checkpoint
 from .clock import Clock
 from .errors import BadInput, InvalidResult
 from .evaluate import EvalResult, embed, evaluate, quadruples
@@ -343,7 +343,7 @@ def _manifest(
             "layout": model.layout.name,
             "library": model.layout.library,
             "quick_gelu": model.quick_gelu,
-            "sha256": {file.origin.name: file_sha256(file.origin) for file in model.checkpoint.files},
+            "sha256": model.checkpoint.file_hashes(),
         },
         "calibration": {
             "name": calibration.root.resolve().name,

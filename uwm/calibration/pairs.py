@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..checkpoint.writer import file_sha256
+from ..checkpoint import file_sha256
 from ..errors import BadInput
 
 TEXT_KEYS = ("safe_text", "unsafe_text")

@@ -1,9 +1,9 @@
 """Checkpoints as files: lazy reading, fingerprints, streaming and atomic writing. No model library is needed."""
 
 from .folder import MANIFEST, check_output, new_folder
-from .reader import Checkpoint, TensorInfo, open_checkpoint
+from .reader import Checkpoint, TensorInfo, file_sha256, open_checkpoint
 from .sources import read_json
-from .writer import Edit, LazyTensor, file_sha256, write_edited, write_tensors
+from .writer import Edit, LazyTensor, write_edited, write_tensors
 
 __all__ = [
     "MANIFEST",

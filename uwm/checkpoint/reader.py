@@ -119,6 +119,11 @@ class Checkpoint:
             for name, others in file.aliases().items()
         }
 
+    def file_hashes(self) -> dict[str, str]:
+        """sha256 of every weight file, by its place in the folder, or by its own name."""
+        base = self.path if self.path.is_dir() else self.path.parent
+        return {file.origin.relative_to(base).as_posix(): file_sha256(file.origin) for file in self.files}
+
     def folder_of(self, tower: str) -> Path | None:
         """The folder with a tower's config and weights; None for bare weights."""
         found = self.layout.tower(tower)
@@ -162,6 +167,15 @@ class Checkpoint:
 def matrix_sha256(matrix: torch.Tensor) -> str:
     """sha256 of a tensor's values as little-endian bytes in row order."""
     return hashlib.sha256(matrix.contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file, read in chunks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 23):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def cast_sha256(matrix: torch.Tensor) -> dict[str, str]:
