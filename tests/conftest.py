@@ -32,7 +32,7 @@ WORDS = ("dog", "cat", "tree", "car", "cup", "knife", "bomb", "skull")
 
 @pytest.fixture(scope="session")
 def golden() -> dict[str, torch.Tensor]:
-    """Inputs and what the authors' program computed from them (generator: method.md section 8)."""
+    """Inputs and what the authors' program computed from them."""
     return load_file(GOLDEN / "golden.safetensors")
 
 

@@ -202,7 +202,7 @@ def evaluate(
     progress: Progress | None = None,
     cache: EmbeddingCache | None = None,
 ) -> EvalResult:
-    """Measure a model on pairs that it was not calibrated on (method.md's SafeGround, retrieval and knowledge).
+    """Measure a model on pairs that it was not calibrated on (SafeGround, retrieval and knowledge; UWM, section 5).
 
     Args:
         model: Patched or not.

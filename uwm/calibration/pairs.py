@@ -19,7 +19,7 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".ti
 
 @dataclass(frozen=True)
 class CalibrationPair:
-    """One quadruple of method.md: safe and unsafe text, safe and unsafe picture; either modality may be missing.
+    """One quadruple: safe and unsafe text, safe and unsafe picture; either modality may be missing.
 
     `missing` names the pictures, of `IMAGE_KEYS`, that the set speaks of and whose files are not there.
     """
