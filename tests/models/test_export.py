@@ -9,7 +9,7 @@ import open_clip
 import pytest
 import torch
 from families import FAMILIES
-from openai_archives import openai_state, save_archive
+from openai_archives import CONFIG, openai_state, save_archive
 from safetensors.torch import load_file, save_file
 from terminal import ALL_OF_CALIB, refused
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
@@ -141,3 +141,30 @@ def test_a_weight_that_a_plain_clip_lacks_is_named(tiny_hf, tmp_path):
     save_file(state | {"adapter.weight": torch.ones(2)}, tmp_path / "out" / "model.safetensors")
     with pytest.raises(uwm.UwmError, match=r"no plain CLIP, it has adapter\.weight"):
         export(uwm.load(tiny_hf), tmp_path / "out", "open_clip")
+
+
+def test_bare_hugging_face_weights_become_a_folder_that_transformers_loads(run_uwm, tiny_set, tmp_path):
+    """A bare file has no config and no tokenizer: OpenAI's vocabulary serves, the config is made and written."""
+    (tmp_path / "uwm-openai-tiny.json").write_text(json.dumps(CONFIG))
+    open_clip.add_model_config(tmp_path / "uwm-openai-tiny.json")
+    whole = edit(run_uwm, save_archive(tmp_path / "tiny.pt", openai_state()), tiny_set, tmp_path / "whole", "hf")
+    bare = shutil.copy(whole / "hf" / "model.safetensors", tmp_path / "bare.safetensors")
+    out = tmp_path / "out"
+    flags = (*ALL_OF_CALIB, "--mass", 0.1, "-q", "--quick-gelu")
+    code, _, err = run_uwm("edit", bare, "--calib", tiny_set, "-o", out, *flags)
+    assert code == 0, err
+    theirs, report = CLIPModel.from_pretrained(str(out), output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    theirs, model = theirs.eval().float(), uwm.load(bare, quick_gelu=True)
+    ids, mask = model.tokenize(CAPTIONS)
+    pixels = torch.randn(2, 3, 64, 64)
+    with torch.no_grad(), uwm.patched(model, uwm.Patch.load(out)):
+        close(
+            model.encode_image(pixels), theirs.visual_projection(theirs.vision_model(pixel_values=pixels).pooler_output)
+        )
+        text = theirs.text_model(input_ids=ids, attention_mask=mask).pooler_output
+        close(model.encode_text(ids, mask), theirs.text_projection(text))
+    uwm.revert(out, uwm.Patch.load(out), output=tmp_path / "back")
+    original, back = load_file(bare), load_file(tmp_path / "back" / "model.safetensors")
+    assert all(torch.equal(original[key], back[key]) for key in original)
