@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ARCH
-from terminal import ALL_OF_CALIB, hashes, refused
+from terminal import ALL_OF_CALIB, done, hashes, refused
 
 
 def edit(run_uwm, tiny_hf, calib, tmp_path, *more):
@@ -254,3 +254,7 @@ def test_calib_check_names_every_bad_picture_and_fails(run_uwm, tiny_set, tmp_pa
     assert "0003_safe.png" in out
     assert "0007_unsafe.png" in out
     assert "2 bad pictures" in err
+
+
+def test_the_bare_program_shows_its_help(run_uwm):
+    assert done(run_uwm()).startswith("Usage: uwm [OPTIONS] COMMAND")

@@ -74,7 +74,11 @@ def test_private_branch_and_message(allowed, folder, run_uwm):
 
 def test_again_replaces_and_keeps_what_is_only_there(allowed, folder, made, run_uwm):
     allowed.add("acme/safe", {".gitattributes": b"", "notes.txt": b"of its owner", "config.json": b"old"})
-    done(run_uwm("push", made / "applied", "acme/safe"))
+    code, _, err = run_uwm("push", made / "applied", "acme/safe")
+    assert (code, err) == (
+        0,
+        f"uwm: warning: {made / 'applied'} has no model card (README.md); `uwm edit` writes one\n",
+    )
     done(run_uwm("push", folder, "hf-hub:acme/safe", "--revision", "main"))
     assert received(allowed, "acme/safe") == {"notes.txt": b"of its owner", **content(folder)}
     assert len(allowed.repositories["acme/safe"].messages) == 2

@@ -26,7 +26,7 @@ def _stop(number: int, frame: Any) -> None:
 
 def _exit_code(command: click.Group, arguments: list[str]) -> int:
     try:
-        command.main(arguments, prog_name="uwm", standalone_mode=False)
+        command.main(arguments or ["--help"], prog_name="uwm", standalone_mode=False)
     except UwmError as error:
         return _fail(error, arguments)
     except click.exceptions.Abort:

@@ -25,7 +25,7 @@ class Pushed:
         files: Name -> bytes.
         url: The page of the repository, of its branch where one was named.
         commit: Of the Hub; None in a dry run.
-        warnings: What the Hub remarked on the card.
+        warnings: A missing card, and what the Hub remarked on one.
     """
 
     files: dict[str, int]
@@ -68,8 +68,9 @@ def push(
         raise BadInput(f"{repository}: expected ORG/NAME, the repository on the Hub")
     files = _checked(folder)
     url = f"{constants.ENDPOINT}/{repository}" + (f"/tree/{branch}" if branch else "")
+    bare = () if "README.md" in files else (f"{folder} has no model card (README.md); `uwm edit` writes one",)
     if dry_run:
-        return Pushed(files, url, None)
+        return Pushed(files, url, None, bare)
     if is_offline(offline):
         raise BadInput(f"{repository}: `uwm push` needs the network, which --offline or HF_HUB_OFFLINE forbids")
     message = message or f"Upload a model edited by uwm {__version__}"
@@ -80,7 +81,7 @@ def push(
         except faults() as error:
             raise fault(error, repository) from None
     said = (" ".join(str(remark.message).split()) for remark in remarks if remark.category is UserWarning)
-    return Pushed(files, url, commit, tuple(said))
+    return Pushed(files, url, commit, (*bare, *said))
 
 
 def _upload(
