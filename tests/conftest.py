@@ -166,3 +166,21 @@ def made(tiny_hf, tiny_set, tmp_path_factory):
             cli.main([str(a) for a in arguments])
         assert not stop.value.code
     return folder
+
+
+@pytest.fixture
+def register_architecture(tmp_path):
+    """Put an architecture into open_clip's registry for one test: `register_architecture(name, config)`."""
+    import open_clip
+
+    registered = []
+
+    def register(name: str, config: dict) -> None:
+        registered.append(tmp_path / f"{name}.json")
+        registered[-1].write_text(json.dumps(config))
+        open_clip.add_model_config(registered[-1])
+
+    yield register
+    for path in registered:
+        open_clip.factory._MODEL_CONFIG_PATHS.remove(path)
+        open_clip.factory._MODEL_CONFIGS.pop(path.stem)

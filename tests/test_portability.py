@@ -255,11 +255,10 @@ def test_a_bare_state_dict_says_neither_activation_nor_heads(archive):
 
 
 @pytest.mark.parametrize("form", ["ViT-tiny.pt", "state.pt"])
-def test_an_edited_release_is_an_open_clip_folder(archive, tiny_set, tmp_path, run_uwm, form):
+def test_an_edited_release_is_an_open_clip_folder(archive, tiny_set, tmp_path, run_uwm, form, register_architecture):
     state, path = archive[1], archive[0].with_name(form)
     if form == "state.pt":
-        (tmp_path / "uwm-openai-tiny.json").write_text(json.dumps(CONFIG))
-        open_clip.add_model_config(tmp_path / "uwm-openai-tiny.json")
+        register_architecture("uwm-openai-tiny", CONFIG)
     flags = ("--quick-gelu",) if form == "state.pt" else ()
     code, _, err = run_uwm("edit", path, "--calib", tiny_set, "-o", tmp_path / "out", "--mass", 0.1, "-q", *flags)
     assert code == 0, err

@@ -66,9 +66,7 @@ class LabelNoise:
 
     def named(self) -> dict[str, list[str]]:
         """Reason -> ids of the pairs."""
-        rows = {
-            reason: getattr(self, reason).nonzero().flatten().tolist() for reason in ("picture", "caption", "astray")
-        }
+        rows = {reason: getattr(self, reason).nonzero().flatten().tolist() for reason in REASONS}
         return {reason: [self.ids[row] for row in found] for reason, found in rows.items()}
 
 

@@ -143,10 +143,11 @@ def test_a_weight_that_a_plain_clip_lacks_is_named(tiny_hf, tmp_path):
         export(uwm.load(tiny_hf), tmp_path / "out", "open_clip")
 
 
-def test_bare_hugging_face_weights_become_a_folder_that_transformers_loads(run_uwm, tiny_set, tmp_path):
+def test_bare_hugging_face_weights_become_a_folder_that_transformers_loads(
+    run_uwm, tiny_set, tmp_path, register_architecture
+):
     """A bare file has no config and no tokenizer: OpenAI's vocabulary serves, the config is made and written."""
-    (tmp_path / "uwm-openai-tiny.json").write_text(json.dumps(CONFIG))
-    open_clip.add_model_config(tmp_path / "uwm-openai-tiny.json")
+    register_architecture("uwm-openai-tiny", CONFIG)
     whole = edit(run_uwm, save_archive(tmp_path / "tiny.pt", openai_state()), tiny_set, tmp_path / "whole", "hf")
     bare = shutil.copy(whole / "hf" / "model.safetensors", tmp_path / "bare.safetensors")
     out = tmp_path / "out"

@@ -14,9 +14,10 @@ from ..checkpoint import open_checkpoint
 from ..errors import BadInput, InvalidResult
 from .base import Model
 from .conversion import convert, plain_clip
-from .hugging_face import HuggingFaceModel
+from .hugging_face import HuggingFaceModel, clip_config
 from .loading import load
-from .open_clip_models import OPENAI_VOCABULARY, OpenClipModel
+from .open_clip_models import OpenClipModel
+from .sizes import OPENAI_VOCABULARY
 
 LAYOUTS = ("hf", "open_clip")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
@@ -145,32 +146,7 @@ def _preprocess_cfg(model: HuggingFaceModel) -> dict[str, Any]:
 
 
 def _hugging_face_config(model: OpenClipModel) -> dict[str, Any]:
-    from transformers import CLIPConfig
-
-    text, vision = model.config["text_cfg"], model.config["vision_cfg"]
-    act = {"hidden_act": "quick_gelu" if model.quick_gelu else "gelu"}
-    width, side = vision.get("width", 768), vision.get("image_size", 224)
-    text_config = act | {
-        "hidden_size": text.get("width", 512),
-        "intermediate_size": int(text.get("width", 512) * text.get("mlp_ratio", 4.0)),
-        "num_hidden_layers": text.get("layers", 12),
-        "num_attention_heads": text.get("heads", 8),
-        "max_position_embeddings": text.get("context_length", 77),
-        "vocab_size": text.get("vocab_size", OPENAI_VOCABULARY),
-        "bos_token_id": text.get("vocab_size", OPENAI_VOCABULARY) - 2,
-        "eos_token_id": text.get("vocab_size", OPENAI_VOCABULARY) - 1,
-        "layer_norm_eps": text.get("norm_kwargs", {}).get("eps", 1e-5),
-    }
-    vision_config = act | {
-        "hidden_size": width,
-        "intermediate_size": int(width * vision.get("mlp_ratio", 4.0)),
-        "num_hidden_layers": vision.get("layers", 12),
-        "num_attention_heads": width // vision.get("head_width", 64),
-        "image_size": side if isinstance(side, int) else side[0],
-        "patch_size": vision.get("patch_size", 16),
-        "layer_norm_eps": vision.get("norm_kwargs", {}).get("eps", 1e-5),
-    }
-    config = CLIPConfig(text_config=text_config, vision_config=vision_config, projection_dim=model.config["embed_dim"])
+    config = clip_config(model.config | {"quick_gelu": model.quick_gelu})
     return json.loads(config.to_json_string()) | {"architectures": ["CLIPModel"]}
 
 

@@ -15,7 +15,7 @@ from ..errors import BadInput
 from .base import Model
 from .filling import fill
 from .references import resolve
-from .sizes import config_of, sizes_of
+from .sizes import OPENAI_VOCABULARY, config_of
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -257,33 +257,43 @@ def open_bare(checkpoint: Checkpoint, arch: str | None, quick_gelu: bool | None)
     """A CLIP from bare weights: sizes from the tensors, heads from open_clip's architecture of these sizes."""
     import transformers
 
-    found, sizes = config_of(checkpoint, arch, quick_gelu)[0], sizes_of(checkpoint)
+    config = config_of(checkpoint, arch, quick_gelu)[0]
     if len(checkpoint.layout.towers) != 2:
         raise BadInput(f"{checkpoint.path}: bare weights of a single tower need their folder with config.json")
-    act = {"hidden_act": "quick_gelu" if found["quick_gelu"] else "gelu"}
-    text = {
-        "hidden_size": sizes["text_width"],
-        "intermediate_size": sizes["text_mlp"],
-        "num_hidden_layers": sizes["text_layers"],
-        "num_attention_heads": found["text_cfg"].get("heads", 8),
-        "max_position_embeddings": sizes["context_length"],
-        "vocab_size": sizes["vocab_size"],
-        "eos_token_id": sizes["vocab_size"] - 1,  # the end token has the highest number
-    }
-    vision = {
-        "hidden_size": sizes["vision_width"],
-        "intermediate_size": sizes["vision_mlp"],
-        "num_hidden_layers": sizes["vision_layers"],
-        "num_attention_heads": sizes["vision_width"] // found["vision_cfg"].get("head_width", 64),
-        "image_size": sizes["image_size"],
-        "patch_size": sizes["patch_size"],
-    }
-    config = transformers.CLIPConfig(
-        text_config=act | text, vision_config=act | vision, projection_dim=sizes["embed_dim"]
-    )
-    module = transformers.CLIPModel(config)
+    module = transformers.CLIPModel(clip_config(config))
     fill(module, checkpoint)
     return BareModel(module, checkpoint)
+
+
+def clip_config(config: dict[str, Any]) -> Any:
+    """transformers' CLIPConfig of the same plain CLIP as an open_clip config, defaults filled in as open_clip does."""
+    from transformers import CLIPConfig
+
+    text, vision = config["text_cfg"], config["vision_cfg"]
+    act = {"hidden_act": "quick_gelu" if config["quick_gelu"] else "gelu"}
+    text_width, width, side = text.get("width", 512), vision.get("width", 768), vision.get("image_size", 224)
+    vocabulary = text.get("vocab_size", OPENAI_VOCABULARY)
+    text_config = act | {
+        "hidden_size": text_width,
+        "intermediate_size": int(text_width * text.get("mlp_ratio", 4.0)),
+        "num_hidden_layers": text.get("layers", 12),
+        "num_attention_heads": text.get("heads", 8),
+        "max_position_embeddings": text.get("context_length", 77),
+        "vocab_size": vocabulary,
+        "bos_token_id": vocabulary - 2,
+        "eos_token_id": vocabulary - 1,  # the end token has the highest number
+        "layer_norm_eps": text.get("norm_kwargs", {}).get("eps", 1e-5),
+    }
+    vision_config = act | {
+        "hidden_size": width,
+        "intermediate_size": int(width * vision.get("mlp_ratio", 4.0)),
+        "num_hidden_layers": vision.get("layers", 12),
+        "num_attention_heads": width // vision.get("head_width", 64),
+        "image_size": side if isinstance(side, int) else side[0],
+        "patch_size": vision.get("patch_size", 16),
+        "layer_norm_eps": vision.get("norm_kwargs", {}).get("eps", 1e-5),
+    }
+    return CLIPConfig(text_config=text_config, vision_config=vision_config, projection_dim=config["embed_dim"])
 
 
 class BareModel(HuggingFaceModel):

@@ -17,9 +17,7 @@ from .base import Model
 from .filling import fill
 from .hub import network
 from .registry import model_config
-from .sizes import config_of
-
-OPENAI_VOCABULARY = 49408
+from .sizes import OPENAI_VOCABULARY, config_of
 
 
 class OpenClipModel(Model):

@@ -14,6 +14,7 @@ from ..errors import BadInput
 from .registry import architectures_of, model_config
 
 OPENAI_HEAD_WIDTH = 64
+OPENAI_VOCABULARY = 49408
 
 
 def sizes_of(checkpoint: Checkpoint) -> dict[str, int]:
@@ -25,46 +26,39 @@ def sizes_of(checkpoint: Checkpoint) -> dict[str, int]:
     shapes = checkpoint.shapes()
     found: dict[str, int] = {}
     hugging_face = checkpoint.layout.library == "transformers"
-    names = _HF if hugging_face else _OPEN_CLIP
+    names = _NAMES[checkpoint.layout.library]
     for tower in checkpoint.layout.towers:
         if tower.encoder.family not in ("hf-clip", "open_clip"):
             raise BadInput(f"{checkpoint.path}: bare {tower.encoder.family} weights need their folder with its config")
-        own = {what: shapes.get(tower.prefix + key) for what, key in names[tower.encoder.modality].items()}
-        if None in own.values():
+        modality = tower.encoder.modality
+        first, positions = (shapes.get(tower.prefix + names[what]) for what in (modality, "positions"))
+        blocks = [weight.block for weight in checkpoint.weights if weight.tower == tower.name]
+        if first is None or positions is None or not blocks:
             raise BadInput(
                 f"{checkpoint.path}: no plain CLIP ({tower.name} lacks some of its tensors); pass its folder"
             )
-        layers = 1 + max(w.block for w in checkpoint.weights if w.tower == tower.name)
-        found |= _tower(tower.encoder.modality, own, layers)  # type: ignore[arg-type]
+        found |= {f"{modality}_layers": 1 + max(blocks)} | _tower(modality, first, positions)
     projection = shapes.get("text_projection.weight") or shapes.get("text_projection")
     if projection is not None:
         found["embed_dim"] = projection[0] if hugging_face else projection[1]
     return found
 
 
-_HF = {
-    "text": {"tokens": "embeddings.token_embedding.weight", "positions": "embeddings.position_embedding.weight",
-             "fc1": "encoder.layers.0.mlp.fc1.weight"},
-    "vision": {"patches": "embeddings.patch_embedding.weight", "positions": "embeddings.position_embedding.weight",
-               "fc1": "encoder.layers.0.mlp.fc1.weight"},
-}  # fmt: skip
-_OPEN_CLIP = {
-    "text": {"tokens": "token_embedding.weight", "positions": "positional_embedding",
-             "fc1": "transformer.resblocks.0.mlp.c_fc.weight"},
-    "vision": {"patches": "conv1.weight", "positions": "positional_embedding",
-               "fc1": "transformer.resblocks.0.mlp.c_fc.weight"},
-}  # fmt: skip
+_NAMES = {  # what each library calls the embedding of tokens, of patches, and of positions
+    "transformers": {
+        "text": "embeddings.token_embedding.weight",
+        "vision": "embeddings.patch_embedding.weight",
+        "positions": "embeddings.position_embedding.weight",
+    },
+    "open_clip": {"text": "token_embedding.weight", "vision": "conv1.weight", "positions": "positional_embedding"},
+}
 
 
-def _tower(modality: str, shapes: dict[str, tuple[int, ...]], layers: int) -> dict[str, int]:
+def _tower(modality: str, first: tuple[int, ...], positions: tuple[int, ...]) -> dict[str, int]:
     if modality == "text":
-        (vocab, width), context = shapes["tokens"], shapes["positions"][0]
-        found = {"vocab_size": vocab, "context_length": context, "text_width": width, "text_layers": layers}
-        return found | {"text_mlp": shapes["fc1"][0]}
-    width, patch = shapes["patches"][0], shapes["patches"][-1]
-    side = math.isqrt(shapes["positions"][0] - 1)  # the class token has a position of its own
-    found = {"vision_width": width, "vision_layers": layers, "patch_size": patch, "image_size": side * patch}
-    return found | {"vision_mlp": shapes["fc1"][0]}
+        return {"vocab_size": first[0], "context_length": positions[0], "text_width": first[1]}
+    side = math.isqrt(positions[0] - 1)  # the class token has a position of its own
+    return {"vision_width": first[0], "patch_size": first[-1], "image_size": side * first[-1]}
 
 
 def config_of(checkpoint: Checkpoint, arch: str | None, quick_gelu: bool | None) -> tuple[dict[str, Any], str | None]:
@@ -120,9 +114,6 @@ def _openai_config(sizes: dict[str, int]) -> dict[str, Any]:
     text |= {"layers": sizes["text_layers"], "width": sizes["text_width"]}
     return {
         "embed_dim": sizes["embed_dim"],
-        "vision_cfg": vision | {"mlp_ratio": sizes["vision_mlp"] / sizes["vision_width"]},
-        "text_cfg": text | {
-            "heads": max(1, sizes["text_width"] // OPENAI_HEAD_WIDTH),
-            "mlp_ratio": sizes["text_mlp"] / sizes["text_width"],
-        },
-    }  # fmt: skip
+        "vision_cfg": vision,
+        "text_cfg": text | {"heads": max(1, sizes["text_width"] // OPENAI_HEAD_WIDTH)},
+    }
