@@ -15,10 +15,12 @@ from safetensors.torch import load_file
 from terminal import ALL_OF_CALIB, refused
 
 import uwm
+from uwm import inputs
 from uwm import recipe as recipes
 from uwm.clock import peak_memory_mb
 from uwm.errors import BadInput, InvalidResult, UwmError
-from uwm.recipe import Recipe, calibration_pairs, demo_recipe, read_sets, run
+from uwm.inputs import calibration_pairs, read_sets
+from uwm.recipe import Recipe, demo_recipe, run
 
 WRITTEN = {"README.md", "report.html", "uwm.json", "uwm_patch.safetensors"}
 
@@ -276,7 +278,7 @@ def test_a_fault_while_writing_leaves_the_earlier_output_whole(recipe, tmp_path,
 
 
 def test_unusable_outputs_are_refused_before_the_long_work(recipe, tiny_hf, tmp_path, monkeypatch):
-    monkeypatch.setattr(recipes, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(inputs, "load", lambda *_, **__: pytest.fail("the model was loaded"))
     (tmp_path / "file").touch()
     for output, overwrite, message in (
         (tiny_hf, True, "is the input itself"),
@@ -312,7 +314,7 @@ def test_settings_are_checked_before_the_long_work(field, value, error, recipe, 
     def load(*_, **__):
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(recipes, "load", load)
+    monkeypatch.setattr(inputs, "load", load)
     with pytest.raises(error):
         run(replace(recipe, **{field: value}))
 
@@ -330,7 +332,7 @@ def test_demo_measures_on_other_splits_than_it_calibrates_on():
     assert (demo.model, demo.split, demo.mass) == ("demo", "calib", 0.1)
     assert "calib" not in demo.eval_splits
     calibration, held_out = read_sets(demo)
-    assert len(calibration) > recipes.FEW_PAIRS
+    assert len(calibration) > inputs.FEW_PAIRS
     assert list(held_out) == list(demo.eval_splits)
 
 

@@ -1,4 +1,4 @@
-"""What a fine-tuning backend is: its paper's settings, and a loss on embeddings. Training itself is the same for all."""
+"""What a fine-tuning backend is: its paper's settings and a loss on embeddings; training is the same for all."""
 
 from __future__ import annotations
 

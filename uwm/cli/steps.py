@@ -37,7 +37,8 @@ from .group import uwm
 @COMMON
 def score(output: Path, overwrite: bool, **flags: Any) -> None:
     """Profile and score only; thresholds can then be tried for free."""
-    from ..recipe import Recipe, calibration_pairs, load_model, make_scores
+    from ..inputs import calibration_pairs, load_model
+    from ..recipe import Recipe, make_scores
 
     settings, show = split_flags(flags)
     recipe = Recipe(**settings)
