@@ -48,6 +48,17 @@ class Edit:
         return flat
 
 
+@dataclass(frozen=True)
+class Replacement:
+    """A whole tensor is replaced by this one, of the same shape, in the stored dtype."""
+
+    tensor: torch.Tensor
+
+    def apply(self, flat: torch.Tensor) -> torch.Tensor:
+        """Fill a flat tensor in place."""
+        return flat.copy_(self.tensor.reshape(-1))
+
+
 def _negated(values: torch.Tensor) -> torch.Tensor:
     """−values by the sign bit alone; torch's own negation loses the sign of a bfloat16 NaN."""
     if not values.dtype.is_floating_point:
@@ -61,6 +72,7 @@ def write_edited(
     edits: Mapping[WeightId, Edit],
     folder: Path,
     aliases: Mapping[str, list[str]] | None = None,
+    replaced: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, str]:
     """Stream the checkpoint into `folder` with its side files, then read it back and compare with the plan.
 
@@ -69,6 +81,7 @@ def write_edited(
         edits: What to change. A tensor that is stored once under several names changes under all of them.
         folder: An existing, empty folder.
         aliases: Tied tensors that the checkpoint itself no longer tells, key -> others.
+        replaced: Key -> a new tensor of the same shape, for what is not edited but made anew.
 
     Returns:
         sha256 of every weight file written, by name.
@@ -78,6 +91,7 @@ def write_edited(
         InvalidResult: What is on disk is not what was planned.
     """
     plans = _plans(checkpoint, edits, {**checkpoint.aliases, **(aliases or {})})
+    plans |= {key: [(WeightRef(key), Replacement(tensor))] for key, tensor in (replaced or {}).items()}
     try:
         for name in checkpoint.side_files:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +109,7 @@ def write_edited(
     return hashes
 
 
-Plan = list[tuple[WeightRef, Edit]]  # what happens to which rows of one tensor
+Plan = list[tuple[WeightRef, Edit | Replacement]]  # what happens to which rows of one tensor
 Plans = dict[str, Plan]  # by the tensor's key
 
 

@@ -70,7 +70,7 @@ def convert(checkpoint: Checkpoint, to: str, target: Path) -> None:
     Raises:
         BadInput: It has tensors that a plain CLIP has not, or lacks some.
     """
-    write_tensors(target, dict(_made(checkpoint, plain_clip(checkpoint, to), to)))
+    write_tensors(target, dict(converted(checkpoint, plain_clip(checkpoint, to), to)))
 
 
 def plain_clip(checkpoint: Checkpoint, to: str) -> list[Rule]:
@@ -87,11 +87,13 @@ def plain_clip(checkpoint: Checkpoint, to: str) -> list[Rule]:
     if used != present:
         odd = sorted(used ^ present)
         word = "lacks" if odd[0] in used else "has"
-        raise BadInput(f"{checkpoint.path}: no plain CLIP, it {word} {odd[0]}, so --also-export {to} cannot spell it")
+        raise BadInput(
+            f"{checkpoint.path}: no plain CLIP, it {word} {odd[0]}, so it cannot be spelled in the other layout"
+        )
     return table
 
 
-def _made(checkpoint: Checkpoint, table: list[Rule], to: str) -> Iterator[tuple[str, LazyTensor]]:
+def converted(checkpoint: Checkpoint, table: list[Rule], to: str) -> Iterator[tuple[str, LazyTensor]]:
     """New name -> its dtype, shape and how to make it."""
     for rule in table:
         if to == "open_clip":

@@ -25,7 +25,7 @@ def fill(module: nn.Module, checkpoint: Checkpoint, scope: str = "", tower: Towe
         BadInput: A tensor is missing, foreign or of another shape.
     """
     own = module.state_dict()
-    names = _names(module, checkpoint, scope, tower)
+    names = stored_names(module, checkpoint, scope, tower)
     shapes = {names[key]: shape for key, shape in checkpoint.shapes().items() if key in names}
     missing, foreign = sorted(own.keys() - shapes.keys()), sorted(shapes.keys() - own.keys())
     if missing or foreign:
@@ -43,7 +43,9 @@ def fill(module: nn.Module, checkpoint: Checkpoint, scope: str = "", tower: Towe
             own[name].copy_(checkpoint.read(key))
 
 
-def _names(module: nn.Module, checkpoint: Checkpoint, scope: str, tower: Tower | None) -> dict[str, str]:
+def stored_names(
+    module: nn.Module, checkpoint: Checkpoint, scope: str = "", tower: Tower | None = None
+) -> dict[str, str]:
     """Stored key -> the module's own name for it."""
     towers = recognise(dict(module.named_parameters()), type(module).__name__).towers
     ours_by_name = {ours.name: ours for ours in towers}

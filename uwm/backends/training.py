@@ -1,0 +1,336 @@
+"""Fine-tuning with any backend's loss: LoRA, Adam, early stopping; a killed run goes on to the same end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..calibration import CalibrationSet
+from ..errors import BadInput, InvalidResult
+from ..evaluate import Embeddings, embed, quadruples
+from ..metrics import recall
+from ..models import Model
+from ..models.student import hugging_face_copy
+from ..profiler import BATCH_SIZE, Progress
+from .feeding import Batch, Feeder, student_embeddings
+from .lora import Adapter, insert, put_back, taken
+from .protocol import Backend, Objective, TrainingSettings
+from .state import State, load_state, save_state
+
+DTYPES = {"auto": None, "float32": None, "bfloat16": torch.bfloat16}
+SAVE_SECONDS = 120.0  # how much work a kill may cost, at most
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run made.
+
+    Attributes:
+        adapter: Of the best epoch by validation.
+        history: An entry an epoch: ``epoch``, ``loss`` and ``terms`` (before their factors; means over the pairs),
+            ``validation`` (a loss, or the sum of six R@1), ``seconds``.
+        best_epoch: Which one the adapter is from.
+        snapshots: Epoch -> adapter, of those that were asked for and reached.
+        parameters: How many were trained.
+        resumed_from: How many epochs an earlier, killed run had finished.
+    """
+
+    adapter: Adapter
+    history: list[dict[str, Any]]
+    best_epoch: int
+    snapshots: dict[int, Adapter] = field(default_factory=dict)
+    parameters: int = 0
+    resumed_from: int = 0
+
+
+def train(
+    model: Model,
+    pairs: CalibrationSet,
+    validation: CalibrationSet,
+    backend: Backend,
+    settings: TrainingSettings | None = None,
+    *,
+    seed: int = 0,
+    micro_batch: int | None = None,
+    checkpointing: bool = False,
+    dtype: str = "auto",
+    batch_size: int = BATCH_SIZE,
+    workers: int = 2,
+    progress: Progress | None = None,
+    state: Path | None = None,
+    snapshots: Collection[int] = (),
+) -> Trained:
+    """Fine-tune a copy of a plain CLIP with LoRA; `model` itself is the frozen reference and stays as it is.
+
+    The student is a copy of its own in the Hugging Face layout. The reference's embeddings of all pairs are made once,
+    before training: neither memory nor gradient connects the two.
+
+    Args:
+        model: A plain CLIP of any layout, from `uwm.load`.
+        pairs: To train on; only complete quadruples count.
+        validation: To stop by; of other pairs.
+        backend: Whose loss, see `uwm.backends.find_backends`.
+        settings: Default: the backend's own, its paper's.
+        seed: For LoRA's first matrices, the order of the pairs, and dropout.
+        micro_batch: Pairs that go through the towers at once, for less memory: the loss still sees the whole batch, so
+            the gradients are those of the whole batch. Default: all of it.
+        checkpointing: Recompute activations in the backward pass, for less memory.
+        dtype: What the towers compute in, ``float32`` or ``bfloat16``; LoRA's matrices and Adam stay float32.
+        batch_size: Pairs at a time where no gradient is needed.
+        workers: Threads that read pictures.
+        progress: As in `uwm.score`.
+        state: A file to go on from after a kill, written every two minutes and after every epoch; whoever names it
+            removes it.
+        snapshots: Epochs whose adapters are kept too.
+
+    Raises:
+        BadInput: No plain CLIP, settings that cannot work, or `state` belongs to another run.
+        InvalidResult: The loss is not finite.
+    """
+    settings = settings or backend.settings
+    check_training(settings, dtype, micro_batch)
+    pairs, validation = quadruples(pairs), quadruples(validation)
+    run = _Run(model, pairs, validation, backend, settings, seed, micro_batch, DTYPES[dtype], batch_size, workers)
+    if checkpointing:
+        run.student.module.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    about = {"seed": seed, "micro_batch": micro_batch, "checkpointing": checkpointing, "dtype": dtype}
+    key = _key(model, pairs, validation, backend.name, asdict(settings) | about | {"snapshots": sorted(snapshots)})
+    earlier = load_state(state, key) if state is not None else None
+    if earlier is not None:
+        run.restore(earlier)
+    resumed_from = len(run.now.history)
+    saved = time.monotonic()
+    for epoch_done in run.steps(progress):
+        if epoch_done and len(run.now.history) in snapshots:
+            run.now.snapshots[len(run.now.history)] = taken(run.student)
+        if state is not None and (epoch_done or time.monotonic() - saved > SAVE_SECONDS):
+            save_state(state, key, run.written())
+            saved = time.monotonic()
+    return Trained(
+        adapter=Adapter(run.now.best, settings),
+        history=run.now.history,
+        best_epoch=run.now.best_epoch,
+        snapshots={epoch: Adapter(tensors, settings) for epoch, tensors in sorted(run.now.snapshots.items())},
+        parameters=sum(p.numel() for p in run.parameters),
+        resumed_from=resumed_from,
+    )
+
+
+def check_training(settings: TrainingSettings, dtype: str = "auto", micro_batch: int | None = None) -> None:
+    """Refuse settings that cannot work, before anything is read. Raises BadInput."""
+    if dtype not in DTYPES:
+        raise BadInput(f"--dtype {dtype!r}: fine-tuning computes in float32 or bfloat16")
+    if settings.stop_on not in ("loss", "recall"):
+        raise BadInput(f"--stop-on {settings.stop_on!r}: expected loss or recall")
+    least = {"epochs": 1, "train_batch": 2, "rank": 1, "patience": 0}
+    for name, low in least.items():
+        if getattr(settings, name) < low:
+            raise BadInput(f"--{name.replace('_', '-')} {getattr(settings, name)}: expected at least {low}")
+    if micro_batch is not None and micro_batch < 1:
+        raise BadInput(f"--micro-batch {micro_batch}: expected at least 1")
+    if not (math.isfinite(settings.learning_rate) and settings.learning_rate > 0):
+        raise BadInput(f"--learning-rate {settings.learning_rate}: expected a positive number such as 1e-4")
+    if not 0 <= settings.dropout < 1:
+        raise BadInput(f"--dropout {settings.dropout}: expected a number from 0 to below 1")
+    if not settings.targets:
+        raise BadInput("--targets: expected names of layers, such as k_proj,v_proj")
+
+
+def _key(model: Model, pairs: CalibrationSet, validation: CalibrationSet, name: str, about: dict[str, Any]) -> str:
+    """sha256 over all that decides a run."""
+    assert model.checkpoint is not None
+    about |= {"backend": name, "model": model.checkpoint.file_hashes(), "torch": torch.__version__}
+    about |= {"pairs": pairs.fingerprint(), "validation": validation.fingerprint()}
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass
+class _Watched:
+    """Pairs to validate on, as the frozen model embeds them."""
+
+    feeder: Feeder
+    objective: Objective
+
+
+class _Run:
+    """One training: the student, the loss, and where it is."""
+
+    def __init__(
+        self,
+        model: Model,
+        pairs: CalibrationSet,
+        validation: CalibrationSet,
+        backend: Backend,
+        settings: TrainingSettings,
+        seed: int,
+        micro_batch: int | None,
+        dtype: torch.dtype | None,
+        batch_size: int,
+        workers: int,
+    ) -> None:
+        self.settings, self.seed, self.micro_batch, self.dtype = settings, seed, micro_batch, dtype
+        self.name = backend.name
+        self.student = hugging_face_copy(model)
+        self.parameters = insert(self.student, settings, seed)
+        self.adam = torch.optim.Adam(self.parameters, lr=settings.learning_rate)
+        frozen = [embed(model, side, batch_size=batch_size, workers=workers) for side in (pairs, validation)]
+        self.feeder = Feeder(model, pairs, workers)
+        self.objective = backend.objective(frozen[0], pairs.pairs)
+        watched = backend.objective(frozen[1], validation.pairs)
+        self.watched = _Watched(Feeder(model, validation, workers), watched)
+        self.now = State()
+
+    def steps(self, progress: Progress | None) -> Iterator[bool]:
+        """Train; after every step tell whether it ended an epoch. Ends early when validation no longer gets better."""
+        plan = self._plan()[self.now.step :]
+        if self._stops():
+            return
+        steps = zip(plan, self.feeder.feed(rows for _, rows, _ in plan), strict=True)
+        for (epoch, rows, last), batch in progress(steps, len(plan), self.name) if progress else steps:
+            start = time.perf_counter()
+            self._step(rows, batch)
+            self.now.step += 1
+            self.now.seconds += time.perf_counter() - start
+            if last:
+                self._finish_epoch(epoch)
+            yield last
+            if last and self._stops():
+                return
+
+    def _plan(self) -> list[tuple[int, torch.Tensor, bool]]:
+        """Every step of the run: epoch, rows in the order of training, whether it is the epoch's last."""
+        plan = []
+        for epoch in range(1, self.settings.epochs + 1):
+            rows = self.objective.rows(epoch)
+            if not len(rows):
+                raise BadInput(
+                    f"{self.name}: epoch {epoch} has no pairs to train on; {self.feeder.size} pairs are too few"
+                )
+            order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
+            parts = rows[order].split(self.settings.train_batch)
+            plan += [(epoch, part, number == len(parts) - 1) for number, part in enumerate(parts)]
+        return plan
+
+    def _stops(self) -> bool:
+        waited = len(self.now.history) - self.now.best_epoch
+        return 0 < self.settings.patience <= waited
+
+    def _step(self, rows: torch.Tensor, batch: Batch) -> None:
+        self.student.module.train()
+        self.adam.zero_grad()
+        with torch.random.fork_rng():
+            found = self._backward(rows, batch)
+        self.adam.step()
+        if not all(math.isfinite(value) for value in found.values()):
+            raise InvalidResult(
+                f"{self.name}: the loss is not finite in step {self.now.step + 1}; lower the learning rate"
+            )
+        for name, value in {**found, "pairs": 1}.items():
+            self.now.sums[name] = self.now.sums.get(name, 0.0) + value * len(rows)
+
+    def _backward(self, rows: torch.Tensor, batch: Batch) -> dict[str, float]:
+        """Gradients of the whole batch's loss, part by part where `micro_batch` asks for it; the terms and the loss.
+
+        The parts are embedded twice: without gradient for the loss of the whole batch, which gives the gradient by
+        every embedding; then with gradient, to carry it on. Dropout is the same both times.
+        """
+        parts = torch.arange(len(batch)).split(self.micro_batch or len(batch))
+        if len(parts) == 1:
+            return self._loss(self._embed(batch, 0), rows)
+        with torch.no_grad():
+            found = [vars(self._embed(batch.part(part), number)) for number, part in enumerate(parts)]
+        whole = {side: torch.cat([part[side] for part in found]).requires_grad_() for side in found[0]}
+        terms = self._loss(Embeddings(**whole), rows)
+        used = {side: tensor.grad for side, tensor in whole.items() if tensor.grad is not None}
+        for number, part in enumerate(parts):
+            again = vars(self._embed(batch.part(part), number))
+            torch.autograd.backward([again[side] for side in used], [grad[part] for grad in used.values()])
+        return terms
+
+    def _embed(self, batch: Batch, number: int) -> Embeddings:
+        torch.manual_seed((self.seed * 1_000_003 + self.now.step) * 1_000_003 + number)  # of dropout
+        return student_embeddings(self.student, batch, self.dtype)
+
+    def _loss(self, student: Embeddings, rows: torch.Tensor) -> dict[str, float]:
+        """Back-propagate the loss; its terms and itself as numbers."""
+        terms = self.objective.terms(student, rows)
+        total = self._total(terms)
+        total.backward()
+        return {name: float(term) for name, term in terms.items()} | {"loss": float(total)}
+
+    def _total(self, terms: dict[str, torch.Tensor]) -> torch.Tensor:
+        if odd := sorted(terms.keys() - self.settings.weights.keys()):
+            raise BadInput(f"backend {self.name!r}: its settings have no weight for the term {odd[0]!r}")
+        return torch.stack([self.settings.weights[name] * term for name, term in terms.items()]).sum()
+
+    def _finish_epoch(self, epoch: int) -> None:
+        start, now = time.perf_counter(), self.now
+        value = self._validate()
+        self._check_finite(value, f"on the validation pairs after epoch {epoch}")
+        pairs = now.sums.pop("pairs")
+        means = {name: total / pairs for name, total in sorted(now.sums.items())}
+        entry = {"epoch": epoch, "pairs": int(pairs), "loss": means.pop("loss"), "terms": means, "validation": value}
+        now.history.append(entry | {"seconds": round(now.seconds + time.perf_counter() - start, 3)})
+        logger.info("%s: epoch %d, loss %.4f, validation %.4f", self.name, epoch, entry["loss"], value)
+        now.sums, now.seconds = {}, 0.0
+        badness = -value if self.settings.stop_on == "recall" else value
+        if badness < now.best_value:
+            now.best_epoch, now.best_value, now.best = epoch, badness, taken(self.student)
+
+    def _check_finite(self, value: float, where: str) -> None:
+        if not math.isfinite(value):
+            raise InvalidResult(f"{self.name}: the loss is not finite {where}; lower the learning rate")
+
+    @torch.no_grad()
+    def _validate(self) -> float:
+        self.student.module.eval()
+        plan = torch.arange(self.watched.feeder.size).split(self.settings.train_batch)
+        batches = zip(plan, self.watched.feeder.feed(plan), strict=True)
+        if self.settings.stop_on == "recall":
+            found = [vars(student_embeddings(self.student, batch, self.dtype)) for _, batch in batches]
+            return recall_sum(Embeddings(**{s: torch.cat([part[s] for part in found]).cpu() for s in found[0]}))
+        total = 0.0
+        for rows, batch in batches:
+            terms = self.watched.objective.terms(student_embeddings(self.student, batch, self.dtype), rows)
+            total += float(self._total(terms)) * len(rows)
+        return total / self.watched.feeder.size
+
+    # ------------------------------------------------------------ to disk and back
+
+    def written(self) -> State:
+        """All that `restore` needs."""
+        self.now.adapter = taken(self.student)
+        moments = (("mean", "exp_avg"), ("square", "exp_avg_sq"), ("step", "step"))
+        states = enumerate(self.adam.state[p] for p in self.parameters)
+        self.now.adam = {f"{i}/{ours}": s[theirs].cpu() for i, s in states if s for ours, theirs in moments}
+        return self.now
+
+    def restore(self, state: State) -> None:
+        """Go on from what `written` gave."""
+        self.now = state
+        put_back(self.student, state.adapter)
+        for i, parameter in enumerate(self.parameters):
+            if f"{i}/step" in state.adam:
+                mean, square = (state.adam[f"{i}/{name}"].to(parameter.device) for name in ("mean", "square"))
+                self.adam.state[parameter] = {"step": state.adam[f"{i}/step"], "exp_avg": mean, "exp_avg_sq": square}
+
+
+def recall_sum(embeddings: Embeddings) -> float:
+    """The sum of R@1 both ways of safe text with safe images and with unsafe images, unsafe text with safe images.
+
+    Safe-CLIP's measure of the best epoch (method of Poppi et al., ECCV 2024): what it redirects counts as found.
+    """
+    e = embeddings
+    couples = ((e.safe_text, e.safe_image), (e.safe_text, e.unsafe_image), (e.unsafe_text, e.safe_image))
+    return sum(recall(a, b, (1,))[1] + recall(b, a, (1,))[1] for a, b in couples)

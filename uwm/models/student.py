@@ -1,0 +1,116 @@
+"""A plain CLIP of any layout as a Hugging Face module to train, and the way of its changes back into the checkpoint."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from ..checkpoint import Checkpoint
+from ..errors import BadInput, InvalidResult
+from ..weights import WeightRef
+from .base import Model
+from .conversion import converted, plain_clip
+from .filling import fill, stored_names
+from .hugging_face import HuggingFaceModel, clip_config
+from .open_clip_models import OpenClipModel
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor of the Hugging Face layout lies in a checkpoint: a row block of a tensor, perhaps transposed."""
+
+    ref: WeightRef
+    transposed: bool = False
+
+    def of(self, whole: torch.Tensor) -> torch.Tensor:
+        """The view of the stored tensor that is this one."""
+        whole = whole.T if self.transposed else whole
+        return whole[self.ref.rows(len(whole))]
+
+
+def check_trainable(model: Model) -> None:
+    """Refuse what is no plain CLIP with both towers. Raises BadInput."""
+    families = {tower.encoder.family for tower in model.layout.towers}
+    if families not in ({"hf-clip"}, {"open_clip"}) or set(model.modalities) != {"text", "vision"}:
+        raise BadInput(f"fine-tuning is for a plain CLIP with both towers; this is {model.layout.name}")
+    if model.checkpoint is None:
+        raise BadInput("fine-tuning needs a model that was loaded from a checkpoint")
+    if isinstance(model, OpenClipModel):
+        plain_clip(model.checkpoint, "hf")
+
+
+def hugging_face_copy(model: Model, replaced: Mapping[str, torch.Tensor] | None = None) -> HuggingFaceModel:
+    """The stored model anew in the Hugging Face layout, float32, in eval mode: it shares no memory with `model`.
+
+    Args:
+        model: Loaded from a checkpoint.
+        replaced: Key in the checkpoint -> another tensor to put in its place, as `added` gives them.
+
+    Raises:
+        BadInput: No plain CLIP.
+    """
+    from transformers import CLIPModel
+
+    check_trainable(model)
+    assert model.checkpoint is not None
+    if isinstance(model, HuggingFaceModel):
+        module = CLIPModel(copy.deepcopy(model.config))
+        fill(module, model.checkpoint)
+    else:
+        assert isinstance(model, OpenClipModel)
+        module = CLIPModel(clip_config(model.config | {"quick_gelu": model.quick_gelu}))
+        tensors = converted(model.checkpoint, plain_clip(model.checkpoint, "hf"), "hf")
+        module.load_state_dict({name: make() for name, (_, _, make) in tensors})
+    own, where = dict(module.named_parameters()), places(model) if replaced else {}
+    with torch.no_grad():
+        for name, place in where.items():
+            if replaced and place.ref.key in replaced:
+                own[name].copy_(place.of(replaced[place.ref.key]))
+    module.set_attn_implementation("eager")  # of short sequences: on a CPU faster than the fused kernel's backward
+    return HuggingFaceModel(module.float().to(model.device).requires_grad_(False), None)
+
+
+def places(model: Model) -> dict[str, Place]:
+    """Name of a tensor of `hugging_face_copy` -> where it lies in the model's checkpoint."""
+    assert model.checkpoint is not None
+    if isinstance(model, HuggingFaceModel):
+        names = stored_names(model.module, model.checkpoint)
+        return {name: Place(WeightRef(key)) for key, name in names.items()}
+    return {
+        name: Place(WeightRef(rule.open_clip, part, len(rule.hugging_face)), rule.transposed)
+        for rule in plain_clip(model.checkpoint, "hf")
+        for part, name in enumerate(rule.hugging_face)
+    }
+
+
+def added(model: Model, deltas: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The stored tensors after adding deltas, computed in float32 and rounded once to the stored dtype.
+
+    Args:
+        model: Whose checkpoint it is.
+        deltas: Name in the Hugging Face layout -> what to add, in that layout's shape.
+
+    Returns:
+        Key in the checkpoint -> the new tensor.
+
+    Raises:
+        InvalidResult: A sum is not finite in the stored dtype.
+    """
+    checkpoint, where = model.checkpoint, places(model)
+    assert checkpoint is not None
+    sums: dict[str, torch.Tensor] = {}
+    for name, delta in deltas.items():
+        place = where[name]
+        whole = sums.setdefault(place.ref.key, checkpoint.read(place.ref.key).to(torch.float32, copy=True))
+        place.of(whole).add_(delta.cpu().float())
+    return {key: _rounded(checkpoint, key, tensor) for key, tensor in sums.items()}
+
+
+def _rounded(checkpoint: Checkpoint, key: str, tensor: torch.Tensor) -> torch.Tensor:
+    stored = tensor.to(checkpoint.entries[key][1].dtype)
+    if not torch.isfinite(stored).all():
+        raise InvalidResult(f"{key}: the fine-tuned weights are not finite as {stored.dtype}; lower the learning rate")
+    return stored
