@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from .protocol import ADAPTED, Backend, Objective, TrainingSettings
+from .plugins import find_backends
+from .protocol import ADAPTED, Backend, Objective, TrainingSettings, frozen_batch
 
-__all__ = ["ADAPTED", "Backend", "Objective", "TrainingSettings"]
+__all__ = ["ADAPTED", "Backend", "Objective", "TrainingSettings", "find_backends", "frozen_batch"]
