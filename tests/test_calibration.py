@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 
@@ -60,22 +59,6 @@ def test_text_only_and_image_only_pairs(write):
     assert [(p.has_text, p.has_image) for p in pairs] == [(True, False), (False, True)]
 
 
-def test_labels_are_of_one_modality_and_say_unsafe_when_absent(write):
-    rows = [
-        {"id": "1", **TEXT, **IMAGES},
-        {"id": "2", **TEXT, **IMAGES, "unsafe_text_label": "safe"},
-        {"id": "3", **TEXT, **IMAGES, "unsafe_text_label": "unsafe", "unsafe_image_label": "safe"},
-        {"id": "4", **IMAGES, "unsafe_image_label": None},
-    ]
-    pairs = read_calibration(write(*rows)).pairs
-    assert [(p.unsafe_text_label, p.unsafe_image_label) for p in pairs] == [
-        ("unsafe", "unsafe"),
-        ("safe", "unsafe"),
-        ("unsafe", "safe"),
-        ("unsafe", "unsafe"),
-    ]
-
-
 def test_null_is_the_same_as_absent(write):
     root = write({"id": "1", "concept": None, "split": None, "safe_image": None, "unsafe_image": None, **TEXT})
     assert read_calibration(root).pairs == (CalibrationPair("1", "", "a dog", "a bomb"),)
@@ -127,18 +110,6 @@ MALFORMED = {
     "missing picture": (
         b'{"id": "1", "safe_image": "s.png", "unsafe_image": "x.png"}',
         ":2: picture 'x.png' does not exist",
-    ),
-    "unknown label": (
-        b'{"id": "1", "safe_text": "a", "unsafe_text": "b", "unsafe_text_label": "Safe"}',
-        ":2: 'unsafe_text_label' is 'Safe', expected 'safe' or 'unsafe'",
-    ),
-    "label of no picture": (
-        b'{"id": "1", "safe_text": "a", "unsafe_text": "b", "unsafe_image_label": "safe"}',
-        ":2: has 'unsafe_image_label' and no 'unsafe_image'",
-    ),
-    "label as truth value": (
-        b'{"id": "1", "safe_text": "a", "unsafe_text": "b", "unsafe_text_label": true}',
-        ":2: 'unsafe_text_label' is True, expected a string",
     ),
     "folder as picture": (b'{"id": "1", "safe_image": "s.png", "unsafe_image": "."}', ":2: picture '.' does not"),
 }
@@ -398,22 +369,6 @@ def test_fingerprint_moves_with_picture_bytes(name, write):
     before = read_calibration(root).fingerprint()
     Image.new("L", (4, 4), 99).save(root / name)
     assert read_calibration(root).fingerprint() != before
-
-
-def test_fingerprint_moves_with_a_label_that_says_safe_only(write):
-    row = {"id": "1", **TEXT, **IMAGES}
-    labels = [{}, {"unsafe_text_label": "unsafe", "unsafe_image_label": "unsafe"}]
-    plain, same = (read_calibration(write(row | label)).fingerprint() for label in labels)
-    labels = [{"unsafe_text_label": "safe"}, {"unsafe_image_label": "safe"}]
-    text, image = (read_calibration(write(row | label)).fingerprint() for label in labels)
-    assert plain == same
-    assert len({plain, text, image}) == 3
-
-
-def test_fingerprint_of_a_set_without_labels_is_that_of_earlier_versions(write):
-    root = write({"id": "1", "concept": "weapons", "split": "calib", **TEXT})
-    content = ["1", "weapons", "calib", "a dog", "a bomb", None, None]
-    assert read_calibration(root).fingerprint() == hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def test_fingerprint_moves_with_order_and_with_swapped_sides(write):
