@@ -2,6 +2,20 @@
 
 from __future__ import annotations
 
-from .protocol import ADAPTED, Backend, Objective, TrainingSettings
+from .lora import Adapter, write_trained
+from .plugins import find_backends
+from .protocol import ADAPTED, Backend, Objective, TrainingSettings, frozen_batch
+from .training import Trained, train
 
-__all__ = ["ADAPTED", "Backend", "Objective", "TrainingSettings"]
+__all__ = [
+    "ADAPTED",
+    "Adapter",
+    "Backend",
+    "Objective",
+    "Trained",
+    "TrainingSettings",
+    "find_backends",
+    "frozen_batch",
+    "train",
+    "write_trained",
+]

@@ -1,9 +1,9 @@
-"""What a fine-tuning backend is: its paper's settings and a loss on embeddings; training is the same for all."""
+"""What a fine-tuning backend is: its paper's settings, and a loss on embeddings. Training is the same for all."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Protocol
 
 import torch
@@ -47,7 +47,10 @@ class Objective(Protocol):
         """Which pairs epoch 1, 2, … trains on, int64 [n], in any order; a curriculum leaves some out."""
 
     def terms(self, student: Embeddings, rows: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The loss by named term, each a scalar before its factor.
+        """The loss by named term, each a scalar before its factor; the total is the sum of factor × term.
+
+        The names are those of the settings' weights, the same for every batch: a term that no row of a batch bears on
+        is zero. A side of the student that no term uses gets no gradient.
 
         Args:
             student: Normalised embeddings of a batch with gradient, [batch, dim] each, float32.
@@ -56,23 +59,31 @@ class Objective(Protocol):
 
 
 class Backend(Protocol):
-    """A fine-tuning method. Plug-ins name an object of this kind under the entry point group ``uwm.backends``.
+    """A fine-tuning method. Plug-ins name an object of this kind under the entry point group ``uwm.backends``."""
 
-    Attributes:
-        name: As on the command line.
-        source: The paper, as the report cites it.
-        settings: The paper's.
-    """
+    @property
+    def name(self) -> str:
+        """As on the command line; the entry point's name is the same."""
 
-    name: str
-    source: str
-    settings: TrainingSettings
+    @property
+    def source(self) -> str:
+        """The paper, as the report cites it."""
+
+    @property
+    def settings(self) -> TrainingSettings:
+        """The paper's."""
 
     def objective(self, frozen: Embeddings, pairs: Sequence[CalibrationPair]) -> Objective:
-        """The loss for these pairs.
+        """The loss for these pairs; validation pairs have one of their own.
 
         Args:
             frozen: Normalised embeddings of every pair by the unadapted model, float32 [n, dim] each; they carry no
                 gradient and share nothing with the student.
             pairs: The pairs, row for row.
         """
+
+
+def frozen_batch(frozen: Embeddings, rows: torch.Tensor, student: Embeddings) -> Embeddings:
+    """Some rows of the frozen embeddings, [batch, dim], without gradient, where the student's are and of their type."""
+    sides = {side.name: getattr(frozen, side.name)[rows].detach() for side in fields(Embeddings)}
+    return Embeddings(**{name: side.to(student.safe_text) for name, side in sides.items()})

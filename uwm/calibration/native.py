@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BadInput
-from .pairs import IMAGE_KEYS, TEXT_KEYS, CalibrationPair
+from .pairs import IMAGE_KEYS, LABEL_KEYS, LABELS, TEXT_KEYS, CalibrationPair
 from .strict import check_text, inside, parse_object, short
 
 FILE = "pairs.jsonl"
-KEYS = ("id", "concept", *TEXT_KEYS, *IMAGE_KEYS, "split")
+KEYS = ("id", "concept", *TEXT_KEYS, *IMAGE_KEYS, "split", *LABEL_KEYS)
 
 
 def read_native(root: Path) -> list[CalibrationPair]:
@@ -46,6 +46,16 @@ def _pair_of(row: dict[str, Any], root: Path, where: str) -> CalibrationPair:
             raise BadInput(f"{where}: has {given[0]!r} and no {next(k for k in pair if k != given[0])!r}")
     if all(row.get(key) is None for key in (*TEXT_KEYS, *IMAGE_KEYS)):
         raise BadInput(f"{where}: has neither captions nor pictures; expected {', '.join(KEYS[2:6])}")
+    _check_labels(row, where)
     fields: dict[str, Any] = {key: row[key] for key in KEYS if row.get(key) is not None}
     fields |= {key: inside(root, row[key], where) for key in IMAGE_KEYS if key in fields}
     return CalibrationPair(**fields)
+
+
+def _check_labels(row: dict[str, Any], where: str) -> None:
+    for key, of in LABEL_KEYS.items():
+        label = row.get(key)
+        if label is not None and row.get(of) is None:
+            raise BadInput(f"{where}: has {key!r} and no {of!r}")
+        if label is not None and label not in LABELS:
+            raise BadInput(f"{where}: {key!r} is {short(label)}, expected 'safe' or 'unsafe'")

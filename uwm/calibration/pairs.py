@@ -14,6 +14,8 @@ from ..errors import BadInput
 
 TEXT_KEYS = ("safe_text", "unsafe_text")
 IMAGE_KEYS = ("safe_image", "unsafe_image")
+LABEL_KEYS = {"unsafe_text_label": "unsafe_text", "unsafe_image_label": "unsafe_image"}  # label -> what it is of
+LABELS = ("safe", "unsafe")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
 
@@ -21,7 +23,9 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".ti
 class CalibrationPair:
     """One quadruple: safe and unsafe text, safe and unsafe picture; either modality may be missing.
 
-    `missing` names the pictures, of `IMAGE_KEYS`, that the set speaks of and whose files are not there.
+    `missing` names the pictures, of `IMAGE_KEYS`, that the set speaks of and whose files are not there. The labels say
+    whether what stands on the unsafe side is unsafe in truth, ``"unsafe"``, or turned out ``"safe"``; only ShieldCLIP
+    heeds them.
     """
 
     id: str
@@ -32,6 +36,8 @@ class CalibrationPair:
     unsafe_image: Path | None = None
     split: str = ""
     missing: tuple[str, ...] = ()
+    unsafe_text_label: str = "unsafe"
+    unsafe_image_label: str = "unsafe"
 
     @property
     def has_text(self) -> bool:
@@ -106,10 +112,12 @@ class CalibrationSet:
         return replace(self, pairs=keep), replace(self, pairs=held)
 
     def fingerprint(self) -> str:
-        """sha256 over the captions, tags and picture bytes of all pairs in order."""
+        """sha256 over the captions, tags, picture bytes, and labels that say safe, of all pairs in order."""
         digest = hashlib.sha256()
         for pair in self.pairs:
-            digest.update(json.dumps([pair.id, pair.concept, pair.split, *pair.content()]).encode())
+            labels = [getattr(pair, key) for key in LABEL_KEYS]
+            doubted = labels if "safe" in labels else []  # else as it was before there were labels
+            digest.update(json.dumps([pair.id, pair.concept, pair.split, *pair.content(), *doubted]).encode())
         return digest.hexdigest()
 
 
