@@ -76,10 +76,8 @@ class Feeder:
         return pixels
 
 
-def student_embeddings(student: Model, batch: Batch, dtype: torch.dtype | None) -> Embeddings:
-    """Normalised embeddings of a batch, float32 [pairs, dim] each, computed in `dtype` where it is given."""
-    with torch.autocast(student.device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-        text = embed_inputs(student, batch.input_ids, batch.attention_mask)
-        image = embed_inputs(student, batch.pixel_values, None)
-    text, image = F.normalize(text.float(), dim=-1), F.normalize(image.float(), dim=-1)
+def student_embeddings(student: Model, batch: Batch) -> Embeddings:
+    """Normalised embeddings of a batch, float32 [pairs, dim] each, with gradient."""
+    text = F.normalize(embed_inputs(student, batch.input_ids, batch.attention_mask), dim=-1)
+    image = F.normalize(embed_inputs(student, batch.pixel_values, None), dim=-1)
     return Embeddings(*text.chunk(2), *image.chunk(2))

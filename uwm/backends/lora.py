@@ -37,11 +37,11 @@ def check_installed() -> None:
         raise BadInput(EXTRA) from None
 
 
-def insert(student: HuggingFaceModel, settings: TrainingSettings, seed: int) -> list[torch.nn.Parameter]:
+def insert(student: HuggingFaceModel, settings: TrainingSettings, seed: int) -> dict[str, torch.Tensor]:
     """Put fresh LoRA layers into a student, drawn with the seed.
 
     Returns:
-        The parameters to train, in the order of their names; all others stay frozen.
+        Name -> parameter to train, sorted; all others stay frozen.
 
     Raises:
         BadInput: A target names no layer, or peft is missing.
@@ -61,17 +61,11 @@ def insert(student: HuggingFaceModel, settings: TrainingSettings, seed: int) -> 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         inject_adapter_in_model(config, student.module, adapter_name=NAME)
-    return [p for _, p in sorted(student.module.named_parameters()) if p.requires_grad]
-
-
-def taken(student: HuggingFaceModel) -> dict[str, torch.Tensor]:
-    """A copy of a student's LoRA matrices, by name."""
-    own = sorted(student.module.named_parameters())
-    return {name: p.detach().cpu().clone() for name, p in own if p.requires_grad}
+    return {name: p for name, p in sorted(student.module.named_parameters()) if p.requires_grad}
 
 
 def put_back(student: HuggingFaceModel, tensors: dict[str, torch.Tensor]) -> None:
-    """Copy matrices that `taken` gave into the student."""
+    """Copy LoRA matrices into the student, by name."""
     own = dict(student.module.named_parameters())
     with torch.no_grad():
         for name, tensor in tensors.items():

@@ -22,7 +22,7 @@ from ..models import Model
 from ..models.student import hugging_face_copy
 from ..profiler import BATCH_SIZE, Progress
 from .feeding import Batch, Feeder, student_embeddings
-from .lora import Adapter, insert, put_back, taken
+from .lora import Adapter, insert, put_back
 from .protocol import Backend, Objective, TrainingSettings
 from .state import State, load_state, save_state
 
@@ -113,7 +113,7 @@ def train(
     saved = time.monotonic()
     for epoch_done in run.steps(progress):
         if epoch_done and len(run.now.history) in snapshots:
-            run.now.snapshots[len(run.now.history)] = taken(run.student)
+            run.now.snapshots[len(run.now.history)] = run.trained()
         if state is not None and (epoch_done or time.monotonic() - saved > SAVE_SECONDS):
             save_state(state, key, run.written())
             saved = time.monotonic()
@@ -122,7 +122,7 @@ def train(
         history=run.now.history,
         best_epoch=run.now.best_epoch,
         snapshots={epoch: Adapter(tensors, settings) for epoch, tensors in sorted(run.now.snapshots.items())},
-        parameters=sum(p.numel() for p in run.parameters),
+        parameters=sum(p.numel() for p in run.masters.values()),
         resumed_from=resumed_from,
     )
 
@@ -179,11 +179,14 @@ class _Run:
         batch_size: int,
         workers: int,
     ) -> None:
-        self.settings, self.seed, self.micro_batch, self.dtype = settings, seed, micro_batch, dtype
+        self.settings, self.seed, self.micro_batch = settings, seed, micro_batch
         self.name = backend.name
         self.student = hugging_face_copy(model)
-        self.parameters = insert(self.student, settings, seed)
-        self.adam = torch.optim.Adam(self.parameters, lr=settings.learning_rate)
+        self.masters = insert(self.student, settings, seed)
+        if dtype is not None:  # the towers in bfloat16, without casts to and fro; what is trained stays float32
+            self.masters = {n: p.detach().clone().requires_grad_() for n, p in self.masters.items()}
+            self.student.module.to(dtype)
+        self.adam = torch.optim.Adam(list(self.masters.values()), lr=settings.learning_rate)
         frozen = [embed(model, side, batch_size=batch_size, workers=workers) for side in (pairs, validation)]
         self.feeder = Feeder(model, pairs, workers)
         self.objective = backend.objective(frozen[0], pairs.pairs)
@@ -222,22 +225,37 @@ class _Run:
             plan += [(epoch, part, number == len(parts) - 1) for number, part in enumerate(parts)]
         return plan
 
+    def trained(self) -> dict[str, torch.Tensor]:
+        """A copy of what is trained, by name, float32 on the CPU."""
+        return {name: master.detach().cpu().clone() for name, master in self.masters.items()}
+
     def _stops(self) -> bool:
         waited = len(self.now.history) - self.now.best_epoch
         return 0 < self.settings.patience <= waited
 
     def _step(self, rows: torch.Tensor, batch: Batch) -> None:
         self.student.module.train()
-        self.adam.zero_grad()
         with torch.random.fork_rng():
             found = self._backward(rows, batch)
-        self.adam.step()
+        self._update()
         if not all(math.isfinite(value) for value in found.values()):
             raise InvalidResult(
                 f"{self.name}: the loss is not finite in step {self.now.step + 1}; lower the learning rate"
             )
         for name, value in {**found, "pairs": 1}.items():
             self.now.sums[name] = self.now.sums.get(name, 0.0) + value * len(rows)
+
+    def _update(self) -> None:
+        """A step of Adam, on float32 copies where the student computes in another dtype."""
+        live = dict(self.student.module.named_parameters())
+        copies = [(live[name], master) for name, master in self.masters.items() if live[name] is not master]
+        for parameter, master in copies:
+            master.grad, parameter.grad = None if parameter.grad is None else parameter.grad.float(), None
+        self.adam.step()
+        self.adam.zero_grad()
+        with torch.no_grad():
+            for parameter, master in copies:
+                parameter.copy_(master)
 
     def _backward(self, rows: torch.Tensor, batch: Batch) -> dict[str, float]:
         """Gradients of the whole batch's loss, part by part where `micro_batch` asks for it; the terms and the loss.
@@ -260,14 +278,14 @@ class _Run:
 
     def _embed(self, batch: Batch, number: int) -> Embeddings:
         torch.manual_seed((self.seed * 1_000_003 + self.now.step) * 1_000_003 + number)  # of dropout
-        return student_embeddings(self.student, batch, self.dtype)
+        return student_embeddings(self.student, batch)
 
     def _loss(self, student: Embeddings, rows: torch.Tensor) -> dict[str, float]:
         """Back-propagate the loss; its terms and itself as numbers."""
         terms = self.objective.terms(student, rows)
         total = self._total(terms)
         total.backward()
-        return {name: float(term) for name, term in terms.items()} | {"loss": float(total)}
+        return {name: term.item() for name, term in terms.items()} | {"loss": total.item()}
 
     def _total(self, terms: dict[str, torch.Tensor]) -> torch.Tensor:
         if odd := sorted(terms.keys() - self.settings.weights.keys()):
@@ -286,7 +304,7 @@ class _Run:
         now.sums, now.seconds = {}, 0.0
         badness = -value if self.settings.stop_on == "recall" else value
         if badness < now.best_value:
-            now.best_epoch, now.best_value, now.best = epoch, badness, taken(self.student)
+            now.best_epoch, now.best_value, now.best = epoch, badness, self.trained()
 
     def _check_finite(self, value: float, where: str) -> None:
         if not math.isfinite(value):
@@ -298,11 +316,11 @@ class _Run:
         plan = torch.arange(self.watched.feeder.size).split(self.settings.train_batch)
         batches = zip(plan, self.watched.feeder.feed(plan), strict=True)
         if self.settings.stop_on == "recall":
-            found = [vars(student_embeddings(self.student, batch, self.dtype)) for _, batch in batches]
+            found = [vars(student_embeddings(self.student, batch)) for _, batch in batches]
             return recall_sum(Embeddings(**{s: torch.cat([part[s] for part in found]).cpu() for s in found[0]}))
         total = 0.0
         for rows, batch in batches:
-            terms = self.watched.objective.terms(student_embeddings(self.student, batch, self.dtype), rows)
+            terms = self.watched.objective.terms(student_embeddings(self.student, batch), rows)
             total += float(self._total(terms)) * len(rows)
         return total / self.watched.feeder.size
 
@@ -310,20 +328,23 @@ class _Run:
 
     def written(self) -> State:
         """All that `restore` needs."""
-        self.now.adapter = taken(self.student)
+        self.now.adapter = self.trained()
         moments = (("mean", "exp_avg"), ("square", "exp_avg_sq"), ("step", "step"))
-        states = enumerate(self.adam.state[p] for p in self.parameters)
-        self.now.adam = {f"{i}/{ours}": s[theirs].cpu() for i, s in states if s for ours, theirs in moments}
+        states = ((name, self.adam.state[master]) for name, master in self.masters.items())
+        self.now.adam = {f"{ours}/{n}": s[theirs].cpu() for n, s in states if s for ours, theirs in moments}
         return self.now
 
     def restore(self, state: State) -> None:
         """Go on from what `written` gave."""
         self.now = state
         put_back(self.student, state.adapter)
-        for i, parameter in enumerate(self.parameters):
-            if f"{i}/step" in state.adam:
-                mean, square = (state.adam[f"{i}/{name}"].to(parameter.device) for name in ("mean", "square"))
-                self.adam.state[parameter] = {"step": state.adam[f"{i}/step"], "exp_avg": mean, "exp_avg_sq": square}
+        with torch.no_grad():
+            for name, master in self.masters.items():
+                master.copy_(state.adapter[name])
+        for name, master in self.masters.items():
+            if f"step/{name}" in state.adam:
+                mean, square = (state.adam[f"{what}/{name}"].to(master.device) for what in ("mean", "square"))
+                self.adam.state[master] = {"step": state.adam[f"step/{name}"], "exp_avg": mean, "exp_avg_sq": square}
 
 
 def recall_sum(embeddings: Embeddings) -> float:
