@@ -125,10 +125,13 @@ IMAGES = _stack(
     click.option("--safe-images", help="Folder of the safe pictures of ViSU-Text (COCO's) or NSFWCaps."),
     click.option("--unsafe-images", help="Folder of their unsafe pictures."),
 )
-SCORE = _stack(
+CALIBRATION = _stack(
     click.option("--calib", required=True, help="Calibration set: a folder, or a file of ViSU-Text or NSFWCaps."),
     IMAGES,
     click.option("--split", help="Its split to calibrate on  [default: calib or train, where there is one]"),
+)
+SCORE = _stack(
+    CALIBRATION,
     click.option("--method", default="uwm", show_default=True, help="uwm, grad-unsafe or grad-safe-clip."),
     click.option("--text-layers", default="out_proj", show_default=True, help="Slots, globs or names; none for none."),
     click.option("--vision-layers", default="fc2", show_default=True, help="Likewise."),
@@ -142,6 +145,11 @@ ZERO_SHOT = _stack(
     click.option("--data-root", help="Folder in which the named data sets lie; nothing is downloaded."),
     click.option("--templates", help="File of zero-shot prompts, such as 'a photo of a {}.', for the sets' own."),
     click.option("--ensemble", is_flag=True, help="Use all prompts of a file, not its first line only."),
+)
+HELD_OUT = _stack(
+    click.option("--eval", "eval_set", help="Set to measure on  [default: pairs held out of --calib]"),
+    click.option("--eval-split", "eval_splits", multiple=True, help="Its split, or one of --calib's; repeat for more."),
+    click.option("--holdout", type=float, default=0.2, show_default=True, help="Share of pairs kept for measuring."),
 )
 SELECT = _stack(
     click.option(

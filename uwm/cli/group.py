@@ -9,7 +9,10 @@ from ..flags import Verb
 OPENING = ("arch", "quick_gelu", "key", "device", "dtype", "revision", "cache_dir", "offline")  # keywords of uwm.load
 
 
-VERBS = ("edit", "demo", "score", "select", "apply", "revert", "diff", "inspect", "push", "eval", "calib-check", "env")
+VERBS = (
+    *("edit", "demo", "score", "select", "apply", "revert", "diff", "inspect", "push", "eval", "calib-check"),
+    *("finetune", "compare", "env"),
+)
 
 
 class _Group(click.Group):

@@ -12,6 +12,7 @@ from ..flags import (
     COMMON,
     EXAMPLES,
     EXPORT,
+    HELD_OUT,
     MODEL,
     PATH,
     SCORE,
@@ -31,10 +32,8 @@ DEMO_OUTPUT = "uwm-demo"
 @uwm.command()
 @click.argument("model")
 @SCORE
-@click.option("--eval", "eval_set", help="Set to measure on  [default: pairs held out of --calib]")
-@click.option("--eval-split", "eval_splits", multiple=True, help="Its split, or one of --calib's; repeat for more.")
+@HELD_OUT
 @click.option("--again", is_flag=True, help="Edit a checkpoint that uwm has edited already.")
-@click.option("--holdout", type=float, default=0.2, show_default=True, help="Share of pairs held out for measuring.")
 @ZERO_SHOT
 @SELECT
 @MODEL

@@ -13,12 +13,18 @@ from .evaluation import plain
 from .findings import findings, roles
 from .markup import clean
 from .tables import LEGEND, RANDOM_LEGEND, label, markdown_table, rows
+from .training import trained_words
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult as HubResult
 
 TASK = "zero-shot-image-classification"
-TAGS = ["uwm", "model-editing", "safety", "clip"]
+TAGS = {"edited": "model-editing", "fine-tuned": "lora"}  # what was done -> its tag
+FOUND_BY = {
+    "uwm": "Unsafe Weights Manipulation (UWM, WACV 2026)",
+    "grad-unsafe": "the gradient baseline G-Unsafe (UWM, WACV 2026)",
+    "grad-safe-clip": "the gradient baseline G-Safe-CLIP (UWM, WACV 2026)",
+}
 DIGITS = 4
 
 
@@ -29,29 +35,44 @@ def model_card(manifest: Mapping[str, Any], results: Mapping[str, Mapping[str, E
         manifest: The content of ``uwm.json``.
         results: Evaluation set -> column -> result.
     """
-    name, settings = clean(manifest["model"]["name"]), manifest["settings"]
-    sign = "negated" if settings["alpha"] == -1 else f"multiplied by {settings['alpha']}"
+    done, about = _opening(manifest)
     parts = [
-        f"---\n{_metadata(manifest, results)}\n---",
-        f"# {plain(name)}, edited by uwm",
-        f"In this copy of {_code(name)} the weights that carry unsafe content were found by Unsafe Weights "
-        f"Manipulation (UWM, WACV 2026) and {sign}: {manifest['selected']} of {manifest['of']} entries of "
-        f"{len(manifest['layers'])} matrices. Every other value is the original's, bit for bit. Nothing was trained. "
-        "`uwm revert` with `uwm_patch.safetensors` gives the original back.",
+        f"---\n{_metadata(manifest, results, done)}\n---",
+        f"# {plain(clean(manifest['model']['name']))}, {done} by uwm",
+        about,
         "## What it did",
         *_judgements(manifest),
         *(_measured(set_name, columns) for set_name, columns in results.items()),
         *(
-            [f"{LEGEND} {RANDOM_LEGEND}"]
+            [LEGEND if done == "fine-tuned" else f"{LEGEND} {RANDOM_LEGEND}"]
             if results
             else ["Nothing was measured: the set has no pairs with both captions and pictures."]
         ),
-        "An edit lowers a risk, it does not remove it: read the intervals, measure on your own data. `report.html`, "
+        "This lowers a risk, it does not remove it: read the intervals, measure on your own data. `report.html`, "
         "beside this card, shows it with charts, by concept and by layer; download it and open it in a browser.",
         "## How",
-        "```json\n" + json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n```",
+        "```json\n" + json.dumps(_settings(manifest), indent=2, sort_keys=True, ensure_ascii=False) + "\n```",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _opening(manifest: Mapping[str, Any]) -> tuple[str, str]:
+    """What was done in a word, and in a paragraph."""
+    name = _code(manifest["model"]["name"])
+    if "training" in manifest:
+        return "fine-tuned", f"This copy of {name} was fine-tuned to be safer {trained_words(manifest)}"
+    settings, layers = manifest["settings"], manifest["layers"]
+    what = "negated" if settings["alpha"] == -1 else f"multiplied by {settings['alpha']}"
+    return "edited", (
+        f"In this copy of {name} the weights that carry unsafe content were found by {FOUND_BY[settings['method']]} "
+        f"and {what}: {manifest['selected']} of {manifest['of']} entries of {len(layers)} matrices. Every other value "
+        "is the original's, bit for bit. Nothing was trained. `uwm revert` with `uwm_patch.safetensors` gives the "
+        "original back."
+    )
+
+
+def _settings(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    return manifest["settings"] | manifest.get("training", {}).get("settings", {})
 
 
 def _judgements(manifest: Mapping[str, Any]) -> Iterator[str]:
@@ -75,7 +96,7 @@ def _code(name: str) -> str:
 # ---------------------------------------------------------------- metadata
 
 
-def _metadata(manifest: Mapping[str, Any], results: Mapping[str, Mapping[str, EvalResult]]) -> str:
+def _metadata(manifest: Mapping[str, Any], results: Mapping[str, Mapping[str, EvalResult]], done: str) -> str:
     """The card's YAML as the Hub reads it, with the edited model's figures as a model-index."""
     from huggingface_hub import ModelCardData
 
@@ -86,9 +107,9 @@ def _metadata(manifest: Mapping[str, Any], results: Mapping[str, Mapping[str, Ev
         base_model=name if model["on_hub"] else None,
         library_name=model["library"],
         pipeline_tag=None if model["layout"].endswith(")") else TASK,  # of one tower: inside LLaVA, Stable Diffusion, …
-        tags=TAGS,
+        tags=["uwm", TAGS[done], "safety", "clip"],
         metrics=sorted({figure.metric_type for figure in figures}) or None,
-        model_name=f"{name}, edited by uwm" if figures else None,
+        model_name=f"{name}, {done} by uwm" if figures else None,
         eval_results=figures or None,
     ).to_yaml()
 

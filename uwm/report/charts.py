@@ -241,6 +241,27 @@ def _cell(x: float, y: float, size: float, height: float, name: str, share: floa
     return tag("g", tag("title", name), *parts)
 
 
+# ---------------------------------------------------------------- curves
+
+
+def curves(title: str, description: str, values: Sequence[float], marked: int) -> Markup:
+    """One value an epoch as a line, with a mark on one of the epochs, counted from 1."""
+    low, high = min(values), max(values)
+    room = (high - low or abs(high) or 1.0) / 20
+    left, right, top, bottom = 62.0, float(WIDTH - EDGE), 8.0, 150.0
+    every = max(1, math.ceil(len(values) / 8))
+    epochs = Scale(1, max(len(values), 2), tuple(range(1, len(values) + 1, every)), "epoch", factor=1)
+    points = [
+        (epochs(number, left, right), bottom - (value - low + room) / (high - low + 2 * room) * (bottom - top))
+        for number, value in enumerate(values, 1)
+    ]
+    path = "M" + "L".join(f"{x:.2f} {y:.2f}" for x, y in points)
+    ends = ((high, min(y for _, y in points)), (low, max(y for _, y in points)))
+    body = [words(left - 8, y + 4, f"{value:.4g}", "tick", "end") for value, y in ends]
+    body += [_axis(epochs, left, right, top, bottom), tag("path", d=path, class_="curve")]
+    return picture(title, description, bottom + 38, *body, mark(1, *points[marked - 1]))
+
+
 # ---------------------------------------------------------------- histograms
 
 

@@ -23,6 +23,7 @@ from .examples import Example, examples_section
 from .findings import Findings, findings
 from .markup import join, tag
 from .parts import Document, folded, section, table
+from .training import trained
 
 STYLE = Path(__file__).with_name("page.css")
 SIGNS = {1: "gain", 0: "same", -1: "loss"}
@@ -41,6 +42,7 @@ def html_report(document: Document, examples: Sequence[Example] = ()) -> str:
     parts = [
         _summary(document),
         overview.edited(document),
+        trained(document),
         overview.measured(document),
         overview.changed(document),
         breakdowns.similarities(document),
@@ -51,7 +53,8 @@ def html_report(document: Document, examples: Sequence[Example] = ()) -> str:
         _settings(document),
     ]
     against = f" against {document['baseline']}" if document.get("baseline") else ""
-    title = f"{document['model']['name']}, {'edited' if 'layers' in document else 'measured'} by uwm{against}"
+    done = "edited" if "layers" in document else "fine-tuned" if "training" in document else "measured"
+    title = f"{document['model']['name']}, {done} by uwm{against}"
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -80,7 +83,7 @@ def _summary(document: Document) -> Markup:
     results, differences = document["results"], document["differences"]
     found = [(name, findings(columns, differences[name])) for name, columns in results.items()]
     if not found:
-        return tag("p", "Nothing was measured, so nothing is known of what this edit gains or costs.", class_="verdict")
+        return tag("p", "Nothing was measured, so nothing is known of what this gains or costs.", class_="verdict")
     parts = [_judged(*found[0], open_=True), *(_judged(name, judged, open_=False) for name, judged in found[1:])]
     unmeasured = not any(result["zero_shot"] for columns in results.values() for result in columns.values())
     note = (

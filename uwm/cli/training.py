@@ -1,0 +1,79 @@
+"""Fine-tuning: `uwm finetune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import BadInput
+from ..flags import (
+    CALIBRATION,
+    COMMON,
+    HELD_OUT,
+    MODEL,
+    WRITE,
+    ZERO_SHOT,
+    print_json,
+    progress_of,
+    split_flags,
+    warn,
+)
+from .group import uwm
+
+
+@uwm.command()
+@click.argument("model")
+@click.option("--method", required=True, help="safe-clip, safer-clip, shield-clip, or a backend that you installed.")
+@CALIBRATION
+@HELD_OUT
+@click.option("--validation", type=float, default=0.1, show_default=True, help="Share of pairs to stop by.")
+@click.option("--epochs", type=int, help="At most this many  [default of this and the next: the method's own]")
+@click.option("--train-batch", type=int, help="Pairs a step.")
+@click.option("--learning-rate", type=float, help="Of Adam.")
+@click.option("--patience", type=int, help="Epochs to wait for a better validation; 0 for no early stop.")
+@click.option("--stop-on", type=click.Choice(["loss", "recall"]), help="What is validated.")
+@click.option("--rank", type=int, help="Of LoRA.")
+@click.option("--lora-alpha", type=float, help="LoRA's α: its part is multiplied by α / rank.")
+@click.option("--dropout", type=float, help="Of LoRA's inputs.")
+@click.option("--targets", help="Layers to adapt, by name in the Hugging Face layout, comma-separated.")
+@click.option("--micro-batch", type=int, help="Pairs at once, for less memory; the loss still sees the whole batch.")
+@click.option("--checkpointing", is_flag=True, help="Recompute activations, for less memory.")
+@ZERO_SHOT
+@MODEL
+@WRITE
+@COMMON
+def finetune(output: Path | None, overwrite: bool, dry_run: bool, targets: str | None, **flags: Any) -> None:
+    """Train with LoRA by a published method; the output is a checkpoint like any other."""
+    from ..finetune import FinetuneRecipe, state_file
+    from ..finetune import finetune as run
+    from ..report import LEGEND, heading, rows, text_table
+
+    settings, show = split_flags(flags)
+    if output is None and not dry_run:
+        raise BadInput("say where to write with -o FOLDER, or pass --dry-run")
+    settings["targets"] = tuple(name.strip() for name in (targets or "").split(",") if name.strip())
+    recipe = FinetuneRecipe(**{**settings, **{key: tuple(settings[key]) for key in ("eval_splits", "zero_shot")}})
+    output = None if dry_run else output
+    if output is not None and state_file(output).exists():
+        warn(show, [f"going on with the run that {state_file(output)} keeps"])
+    done = run(recipe, output, overwrite=overwrite, progress=progress_of(show))
+    warn(show, done.warnings)
+    if show["as_json"]:
+        print_json({**done.manifest, "output": None if output is None else str(output)})
+        return
+    told = done.manifest["training"]
+    click.echo(
+        f"{done.manifest['model']['name']}: {told['backend']}, {told['parameters']} trained values, "
+        f"{len(told['history'])} epochs, kept the one with the best validation: {told['best_epoch']}"
+    )
+    for name, columns in done.results.items():
+        click.echo(f"\n{heading(name, next(iter(columns.values())).pairs)}\n{text_table(rows(columns))}")
+    if done.results:
+        click.echo(f"\n{LEGEND}")
+    used = done.manifest["run"]
+    seconds, memory = sum(used["seconds"].values()), used["peak_memory_mb"]
+    click.echo(
+        f"\n{seconds:.0f} s, peak memory {memory} MB; " + (f"written to {output}" if output else "nothing written")
+    )
