@@ -106,11 +106,15 @@ def train(
         run.student.module.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     about = {"seed": seed, "micro_batch": micro_batch, "checkpointing": checkpointing, "dtype": dtype}
     key = _key(model, pairs, validation, backend.name, asdict(settings) | about | {"snapshots": sorted(snapshots)})
+    return _drive(run, key, state, snapshots, progress)
+
+
+def _drive(run: _Run, key: str, state: Path | None, snapshots: Collection[int], progress: Progress | None) -> Trained:
+    """Go on from the state there is, train to the end, and keep the state on the way."""
     earlier = load_state(state, key) if state is not None else None
     if earlier is not None:
         run.restore(earlier)
-    resumed_from = len(run.now.history)
-    saved = time.monotonic()
+    resumed_from, saved = len(run.now.history), time.monotonic()
     for epoch_done in run.steps(progress):
         if epoch_done and len(run.now.history) in snapshots:
             run.now.snapshots[len(run.now.history)] = run.trained()
@@ -118,10 +122,10 @@ def train(
             save_state(state, key, run.written())
             saved = time.monotonic()
     return Trained(
-        adapter=Adapter(run.now.best, settings),
+        adapter=Adapter(run.now.best, run.settings),
         history=run.now.history,
         best_epoch=run.now.best_epoch,
-        snapshots={epoch: Adapter(tensors, settings) for epoch, tensors in sorted(run.now.snapshots.items())},
+        snapshots={epoch: Adapter(tensors, run.settings) for epoch, tensors in sorted(run.now.snapshots.items())},
         parameters=sum(p.numel() for p in run.masters.values()),
         resumed_from=resumed_from,
     )
