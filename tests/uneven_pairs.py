@@ -21,6 +21,7 @@ def make_inputs(seed: int, odd: bool):
     if odd:
         sides[0][2, :, 3] = 0  # dead on the safe side
         sides[1][4, :, 1] = 0.7  # constant on the unsafe side
+        sides[1][3, :, 0], weight[4, 1:] = 0, 0  # dead on the unsafe side, and all that a row of W reads
         sides[0][5], sides[1][5] = 0, 0  # nothing at all
         lengths[1][6] = 1  # one token
         weight[:, 5] = 0

@@ -49,7 +49,7 @@ def test_guards_are_counted():
     dead_everywhere = IN  # pair 5
     assert guards == {
         "one_token_pairs": 1,
-        "dead_channels": 1 + dead_everywhere,
+        "dead_channels": 2 + dead_everywhere,
         "constant_channels": 1,
         "zero_columns": 1,
         "zero_rows": 1,
