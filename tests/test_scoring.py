@@ -85,6 +85,27 @@ def test_a_variant_does_not_depend_on_the_batch_size(model, tiny_set, scores, va
         assert (whole[weight] > 0).any()
 
 
+def test_unpaired_captions_serve_the_ratio_of_means(model):
+    safe, unsafe = model.tokenize(["a dog", "a cat and a tree", "a cup"]), model.tokenize(["a bomb", "a big knife"])
+
+    def scores(*batches, **settings):
+        pairs = [
+            uwm.PairBatch(
+                safe_input_ids=safe[0][a], safe_attention_mask=safe[1][a],
+                unsafe_input_ids=unsafe[0][b], unsafe_attention_mask=unsafe[1][b],
+            )
+            for a, b in batches
+        ]  # fmt: skip
+        return uwm.score(model, pairs, vision_layers="none", **settings)
+
+    whole = scores((slice(0, 3), slice(0, 2)), variant="ratio-of-means")
+    parts = scores((slice(2, 3), slice(1, 2)), (slice(0, 2), slice(0, 1)), variant="ratio-of-means")
+    for weight in whole:
+        torch.testing.assert_close(parts[weight], whole[weight], rtol=1e-4, atol=1e-7)
+    with pytest.raises(BadInput, match="3 safe and 2 unsafe samples"):
+        scores((slice(0, 3), slice(0, 2)))
+
+
 def test_the_variant_is_recorded_where_it_is_not_the_default(model, tiny_set, scores, tmp_path):
     calib = uwm.read_calibration(tiny_set)
     other = uwm.score(model, calib, variant="difference")

@@ -98,7 +98,8 @@ def score(
 
     Args:
         model: From `uwm.load`.
-        calib: A calibration set, or any iterable of `PairBatch`.
+        calib: A calibration set, or any iterable of `PairBatch`; for ``ratio-of-means`` and ``unsafe-only`` the sides
+            of a batch may be of different length, for these compare no pairs.
         method: A name in `uwm.scorers.METHODS`.
         variant: Of UWM's score, see `uwm.scorers.UwmScorer`: ``ratio`` (the paper's, and the default),
             ``ratio-of-means``, ``difference`` or ``unsafe-only``.

@@ -8,7 +8,7 @@ from reference.slow_selection import slow_top_fraction, slow_top_mass
 from reference.slow_uwm import uwm_score
 from uneven_pairs import IN, OUT, PAIRS, fast, make_inputs, statistics, tokens
 
-from uwm.errors import InvalidResult
+from uwm.errors import BadInput, InvalidResult
 from uwm.profiler import TokenStatistics
 from uwm.scorers import VARIANTS, UwmScorer
 from uwm.selection import RULES, top_mass
@@ -89,6 +89,14 @@ def test_sides_of_different_length_need_no_pairs(variant, tower):
     inputs = take(make_inputs(4, odd=True), torch.arange(7), torch.arange(2, PAIRS).repeat(2))
     found = fast(*inputs, tower, 3, variant).scores()
     torch.testing.assert_close(found, slow(*inputs, tower, variant).float(), rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant not in UNPAIRED])
+@pytest.mark.parametrize("safe", [1, 7])
+def test_pairs_that_are_none_are_refused(variant, safe):
+    inputs = take(make_inputs(4, odd=False), torch.arange(safe), torch.arange(PAIRS))
+    with pytest.raises(BadInput, match=rf"{safe} safe and {PAIRS} unsafe samples; the variant {variant} compares"):
+        fast(*inputs, "vision", PAIRS, variant)
 
 
 @pytest.mark.parametrize("tower", TOWERS)

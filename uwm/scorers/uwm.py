@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ..errors import BadInput
 from ..profiler import TokenStatistics
 from ..weights import WeightId
 
@@ -58,9 +59,18 @@ class UwmScorer:
         }
 
     def update(self, safe: TokenStatistics, unsafe: TokenStatistics) -> None:
-        """Add one batch; row p of both sides is the same pair, but for the variants that compare no pairs."""
+        """Add one batch; row p of both sides is the same pair, but for the variants that compare no pairs.
+
+        Raises:
+            BadInput: The sides are of different length and the variant compares pairs.
+        """
         magnitude = self._weight.double().abs()
         if self._variant in ("ratio", "difference"):
+            if len(safe.norm) != len(unsafe.norm):
+                raise BadInput(
+                    f"a batch has {len(safe.norm)} safe and {len(unsafe.norm)} unsafe samples; the variant "
+                    f"{self._variant} compares pairs, ratio-of-means needs none"
+                )
             self._add_pairs(*self._factors(safe, magnitude), *self._factors(unsafe, magnitude))
             self._count(safe, unsafe)
         else:
