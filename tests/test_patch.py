@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import ARCH
 from layouts_by_hand import to_open_clip
+from random_patches import EVERY_SLOT, FC2, patch_of, scores_of
 from safetensors.torch import load_file, save_file
 from tiny_files import bits, hf_folder, hf_state
 
@@ -17,25 +18,10 @@ import uwm
 from uwm import records
 from uwm.checkpoint import file_sha256, open_checkpoint
 from uwm.errors import BadInput, InvalidResult, ResourceFault
-from uwm.patch import PATCH_FILE, Patch, random_control
-from uwm.scoring import Scores
+from uwm.patch import PATCH_FILE, Patch
 from uwm.weights import SLOTS, WeightId
 
-FC2 = WeightId("vision", 1, "fc2")
-EVERY_SLOT = [WeightId(tower, 1, slot) for tower in ("text", "vision") for slot in SLOTS]
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
-
-
-def scores_of(reference, weights, seed=0):
-    """Random scores of a checkpoint's weights."""
-    checkpoint, generator = open_checkpoint(reference), torch.Generator().manual_seed(seed)
-    tensors = {w: torch.rand(checkpoint.matrix(w).shape, generator=generator) for w in sorted(weights)}
-    base = {w: checkpoint.fingerprint(w) for w in tensors}
-    return Scores(tensors, base, {"method": "uwm", "pairs": {}}, {w: {} for w in tensors})
-
-
-def patch_of(reference, weights=(FC2,), mass=0.2, **settings):
-    return uwm.select(scores_of(reference, weights), mass=mass, **settings)
 
 
 def state_of(folder):
@@ -345,30 +331,7 @@ def test_a_spoilt_patch_is_bad_input(source, tmp_path, name):
         Patch.load(rewritten(patch_of(source), tmp_path / "p", SPOILERS[name]))
 
 
-# ---------------------------------------------------------------- control and difference
-
-
-def test_the_random_control_is_as_large_and_not_the_same(source):
-    patch = patch_of(source, EVERY_SLOT)
-    control = random_control(patch)
-    assert control.counts() == patch.counts()
-    assert (control.base, control.shapes, control.alpha) == (patch.base, patch.shapes, patch.alpha)
-    for weight, indices in control.flips.items():
-        assert indices.tolist() == sorted(set(indices.tolist()))
-        assert indices.min() >= 0
-        assert indices.max() < patch.shapes[weight][0] * patch.shapes[weight][1]
-    assert any(not torch.equal(control.flips[weight], patch.flips[weight]) for weight in patch.flips)
-
-
-def test_the_random_control_depends_on_its_seed_alone(source):
-    patch = patch_of(source, EVERY_SLOT)
-    torch.manual_seed(1)
-    first = random_control(patch, seed=3)
-    state = torch.random.get_rng_state()
-    second, other = random_control(patch, seed=3), random_control(patch, seed=4)
-    assert torch.equal(state, torch.random.get_rng_state())
-    assert all(torch.equal(first.flips[weight], second.flips[weight]) for weight in patch.flips)
-    assert any(not torch.equal(first.flips[weight], other.flips[weight]) for weight in patch.flips)
+# ---------------------------------------------------------------- difference
 
 
 def test_diff_counts_what_differs(source, out):

@@ -191,7 +191,7 @@ def test_manifest(outcome, manifest, recipe, folder, tiny_hf, tiny_set):
     assert manifest["versions"]["uwm"] == uwm.__version__
     names = {"model": "tiny-hf", "calib": "tiny-set", "eval_splits": ["test"], "zero_shot": []}
     both = {"mass": {"text": 0.02, "vision": 0.02}, "rule": {"text": "top-mass", "vision": "top-mass"}, "alpha": -1}
-    assert manifest["settings"] == asdict(recipe) | names | both
+    assert manifest["settings"] == asdict(recipe) | names | both | {"variant": "ratio"}
     assert (manifest["model"]["layout"], manifest["model"]["library"]) == ("hf-clip", "transformers")
     assert manifest["model"]["sha256"] == {"model.safetensors": sha256(tiny_hf / "model.safetensors")}
     assert manifest["output_sha256"] == {"model.safetensors": sha256(folder / "model.safetensors")}

@@ -132,7 +132,12 @@ CALIBRATION = _stack(
 )
 SCORE = _stack(
     CALIBRATION,
-    click.option("--method", default="uwm", show_default=True, help="uwm, grad-unsafe or grad-safe-clip."),
+    click.option(
+        "--method", default="uwm", show_default=True, help="Score: uwm; baselines: grad-unsafe, grad-safe-clip."
+    ),
+    click.option(
+        "--variant", help="Of uwm's score: ratio, ratio-of-means, difference or unsafe-only  [default: ratio]"
+    ),
     click.option("--text-layers", default="out_proj", show_default=True, help="Slots, globs or names; none for none."),
     click.option("--vision-layers", default="fc2", show_default=True, help="Likewise."),
 )
@@ -158,6 +163,10 @@ SELECT = _stack(
     click.option("--text-mass", type=float, help="τ of the text tower."),
     click.option("--vision-mass", type=float, help="τ of the vision tower."),
     click.option("--alpha", type=float, help="Factor of the chosen entries  [default: the method's, -1 for uwm]"),
+    click.option(
+        "--rule",
+        help="τ is a share of the scores' sum, top-mass, or of the entries, top-fraction  [default: the method's]",
+    ),
 )
 GATE = _stack(
     click.option(

@@ -163,7 +163,7 @@ def check_settings(*, alpha: float | None, masses: tuple[float | None, ...], rul
         if mass is not None:
             check_share(mass)
     if rule is not None and rule not in RULES:
-        raise BadInput(f"rule {rule!r}: expected one of {', '.join(RULES)}")
+        raise BadInput(f"--rule {rule!r}: expected one of {', '.join(RULES)}")
     if alpha is not None and (not math.isfinite(alpha) or abs(alpha) > 1e4):
         raise BadInput(f"--alpha {alpha}: expected a finite number such as -1")
     if alpha == 1:
@@ -178,6 +178,24 @@ def random_control(patch: Patch, seed: int = 0) -> Patch:
         size = math.prod(patch.shapes[weight])
         flips[weight] = torch.randperm(size, generator=generator)[: len(indices)].sort().values
     return replace(patch, flips=flips, recipe={"method": "random", "seed": seed}, originals={})
+
+
+def magnitude_control(patch: Patch, model: Model) -> Patch:
+    """As many entries of the same weights, those of largest |W|, of equal ones the first: the other control.
+
+    Args:
+        patch: It gives the counts and α.
+        model: Unedited, the one that the patch was made for.
+
+    Raises:
+        BadInput: As `patched`.
+    """
+    _check_live(model, patch)
+    flips = {}
+    for weight, indices in patch.flips.items():
+        order = model.stored(weight).flatten().double().abs().argsort(descending=True, stable=True)
+        flips[weight] = order[: len(indices)].sort().values
+    return replace(patch, flips=flips, recipe={"method": "magnitude"}, originals={})
 
 
 @contextmanager

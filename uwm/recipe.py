@@ -43,12 +43,14 @@ class Recipe(Inputs):
     """Everything that decides an edit. The fields are the flags of `uwm edit`."""
 
     method: str = "uwm"
+    variant: str | None = None
     text_layers: str = TEXT_LAYERS
     vision_layers: str = VISION_LAYERS
     mass: float | None = None
     text_mass: float | None = None
     vision_mass: float | None = None
     alpha: float | None = None
+    rule: str | None = None
     also_export: str | None = None
     again: bool = False
 
@@ -114,8 +116,9 @@ def run(
 
 def _check(recipe: Recipe, output: Path | None, overwrite: bool) -> None:
     """Refuse what cannot work before anything is read."""
-    check_method(recipe.method)
-    check_settings(alpha=recipe.alpha, masses=(recipe.mass, recipe.text_mass, recipe.vision_mass))
+    check_method(recipe.method, recipe.variant)
+    masses = (recipe.mass, recipe.text_mass, recipe.vision_mass)
+    check_settings(alpha=recipe.alpha, masses=masses, rule=recipe.rule)
     model = check_paths(recipe, output, overwrite)
     if not recipe.again:
         _refuse_edited(model)
@@ -146,6 +149,7 @@ def make_scores(
         model,
         calibration,
         method=recipe.method,
+        variant=recipe.variant,
         text_layers=recipe.text_layers,
         vision_layers=recipe.vision_layers,
         batch_size=recipe.batch_size,
@@ -168,7 +172,12 @@ def _score(
 def make_patch(recipe: Recipe, scores: Scores) -> Patch:
     """`uwm.select` with the recipe's settings."""
     return select(
-        scores, mass=recipe.mass, text_mass=recipe.text_mass, vision_mass=recipe.vision_mass, alpha=recipe.alpha
+        scores,
+        mass=recipe.mass,
+        text_mass=recipe.text_mass,
+        vision_mass=recipe.vision_mass,
+        alpha=recipe.alpha,
+        rule=recipe.rule,
     )
 
 
@@ -219,6 +228,7 @@ def _manifest(
     }
     manifest = describe(recipe, model, calibration, scores.recipe["pairs"], scores.recipe["calibration"])
     manifest["settings"] |= {"mass": patch.recipe["mass"], "rule": patch.recipe["rule"], "alpha": patch.alpha}
+    manifest["settings"]["variant"] = scores.variant
     return manifest | {
         "selected": sum(counts.values()),
         "of": sum(layer["of"] for layer in layers.values()),

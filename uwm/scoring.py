@@ -14,7 +14,7 @@ from .calibration import CalibrationSet
 from .errors import BadInput, InvalidResult
 from .models import Model
 from .profiler import BATCH_SIZE, Embedded, PairBatch, Progress, count_batches, gradients, pair_batches, profile
-from .scorers import METHODS, Method
+from .scorers import METHODS
 from .weights import WeightId, match
 
 TEXT_LAYERS = "out_proj"
@@ -29,7 +29,7 @@ class Scores(Mapping[WeightId, torch.Tensor]):
         tensors: The scores.
         base: WeightId -> sha256 of the weight that was scored.
         casts: WeightId -> the same of its casts to other dtypes, by dtype.
-        recipe: Method, pairs seen by tower, set fingerprint.
+        recipe: Method, its variant where that is not the default, pairs seen by tower, set fingerprint.
         guards: WeightId -> counts of the cases that the score leaves neutral.
     """
 
@@ -47,6 +47,12 @@ class Scores(Mapping[WeightId, torch.Tensor]):
 
     def __len__(self) -> int:
         return len(self.tensors)
+
+    @property
+    def variant(self) -> str | None:
+        """Of the method; None where it has none."""
+        method = METHODS.get(self.recipe["method"])
+        return self.recipe.get("variant") or (method.variants[0] if method and method.variants else None)
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, atomically; the same scores give the same bytes."""
@@ -80,6 +86,7 @@ def score(
     calib: CalibrationSet | Iterable[PairBatch],
     *,
     method: str = "uwm",
+    variant: str | None = None,
     text_layers: str | Sequence[str] = TEXT_LAYERS,
     vision_layers: str | Sequence[str] = VISION_LAYERS,
     batch_size: int = BATCH_SIZE,
@@ -91,8 +98,11 @@ def score(
 
     Args:
         model: From `uwm.load`.
-        calib: A calibration set, or any iterable of `PairBatch`.
+        calib: A calibration set, or any iterable of `PairBatch`; for ``ratio-of-means`` and ``unsafe-only`` the sides
+            of a batch may be of different length, for these compare no pairs.
         method: A name in `uwm.scorers.METHODS`.
+        variant: Of UWM's score, see `uwm.scorers.UwmScorer`: ``ratio`` (the paper's, and the default),
+            ``ratio-of-means``, ``difference`` or ``unsafe-only``.
         text_layers, vision_layers: Slots, globs or full names; ``"none"`` leaves the tower alone.
         batch_size: Pairs at a time; it does not change UWM's scores, it does change the gradient baselines'.
         workers: Threads that read pictures.
@@ -100,16 +110,18 @@ def score(
         embedded: Given the embeddings that UWM's pass makes anyway, see `uwm.profiler.profile`.
 
     Raises:
-        BadInput: A pattern that matches nothing, an unknown method, no weight chosen.
+        BadInput: A pattern that matches nothing, an unknown method or variant, no weight chosen.
         InvalidResult: A chosen layer saw no activations, or they were not finite.
     """
-    check_method(method)
+    check_method(method, variant)
     chosen = _choose(model, text_layers, vision_layers)
     if isinstance(calib, CalibrationSet):
         chosen = _with_pairs(chosen, calib, explicit=(text_layers, vision_layers))
     if not chosen:
         raise BadInput("no weight is chosen: both towers are 'none' or the set has no pairs for them")
     recipe: dict[str, Any] = {"method": method}
+    if variant not in (None, *METHODS[method].variants[:1]):  # files of the default stay as they were before variants
+        recipe["variant"] = variant
     batches: Iterable[PairBatch]
     if isinstance(calib, CalibrationSet):
         joint, towers = METHODS[method].loss is not None, sorted({w.modality for w in chosen})
@@ -119,7 +131,7 @@ def score(
         recipe["calibration"] = calib.fingerprint()
     else:
         batches = calib
-    tensors, guards, recipe["pairs"] = _compute(METHODS[method], model, batches, chosen, embedded)
+    tensors, guards, recipe["pairs"] = _compute(method, variant, model, batches, chosen, embedded)
     for weight, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise InvalidResult(f"{weight}: the scores hold NaN or infinite values")
@@ -136,21 +148,33 @@ def _choose(model: Model, text_layers: str | Sequence[str], vision_layers: str |
     return chosen
 
 
-def check_method(name: str) -> None:
-    """Refuse a name that is no scoring method. Raises BadInput."""
+def check_method(name: str, variant: str | None = None) -> None:
+    """Refuse a name that is no scoring method, and a variant that it does not have. Raises BadInput."""
     if name not in METHODS:
         raise BadInput(f"--method {name!r}: expected one of {', '.join(METHODS)}")
+    variants = METHODS[name].variants
+    if variant is not None and not variants:
+        raise BadInput(f"--variant {variant!r}: the method {name} has no variants; leave it out, or use --method uwm")
+    if variant is not None and variant not in variants:
+        raise BadInput(f"--variant {variant!r}: expected one of {', '.join(variants)}")
 
 
 def _compute(
-    method: Method, model: Model, batches: Iterable[PairBatch], chosen: list[WeightId], embedded: Embedded | None
+    name: str,
+    variant: str | None,
+    model: Model,
+    batches: Iterable[PairBatch],
+    chosen: list[WeightId],
+    embedded: Embedded | None,
 ) -> tuple[dict[WeightId, torch.Tensor], dict[WeightId, dict[str, int]], dict[str, int]]:
     """Scores, guards and pairs seen, by whichever way the method works."""
+    method = METHODS[name]
     if method.loss is not None:
         found, seen = gradients(model, batches, chosen, method.loss)
         return {w: found[w].float() for w in chosen}, {w: {} for w in chosen}, seen
     assert method.scorer is not None
-    scorers = {weight: method.scorer(weight, model.parameter(weight)) for weight in chosen}
+    variant = variant or method.variants[0]
+    scorers = {weight: method.scorer(weight, model.parameter(weight), variant) for weight in chosen}
     seen = profile(model, batches, scorers, embedded)
     return {w: s.scores() for w, s in scorers.items()}, {w: s.guards for w, s in scorers.items()}, seen
 

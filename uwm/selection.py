@@ -64,5 +64,7 @@ def _checked(scores: torch.Tensor, share: float) -> torch.Tensor:
     if not torch.isfinite(flat).all():
         raise InvalidResult("the scores hold NaN or infinite values")
     if (flat < 0).any() or flat.sum() <= 0:
-        raise InvalidResult("the scores are negative or all zero; the layer received no usable activations")
+        raise InvalidResult(
+            "the scores are negative or all zero: no usable activations, or of a difference no unsafe content"
+        )
     return flat

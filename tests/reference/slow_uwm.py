@@ -1,4 +1,4 @@
-"""UWM's score as the paper writes it (Eq. 8–10): loops over pairs, rows and columns, float64, nothing cancelled."""
+"""UWM's score (Eq. 8–10) and its variants as they are said: loops over pairs, rows, columns; nothing cancelled."""
 
 from __future__ import annotations
 
@@ -28,18 +28,34 @@ def saliency(x: list[list[float]], w: list[list[float]], epsilon: float) -> list
     return phi
 
 
-def uwm_score(pairs: list[tuple], w: list[list[float]], tower: str) -> list[list[float]]:
-    """Mean over pairs of φ(unsafe) / φ(safe); 1 where either is zero or undefined; times |W| for text.
+def entry_score(safe: list[float | None], unsafe: list[float | None], variant: str) -> float:
+    """One entry's score before the prior, from its φ of every sample, None where it is zero or undefined."""
+    if variant == "ratio":
+        return mean([1.0 if s is None or u is None else u / s for s, u in zip(safe, unsafe, strict=True)])
+    if variant == "difference":
+        return max(0.0, mean([0.0 if s is None or u is None else u - s for s, u in zip(safe, unsafe, strict=True)]))
+    below, above = (mean([value for value in side if value is not None]) for side in (safe, unsafe))
+    if variant == "unsafe-only":
+        return above
+    return above / below if above and below else 1.0
 
-    `pairs` holds (safe x, unsafe x), each with only the tokens that count.
-    """
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def uwm_score(
+    safe: list[list], unsafe: list[list], w: list[list[float]], tower: str, variant: str = "ratio"
+) -> list[list[float]]:
+    """Scores [out][in] of samples x of both sides, each with only the tokens that count; times |W| for text."""
     epsilon = 1e-8 if tower == "vision" else 0.0
-    total = [[0.0] * len(w[0]) for _ in w]
-    for safe, unsafe in pairs:
-        phi_safe, phi_unsafe = saliency(safe, w, epsilon), saliency(unsafe, w, epsilon)
-        for i in range(len(w)):
-            for j in range(len(w[0])):
-                below, above = phi_safe[i][j], phi_unsafe[i][j]
-                total[i][j] += 1.0 if below is None or above is None else above / below
-    factor = [[abs(v) if tower == "text" else 1.0 for v in row] for row in w]
-    return [[total[i][j] / len(pairs) * factor[i][j] for j in range(len(w[0]))] for i in range(len(w))]
+    phi_safe = [saliency(x, w, epsilon) for x in safe]
+    phi_unsafe = [saliency(x, w, epsilon) for x in unsafe]
+    scores = []
+    for i in range(len(w)):
+        row = []
+        for j in range(len(w[0])):
+            score = entry_score([phi[i][j] for phi in phi_safe], [phi[i][j] for phi in phi_unsafe], variant)
+            row.append(score * abs(w[i][j]) if tower == "text" else score)
+        scores.append(row)
+    return scores

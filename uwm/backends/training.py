@@ -83,15 +83,13 @@ def train(
         backend: Whose loss, see `uwm.backends.find_backends`.
         settings: Default: the backend's own, its paper's.
         seed: For LoRA's first matrices, the order of the pairs, and dropout.
-        micro_batch: Pairs that go through the towers at once, for less memory: the loss still sees the whole batch, so
-            the gradients are those of the whole batch. Default: all of it.
+        micro_batch: Pairs that go through the towers at once, for less memory; the gradients stay those of the whole
+            batch. Default: all of it.
         checkpointing: Recompute activations in the backward pass, for less memory.
         dtype: What the towers compute in, ``float32`` or ``bfloat16``; LoRA's matrices and Adam stay float32.
         batch_size: Pairs at a time where no gradient is needed.
-        workers: Threads that read pictures.
-        progress: As in `uwm.score`.
-        state: A file to go on from after a kill, written every two minutes and after every epoch; whoever names it
-            removes it.
+        workers, progress: As in `uwm.score`.
+        state: A file to go on from after a kill, written every two minutes and epoch; whoever names it removes it.
         snapshots: Epochs whose adapters are kept too.
 
     Raises:

@@ -62,9 +62,10 @@ def _opening(manifest: Mapping[str, Any]) -> tuple[str, str]:
     if "training" in manifest:
         return "fine-tuned", f"This copy of {name} was fine-tuned to be safer {trained_words(manifest)}"
     settings, layers = manifest["settings"], manifest["layers"]
+    found_by = FOUND_BY[settings.get("method", "uwm")]
     what = "negated" if settings["alpha"] == -1 else f"multiplied by {settings['alpha']}"
     return "edited", (
-        f"In this copy of {name} the weights that carry unsafe content were found by {FOUND_BY[settings.get('method', 'uwm')]} "
+        f"In this copy of {name} the weights that carry unsafe content were found by {found_by} "
         f"and {what}: {manifest['selected']} of {manifest['of']} entries of {len(layers)} matrices. Every other value "
         "is the original's, bit for bit. Nothing was trained. `uwm revert` with `uwm_patch.safetensors` gives the "
         "original back."

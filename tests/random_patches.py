@@ -1,0 +1,25 @@
+"""Patches from random scores of a checkpoint's weights."""
+
+from __future__ import annotations
+
+import torch
+
+import uwm
+from uwm.checkpoint import open_checkpoint
+from uwm.scoring import Scores
+from uwm.weights import SLOTS, WeightId
+
+FC2 = WeightId("vision", 1, "fc2")
+EVERY_SLOT = [WeightId(tower, 1, slot) for tower in ("text", "vision") for slot in SLOTS]
+
+
+def scores_of(reference, weights, seed=0):
+    """Random scores of a checkpoint's weights."""
+    checkpoint, generator = open_checkpoint(reference), torch.Generator().manual_seed(seed)
+    tensors = {w: torch.rand(checkpoint.matrix(w).shape, generator=generator) for w in sorted(weights)}
+    base = {w: checkpoint.fingerprint(w) for w in tensors}
+    return Scores(tensors, base, {"method": "uwm", "pairs": {}}, {w: {} for w in tensors})
+
+
+def patch_of(reference, weights=(FC2,), mass=0.2, **settings):
+    return uwm.select(scores_of(reference, weights), mass=mass, **settings)
