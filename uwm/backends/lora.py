@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,11 @@ def check_installed() -> None:
         raise BadInput(EXTRA) from None
 
 
+def own_draws(device: torch.device) -> AbstractContextManager[None]:
+    """What is seeded and drawn in this block leaves the global generators as they were."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
 def insert(student: HuggingFaceModel, settings: TrainingSettings, seed: int) -> dict[str, torch.Tensor]:
     """Put fresh LoRA layers into a student, drawn with the seed.
 
@@ -58,9 +64,10 @@ def insert(student: HuggingFaceModel, settings: TrainingSettings, seed: int) -> 
         lora_dropout=settings.dropout,
         target_modules=list(settings.targets),
     )
-    with torch.random.fork_rng():
+    with own_draws(student.device):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, student.module, adapter_name=NAME)
+    student.module.eval()  # peft's new layers come in train mode
     return {name: p for name, p in sorted(student.module.named_parameters()) if p.requires_grad}
 
 

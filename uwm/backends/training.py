@@ -19,10 +19,10 @@ from ..errors import BadInput, InvalidResult
 from ..evaluate import Embeddings, embed, quadruples
 from ..metrics import recall
 from ..models import Model
-from ..models.student import hugging_face_copy
+from ..models.student import hugging_face_copy, recompute_activations
 from ..profiler import BATCH_SIZE, Progress
 from .feeding import Batch, Feeder, student_embeddings
-from .lora import Adapter, insert, put_back
+from .lora import Adapter, insert, own_draws, put_back
 from .protocol import Backend, Objective, TrainingSettings
 from .state import State, load_state, save_state
 
@@ -73,8 +73,7 @@ def train(
 ) -> Trained:
     """Fine-tune a copy of a plain CLIP with LoRA; `model` itself is the frozen reference and stays as it is.
 
-    The student is a copy of its own in the Hugging Face layout. The reference's embeddings of all pairs are made once,
-    before training: neither memory nor gradient connects the two.
+    The student is a copy of its own, in the Hugging Face layout; the reference's embeddings are made once, beforehand.
 
     Args:
         model: A plain CLIP of any layout, from `uwm.load`.
@@ -101,7 +100,7 @@ def train(
     pairs, validation = quadruples(pairs), quadruples(validation)
     run = _Run(model, pairs, validation, backend, settings, seed, micro_batch, DTYPES[dtype], batch_size, workers)
     if checkpointing:
-        run.student.module.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+        recompute_activations(run.student)
     about = {"seed": seed, "micro_batch": micro_batch, "checkpointing": checkpointing, "dtype": dtype}
     key = _key(model, pairs, validation, backend.name, asdict(settings) | about | {"snapshots": sorted(snapshots)})
     return _drive(run, key, state, snapshots, progress)
@@ -199,7 +198,7 @@ class _Run:
     def steps(self, progress: Progress | None) -> Iterator[bool]:
         """Train; after every step tell whether it ended an epoch. Ends early when validation no longer gets better."""
         plan = self._plan()[self.now.step :]
-        if self._stops():
+        if not plan or self._stops():
             return
         steps = zip(plan, self.feeder.feed(rows for _, rows, _ in plan), strict=True)
         for (epoch, rows, last), batch in progress(steps, len(plan), self.name) if progress else steps:
@@ -237,7 +236,7 @@ class _Run:
 
     def _step(self, rows: torch.Tensor, batch: Batch) -> None:
         self.student.module.train()
-        with torch.random.fork_rng():
+        with own_draws(self.student.device):
             found = self._backward(rows, batch)
         self._update()
         if not all(math.isfinite(value) for value in found.values()):

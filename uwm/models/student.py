@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -28,7 +29,7 @@ class Place:
     def of(self, whole: torch.Tensor) -> torch.Tensor:
         """The view of the stored tensor that is this one."""
         whole = whole.T if self.transposed else whole
-        return whole[self.ref.rows(len(whole))]
+        return whole[self.ref.rows(len(whole))] if self.ref.parts > 1 else whole
 
 
 def check_trainable(model: Model) -> None:
@@ -56,12 +57,11 @@ def hugging_face_copy(model: Model, replaced: Mapping[str, torch.Tensor] | None 
 
     check_trainable(model)
     assert model.checkpoint is not None
+    with torch.random.fork_rng(devices=[]):  # of the random weights that a module is made with
+        module = CLIPModel(_config(model))
     if isinstance(model, HuggingFaceModel):
-        module = CLIPModel(copy.deepcopy(model.config))
         fill(module, model.checkpoint)
     else:
-        assert isinstance(model, OpenClipModel)
-        module = CLIPModel(clip_config(model.config | {"quick_gelu": model.quick_gelu}))
         tensors = converted(model.checkpoint, plain_clip(model.checkpoint, "hf"), "hf")
         module.load_state_dict({name: make() for name, (_, _, make) in tensors})
     own, where = dict(module.named_parameters()), places(model) if replaced else {}
@@ -71,6 +71,21 @@ def hugging_face_copy(model: Model, replaced: Mapping[str, torch.Tensor] | None 
                 own[name].copy_(place.of(replaced[place.ref.key]))
     module.set_attn_implementation("eager")  # of short sequences: on a CPU faster than the fused kernel's backward
     return HuggingFaceModel(module.float().to(model.device).requires_grad_(False), None)
+
+
+def _config(model: Model) -> Any:
+    if isinstance(model, HuggingFaceModel):
+        return copy.deepcopy(model.config)
+    assert isinstance(model, OpenClipModel)
+    return clip_config(model.config | {"quick_gelu": model.quick_gelu})
+
+
+def recompute_activations(student: HuggingFaceModel) -> None:
+    """Keep no activations of a block for the backward pass: less memory for more time (gradient checkpointing)."""
+    module: Any = student.module
+    # transformers 5 renamed it
+    enable = getattr(module, "activation_checkpointing_enable", None) or module.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def places(model: Model) -> dict[str, Place]:
