@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+PROCESS = Path("/proc/self")
 
 
 class Clock:
@@ -24,6 +30,57 @@ class Clock:
     def report(self) -> dict[str, Any]:
         """Stage seconds and peak resident memory in MB (None where the system does not tell)."""
         return {"seconds": dict(self._seconds), "peak_memory_mb": peak_memory_mb()}
+
+
+@dataclass
+class Cost:
+    """What a stage took.
+
+    Attributes:
+        seconds: By the wall clock.
+        peak_memory_mb: Peak resident memory of the process while it ran; where the system cannot tell that, since the
+            process began, or None.
+        peak_device_mb: Peak memory of the CUDA device that torch had handed out; None without one.
+    """
+
+    seconds: float = 0.0
+    peak_memory_mb: int | None = None
+    peak_device_mb: int | None = None
+
+
+@contextlib.contextmanager
+def measured() -> Iterator[Cost]:
+    """The cost of the body, filled in when it ends; not to be nested, since it resets the peaks."""
+    import torch
+
+    cost, cuda = Cost(), torch.cuda.is_available()
+    _reset_peak()
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    start = time.perf_counter()
+    yield cost
+    if cuda:
+        torch.cuda.synchronize()
+        cost.peak_device_mb = torch.cuda.max_memory_allocated() >> 20
+    cost.seconds = round(time.perf_counter() - start, 3)
+    cost.peak_memory_mb = _peak_since_reset()
+
+
+def _reset_peak() -> None:
+    """Let the peak begin at what is in use: without what is free but not yet given back, which earlier stages left."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # glibc only
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    with contextlib.suppress(OSError):  # Linux only, and not in every container
+        (PROCESS / "clear_refs").write_text("5")
+
+
+def _peak_since_reset() -> int | None:
+    try:
+        lines = (PROCESS / "status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) >> 10
+    except (OSError, StopIteration):
+        return peak_memory_mb()
 
 
 def peak_memory_mb() -> int | None:

@@ -80,6 +80,19 @@ def _stack(*options: Callable) -> Callable:
     return wrap
 
 
+def numbers(kind: type) -> Callable:
+    """A callback that reads a list with commas, ``0,1,2``; in a TOML file it may be a list."""
+
+    def read(context: click.Context, option: click.Parameter, given: Any) -> tuple:
+        texts = given if isinstance(given, list | tuple) else [part for part in given.split(",") if part.strip()]
+        try:
+            return tuple(kind(text) for text in texts)
+        except ValueError:
+            raise click.BadParameter(f"{given!r}: expected numbers with commas between", context, option) from None
+
+    return read
+
+
 def _tell_libraries(variable: str) -> Callable:
     """A callback that sets an environment variable before any library is imported, which is when they read it."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from ..launch import launch
-from . import looking, main_job, steps, training  # noqa: F401  (in the order in which --help lists their verbs)
+from . import comparing, looking, main_job, steps, training  # noqa: F401
 from .group import uwm
 
 __all__ = ["main", "uwm"]

@@ -1,0 +1,68 @@
+"""Several methods against each other: compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..flags import COMMON, IMAGES, MODEL, PATH, ZERO_SHOT, numbers, progress_of, say, split_flags, warn
+from .group import uwm
+
+OUTPUT = "uwm-comparison"
+SEVERAL = ("methods", "eval_splits", "zero_shot")
+
+
+@uwm.command()
+@click.argument("model")
+@click.option("--calib", required=True, help="Calibration set: a folder, or a file of ViSU-Text or NSFWCaps.")
+@IMAGES
+@click.option("--split", help="Its split to learn from  [default: calib or train, where there is one]")
+@click.option(
+    "--methods",
+    multiple=True,
+    required=True,
+    help="With commas, or repeat: uwm, uwm:difference, uwm:mass=0.1, grad-unsafe, random, magnitude, safe-clip, "
+    "safe-clip:epochs=5, safe-clip+uwm, or LABEL=CHECKPOINT. A wrong one lists all.",
+)
+@click.option("--seeds", default="0", callback=numbers(int), show_default=True, help="Run all with each of these.")
+@click.option("--masses", default="", callback=numbers(float), help="τ of the curves of edits, such as 0.02,0.05,0.1.")
+@click.option("--at-epochs", default="", callback=numbers(int), help="Epochs to measure fine-tuning after, as 1,2,4.")
+@click.option(
+    "--validation", type=float, default=0.1, show_default=True, help="Share of pairs kept for fine-tuning to stop by."
+)
+@click.option("--eval", "eval_set", help="Set to measure on  [default: pairs held out of --calib]")
+@click.option("--eval-split", "eval_splits", multiple=True, help="Its split, or one of --calib's; repeat for more.")
+@click.option("--holdout", type=float, default=0.2, show_default=True, help="Share of pairs held out for measuring.")
+@click.option("--text-layers", default="out_proj", show_default=True, help="Of edits: slots, globs or names.")
+@click.option("--vision-layers", default="fc2", show_default=True, help="Likewise.")
+@click.option("--micro-batch", type=click.IntRange(1), help="Fine-tuning: pairs in memory at a time.")
+@click.option("--checkpointing", is_flag=True, help="Fine-tuning: compute activations twice rather than keep them.")
+@click.option("--train-dtype", default="auto", show_default=True, help="Fine-tuning computes in float32 or bfloat16.")
+@ZERO_SHOT
+@MODEL
+@click.option(
+    "-o", "--output", type=PATH, default=OUTPUT, show_default=True, help="Folder to fill; continued if there."
+)
+@click.option("--overwrite", is_flag=True, help="Make everything in it anew.")
+@click.option("--keep-checkpoints", is_flag=True, help="Leave the fine-tuned models in it.")
+@click.option("--dry-run", is_flag=True, help="List the runs only.")
+@COMMON
+def compare(output: Path, overwrite: bool, keep_checkpoints: bool, dry_run: bool, **flags: Any) -> None:
+    """Methods against each other: one table and one plot of safety against knowledge."""
+    from ..compare import CompareRecipe, planned
+    from ..compare import compare as carry_out
+    from ..compare.table import terminal
+
+    settings, show = split_flags(flags)
+    recipe = CompareRecipe(**{**settings, **{key: tuple(settings[key]) for key in SEVERAL}})
+    if dry_run:
+        runs = [{"run": name, "done": done} for name, done in planned(recipe, output)]
+        say(show, {"runs": runs}, "\n".join(f"{'done' if r['done'] else 'to do'}  {r['run']}" for r in runs))
+        return
+    found = carry_out(
+        recipe, output, overwrite=overwrite, keep_checkpoints=keep_checkpoints, progress=progress_of(show)
+    )
+    warn(show, found.warnings)
+    say(show, found.as_dict(), f"{terminal(found.tables, found.pairs)}\n\nwritten to {output}")
