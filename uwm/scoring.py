@@ -101,8 +101,7 @@ def score(
         calib: A calibration set, or any iterable of `PairBatch`; for ``ratio-of-means`` and ``unsafe-only`` the sides
             of a batch may be of different length, for these compare no pairs.
         method: A name in `uwm.scorers.METHODS`.
-        variant: Of UWM's score, see `uwm.scorers.UwmScorer`: ``ratio`` (the paper's, and the default),
-            ``ratio-of-means``, ``difference`` or ``unsafe-only``.
+        variant: Of UWM's score, in `uwm.scorers.VARIANTS`; the default is the paper's, ``ratio``.
         text_layers, vision_layers: Slots, globs or full names; ``"none"`` leaves the tower alone.
         batch_size: Pairs at a time; it does not change UWM's scores, it does change the gradient baselines'.
         workers: Threads that read pictures.
@@ -119,9 +118,7 @@ def score(
         chosen = _with_pairs(chosen, calib, explicit=(text_layers, vision_layers))
     if not chosen:
         raise BadInput("no weight is chosen: both towers are 'none' or the set has no pairs for them")
-    recipe: dict[str, Any] = {"method": method}
-    if variant not in (None, *METHODS[method].variants[:1]):  # files of the default stay as they were before variants
-        recipe["variant"] = variant
+    recipe = _named_method(method, variant)
     batches: Iterable[PairBatch]
     if isinstance(calib, CalibrationSet):
         joint, towers = METHODS[method].loss is not None, sorted({w.modality for w in chosen})
@@ -132,11 +129,21 @@ def score(
     else:
         batches = calib
     tensors, guards, recipe["pairs"] = _compute(method, variant, model, batches, chosen, embedded)
+    _check_finite(tensors)
+    base = {weight: model.fingerprint(weight) for weight in chosen}
+    return Scores(tensors, base, recipe, guards, {weight: model.casts(weight) for weight in chosen})
+
+
+def _named_method(name: str, variant: str | None) -> dict[str, Any]:
+    """How scores say what made them; files of the default variant stay as they were before there were others."""
+    default = variant in (None, *METHODS[name].variants[:1])
+    return {"method": name} if default else {"method": name, "variant": variant}
+
+
+def _check_finite(tensors: Mapping[WeightId, torch.Tensor]) -> None:
     for weight, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise InvalidResult(f"{weight}: the scores hold NaN or infinite values")
-    base = {weight: model.fingerprint(weight) for weight in chosen}
-    return Scores(tensors, base, recipe, guards, {weight: model.casts(weight) for weight in chosen})
 
 
 def _choose(model: Model, text_layers: str | Sequence[str], vision_layers: str | Sequence[str]) -> list[WeightId]:
