@@ -98,8 +98,7 @@ def score(
 
     Args:
         model: From `uwm.load`.
-        calib: A calibration set, or any iterable of `PairBatch`; for ``ratio-of-means`` and ``unsafe-only`` the sides
-            of a batch may be of different length, for these compare no pairs.
+        calib: A calibration set, or any iterable of `PairBatch` (unpaired for ``ratio-of-means``, ``unsafe-only``).
         method: A name in `uwm.scorers.METHODS`.
         variant: Of UWM's score, in `uwm.scorers.VARIANTS`; the default is the paper's, ``ratio``.
         text_layers, vision_layers: Slots, globs or full names; ``"none"`` leaves the tower alone.
