@@ -6,6 +6,7 @@ from . import knowledge, metrics
 from .calibration import CalibrationPair, CalibrationSet, read_calibration
 from .errors import UwmError
 from .evaluate import EvalResult, evaluate
+from .finetune import FinetuneRecipe, finetune
 from .models import Model, load
 from .patch import Patch, patched, select
 from .profiler import PairBatch
@@ -19,6 +20,7 @@ __all__ = [
     "CalibrationPair",
     "CalibrationSet",
     "EvalResult",
+    "FinetuneRecipe",
     "Model",
     "PairBatch",
     "Patch",
@@ -30,6 +32,7 @@ __all__ = [
     "apply",
     "diff",
     "evaluate",
+    "finetune",
     "knowledge",
     "load",
     "metrics",
