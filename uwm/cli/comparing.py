@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ..flags import COMMON, IMAGES, MODEL, PATH, ZERO_SHOT, numbers, progress_of, say, split_flags, warn
+from ..flags import CALIBRATION, COMMON, HELD_OUT, MODEL, PATH, ZERO_SHOT, numbers, progress_of, say, split_flags, warn
 from .group import uwm
 
 OUTPUT = "uwm-comparison"
@@ -16,9 +16,7 @@ SEVERAL = ("methods", "eval_splits", "zero_shot")
 
 @uwm.command()
 @click.argument("model")
-@click.option("--calib", required=True, help="Calibration set: a folder, or a file of ViSU-Text or NSFWCaps.")
-@IMAGES
-@click.option("--split", help="Its split to learn from  [default: calib or train, where there is one]")
+@CALIBRATION
 @click.option(
     "--methods",
     multiple=True,
@@ -32,9 +30,7 @@ SEVERAL = ("methods", "eval_splits", "zero_shot")
 @click.option(
     "--validation", type=float, default=0.1, show_default=True, help="Share of pairs kept for fine-tuning to stop by."
 )
-@click.option("--eval", "eval_set", help="Set to measure on  [default: pairs held out of --calib]")
-@click.option("--eval-split", "eval_splits", multiple=True, help="Its split, or one of --calib's; repeat for more.")
-@click.option("--holdout", type=float, default=0.2, show_default=True, help="Share of pairs held out for measuring.")
+@HELD_OUT
 @click.option("--text-layers", default="out_proj", show_default=True, help="Of edits: slots, globs or names.")
 @click.option("--vision-layers", default="fc2", show_default=True, help="Likewise.")
 @click.option("--micro-batch", type=click.IntRange(1), help="Fine-tuning: pairs in memory at a time.")

@@ -9,6 +9,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import torch
+
 from ..backends import Adapter, Trained, train, write_trained
 from ..calibration import CalibrationSet
 from ..checkpoint import new_folder
@@ -127,6 +129,9 @@ class Bench:
         stage = stages[-1]
         assert isinstance(stage, Train)
         backend = self.facts.backends[stage.backend]
+        if model.dtype != torch.float32:  # what it computes in is `train_dtype`; the reference is exact
+            assert model.checkpoint is not None
+            model = load_model(replace(self.recipe.of(str(model.checkpoint.path)), dtype="float32"))
         folder = self.folder(TRAINING, stages, seed)
         state = folder.with_name("-".join([folder.name, *map(str, sorted(epochs))]))  # it holds their snapshots too
         with measured() as cost:

@@ -1,9 +1,9 @@
-"""The trade-off as a picture: safety against knowledge, a colour and marker for each method, curves over τ or epochs."""
+"""The trade-off as a picture: safety against knowledge, one colour and marker a method, curves over τ or epochs."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
