@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ..cache import EmbeddingCache
 from ..calibration import CalibrationSet
 from ..errors import BadInput, InvalidResult
 from ..evaluate import Embeddings, embed, quadruples
@@ -70,6 +71,7 @@ def train(
     progress: Progress | None = None,
     state: Path | None = None,
     snapshots: Collection[int] = (),
+    cache: EmbeddingCache | None = None,
 ) -> Trained:
     """Fine-tune a copy of a plain CLIP with LoRA; `model` itself is the frozen reference and stays as it is.
 
@@ -82,27 +84,33 @@ def train(
         backend: Whose loss, see `uwm.backends.find_backends`.
         settings: Default: the backend's own, its paper's.
         seed: For LoRA's first matrices, the order of the pairs, and dropout.
-        micro_batch: Pairs that go through the towers at once, for less memory; the gradients stay those of the whole
-            batch. Default: all of it.
+        micro_batch: Pairs that are in the towers at once, for less memory; the gradients stay the whole batch's.
         checkpointing: Recompute activations in the backward pass, for less memory.
         dtype: What the towers compute in, ``float32`` or ``bfloat16``; LoRA's matrices and Adam stay float32.
         batch_size: Pairs at a time where no gradient is needed.
-        workers, progress: As in `uwm.score`.
+        workers, progress, cache: As in `uwm.evaluate`; the cache is for the reference's embeddings.
         state: A file to go on from after a kill, written every two minutes and epoch; whoever names it removes it.
         snapshots: Epochs whose adapters are kept too.
 
     Raises:
-        BadInput: No plain CLIP, settings that cannot work, or `state` belongs to another run.
-        InvalidResult: The loss is not finite.
+        BadInput: No plain CLIP, settings that cannot work, a `state` of another run. InvalidResult: A loss is not finite.
     """
     settings = settings or backend.settings
     check_training(settings, dtype, micro_batch)
     pairs, validation = quadruples(pairs), quadruples(validation)
-    run = _Run(model, pairs, validation, backend, settings, seed, micro_batch, DTYPES[dtype], batch_size, workers)
+    run = _Run(
+        model, pairs, validation, backend, settings, seed, micro_batch, DTYPES[dtype], batch_size, workers, cache
+    )
     if checkpointing:
         recompute_activations(run.student)
-    about = {"seed": seed, "micro_batch": micro_batch, "checkpointing": checkpointing, "dtype": dtype}
-    key = _key(model, pairs, validation, backend.name, asdict(settings) | about | {"snapshots": sorted(snapshots)})
+    how = {
+        "seed": seed,
+        "micro": micro_batch,
+        "checkpointing": checkpointing,
+        "dtype": dtype,
+        "kept": sorted(snapshots),
+    }
+    key = _key(model, pairs, validation, backend.name, asdict(settings) | how)
     return _drive(run, key, state, snapshots, progress)
 
 
@@ -179,6 +187,7 @@ class _Run:
         dtype: torch.dtype | None,
         batch_size: int,
         workers: int,
+        cache: EmbeddingCache | None,
     ) -> None:
         self.settings, self.seed, self.micro_batch = settings, seed, micro_batch
         self.name = backend.name
@@ -188,7 +197,9 @@ class _Run:
             self.masters = {n: p.detach().clone().requires_grad_() for n, p in self.masters.items()}
             self.student.module.to(dtype)
         self.adam = torch.optim.Adam(list(self.masters.values()), lr=settings.learning_rate)
-        frozen = [embed(model, side, batch_size=batch_size, workers=workers) for side in (pairs, validation)]
+        frozen = [
+            embed(model, side, batch_size=batch_size, workers=workers, cache=cache) for side in (pairs, validation)
+        ]
         self.feeder = Feeder(model, pairs, workers)
         self.objective = backend.objective(frozen[0], pairs.pairs)
         watched = backend.objective(frozen[1], validation.pairs)

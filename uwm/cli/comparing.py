@@ -11,7 +11,7 @@ from ..flags import CALIBRATION, COMMON, HELD_OUT, MODEL, PATH, ZERO_SHOT, numbe
 from .group import uwm
 
 OUTPUT = "uwm-comparison"
-SEVERAL = ("methods", "eval_splits", "zero_shot")
+SEVERAL = ("methods", "eval_splits", "zero_shot", "training")
 
 
 @uwm.command()
@@ -33,6 +33,7 @@ SEVERAL = ("methods", "eval_splits", "zero_shot")
 @HELD_OUT
 @click.option("--text-layers", default="out_proj", show_default=True, help="Of edits: slots, globs or names.")
 @click.option("--vision-layers", default="fc2", show_default=True, help="Likewise.")
+@click.option("--training", multiple=True, help="Of all fine-tuning: epochs=5, lora-alpha=16 and the like; repeat.")
 @click.option("--micro-batch", type=click.IntRange(1), help="Fine-tuning: pairs in memory at a time.")
 @click.option("--checkpointing", is_flag=True, help="Fine-tuning: compute activations twice rather than keep them.")
 @click.option("--train-dtype", default="auto", show_default=True, help="Fine-tuning computes in float32 or bfloat16.")

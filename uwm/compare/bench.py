@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from ..backends import Adapter, Trained, train, write_trained
+from ..cache import EmbeddingCache
 from ..calibration import CalibrationSet
 from ..checkpoint import new_folder
 from ..checkpoint.folder import write_file
@@ -150,6 +151,7 @@ class Bench:
                 progress=progress,
                 state=state,
                 snapshots=epochs,
+                cache=EmbeddingCache.default(),
             )
         return trained, _remembered(_beside(state), cost, trained)
 

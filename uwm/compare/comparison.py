@@ -115,9 +115,8 @@ def planned(recipe: CompareRecipe, output: Path) -> list[tuple[str, bool]]:
 def _prepare(recipe: CompareRecipe, output: Path) -> _Prepared:
     """Read and check everything but models."""
     backends = find_backends()
-    methods = parse_methods(
-        recipe.methods, backends, Edit(text_layers=recipe.text_layers, vision_layers=recipe.vision_layers)
-    )
+    default = Edit(text_layers=recipe.text_layers, vision_layers=recipe.vision_layers)
+    methods = parse_methods(recipe.methods, backends, default, recipe.training)
     recipe.check(any(method.trains for method in methods))
     _check_training(recipe, methods, backends)
     model = check_paths(recipe, output, overwrite=True)

@@ -79,7 +79,9 @@ class Method:
         return any(isinstance(stage, Train) for stage in self.stages)
 
 
-def parse_methods(texts: Iterable[str], backends: Mapping[str, Backend], default: Edit | None = None) -> list[Method]:
+def parse_methods(
+    texts: Iterable[str], backends: Mapping[str, Backend], default: Edit | None = None, training: Iterable[str] = ()
+) -> list[Method]:
     """Methods as the command line has them; the unedited model is put before them.
 
     Args:
@@ -88,12 +90,13 @@ def parse_methods(texts: Iterable[str], backends: Mapping[str, Backend], default
             checkpoint, ``LABEL=path/or/reference``.
         backends: Those that can be asked for.
         default: What an edit has where it does not say otherwise.
+        training: Likewise of fine-tuning: settings such as ``epochs=5``.
 
     Raises:
         BadInput: Of all methods that cannot be read, and of names that occur twice.
     """
     written = [part.strip() for text in texts for part in text.split(",") if part.strip()]
-    read = _Reader(backends, default or Edit())
+    read = _Reader(backends, default or Edit(), tuple(training))
     found, wrong = [Method(NONE, ())], []
     for text in written:
         try:
@@ -124,6 +127,7 @@ class _Reader:
 
     backends: Mapping[str, Backend]
     default: Edit
+    training: tuple[str, ...]
 
     def method(self, text: str) -> Method:
         parts = [part.strip() for part in text.split("+")]
@@ -143,7 +147,8 @@ class _Reader:
     def _stage(self, text: str) -> Edit | Train:
         name, *settings = text.split(":")
         if name in self.backends:
-            return Train(name, tuple(sorted(_training(name, settings, self.backends[name].settings).items())))
+            changes = _training(name, [*self.training, *settings], self.backends[name].settings)
+            return Train(name, tuple(sorted(changes.items())))
         if name in CONTROLS:
             return _edit(replace(self.default, control=name), text, settings)
         if name in METHODS:

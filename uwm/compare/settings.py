@@ -24,6 +24,7 @@ class CompareRecipe(Inputs):
         at_epochs: Epochs after which fine-tuning is measured too, beside its best one.
         validation: Share of the calibration pairs that no method learns from, for fine-tuning to stop by.
         text_layers, vision_layers: Of edits that do not say otherwise.
+        training: Settings of all fine-tuning that does not say otherwise, such as ``epochs=5``.
         micro_batch, checkpointing, train_dtype: As in `uwm.backends.train`.
     """
 
@@ -34,6 +35,7 @@ class CompareRecipe(Inputs):
     validation: float = 0.1
     text_layers: str = TEXT_LAYERS
     vision_layers: str = VISION_LAYERS
+    training: tuple[str, ...] = ()
     micro_batch: int | None = None
     checkpointing: bool = False
     train_dtype: str = "auto"
