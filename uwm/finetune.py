@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from .backends import Backend, Trained, TrainingSettings, find_backends, train, write_trained
+from .backends import Backend, Computing, Trained, TrainingSettings, find_backends, train, write_trained
 from .backends.lora import check_installed
 from .backends.training import check_training
 from .calibration import CalibrationSet
@@ -43,7 +43,7 @@ class FinetuneRecipe(Inputs):
         method: A backend's name, see `uwm.backends.find_backends`.
         validation: Share of the calibration pairs that is not trained on, to stop by.
         epochs … targets: As in `uwm.backends.TrainingSettings`; None for the backend's own.
-        micro_batch, checkpointing: As in `uwm.backends.train`.
+        dtype, micro_batch, checkpointing: As in `uwm.backends.Computing`.
     """
 
     method: str = "safe-clip"
@@ -65,6 +65,10 @@ class FinetuneRecipe(Inputs):
         names = [f.name for f in fields(TrainingSettings) if hasattr(self, f.name)]
         given = {name: getattr(self, name) for name in names if getattr(self, name) not in (None, ())}
         return replace(backend.settings, **given)
+
+    def computing(self) -> Computing:
+        """What the backends ask of the machine."""
+        return Computing(self.dtype, self.micro_batch, self.checkpointing, self.batch_size, self.workers)
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,7 @@ def _check(recipe: FinetuneRecipe, output: Path | None, overwrite: bool) -> tupl
     check_installed()
     backend = find_backend(recipe.method)
     settings = recipe.training(backend)
-    check_training(settings, recipe.dtype, recipe.micro_batch)
+    check_training(settings, recipe.computing())
     check_paths(recipe, output, overwrite)
     return backend, settings
 
@@ -174,11 +178,7 @@ def _train(
         backend,
         settings,
         seed=recipe.seed,
-        micro_batch=recipe.micro_batch,
-        checkpointing=recipe.checkpointing,
-        dtype=recipe.dtype,
-        batch_size=recipe.batch_size,
-        workers=recipe.workers,
+        computing=recipe.computing(),
         progress=progress,
         state=state,
     )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import uwm
-from uwm.backends import find_backends, train, write_trained
+from uwm.backends import Computing, find_backends, train, write_trained
 from uwm.backends import training as trainings
 from uwm.backends.feeding import Feeder, student_embeddings
 from uwm.backends.lora import insert, put_back
@@ -45,7 +45,8 @@ def settings(backend, **changes):
 
 
 def run(model, sets, backend, changes=(), **options):
-    return train(model, *sets, backend, settings(backend, **dict(changes)), **options)
+    computing = {f.name: options.pop(f.name) for f in fields(Computing) if f.name in options}
+    return train(model, *sets, backend, settings(backend, **dict(changes)), computing=Computing(**computing), **options)
 
 
 def timeless(history):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from .lora import Adapter, write_trained
 from .plugins import find_backends
-from .protocol import ADAPTED, Backend, Objective, TrainingSettings, frozen_batch
+from .protocol import ADAPTED, Backend, Computing, Objective, TrainingSettings, frozen_batch
 from .training import Trained, train
 
 __all__ = [
     "ADAPTED",
     "Adapter",
     "Backend",
+    "Computing",
     "Objective",
     "Trained",
     "TrainingSettings",

@@ -10,6 +10,7 @@ import torch
 
 from ..calibration import CalibrationPair
 from ..evaluate import Embeddings
+from ..profiler import BATCH_SIZE
 
 ADAPTED = ("k_proj", "v_proj", "out_proj", "fc1", "fc2", "patch_embedding")  # of the HF layout, in both towers
 
@@ -38,6 +39,25 @@ class TrainingSettings:
     lora_alpha: float = 1.0
     dropout: float = 0.1
     targets: tuple[str, ...] = field(default=ADAPTED)
+
+
+@dataclass(frozen=True)
+class Computing:
+    """How a training uses the machine.
+
+    Attributes:
+        dtype: What the towers compute in, ``float32`` or ``bfloat16``; LoRA's matrices and Adam stay float32.
+        micro_batch: Pairs that are in the towers at once, for less memory; the gradients stay the whole batch's.
+        checkpointing: Recompute activations in the backward pass, for less memory.
+        batch_size: Pairs at a time where no gradient is needed.
+        workers: Threads that read pictures.
+    """
+
+    dtype: str = "auto"
+    micro_batch: int | None = None
+    checkpointing: bool = False
+    batch_size: int = BATCH_SIZE
+    workers: int = 2
 
 
 class Objective(Protocol):

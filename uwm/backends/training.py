@@ -21,13 +21,14 @@ from ..evaluate import Embeddings, embed, quadruples
 from ..metrics import recall
 from ..models import Model
 from ..models.student import hugging_face_copy, recompute_activations
-from ..profiler import BATCH_SIZE, Progress
+from ..profiler import Progress
 from .feeding import Batch, Feeder, student_embeddings
 from .lora import Adapter, insert, own_draws, put_back
-from .protocol import Backend, Objective, TrainingSettings
+from .protocol import Backend, Computing, Objective, TrainingSettings
 from .state import State, load_state, save_state
 
 DTYPES = {"auto": None, "float32": None, "bfloat16": torch.bfloat16}
+COMPUTING = Computing()
 SAVE_SECONDS = 120.0  # how much work a kill may cost, at most
 
 logger = logging.getLogger(__name__)
@@ -63,11 +64,7 @@ def train(
     settings: TrainingSettings | None = None,
     *,
     seed: int = 0,
-    micro_batch: int | None = None,
-    checkpointing: bool = False,
-    dtype: str = "auto",
-    batch_size: int = BATCH_SIZE,
-    workers: int = 2,
+    computing: Computing = COMPUTING,
     progress: Progress | None = None,
     state: Path | None = None,
     snapshots: Collection[int] = (),
@@ -84,32 +81,21 @@ def train(
         backend: Whose loss, see `uwm.backends.find_backends`.
         settings: Default: the backend's own, its paper's.
         seed: For LoRA's first matrices, the order of the pairs, and dropout.
-        micro_batch: Pairs that are in the towers at once, for less memory; the gradients stay the whole batch's.
-        checkpointing: Recompute activations in the backward pass, for less memory.
-        dtype: What the towers compute in, ``float32`` or ``bfloat16``; LoRA's matrices and Adam stay float32.
-        batch_size: Pairs at a time where no gradient is needed.
-        workers, progress, cache: As in `uwm.evaluate`; the cache is for the reference's embeddings.
+        computing: In which precision, and in how much memory.
+        progress, cache: As in `uwm.evaluate`; the cache is for the reference's embeddings.
         state: A file to go on from after a kill, written every two minutes and epoch; whoever names it removes it.
         snapshots: Epochs whose adapters are kept too.
 
     Raises:
-        BadInput: No plain CLIP, settings that cannot work, a `state` of another run. InvalidResult: A loss is not finite.
+        BadInput: No plain CLIP, settings that cannot work, or `state` belongs to another run.
+        InvalidResult: The loss is not finite.
     """
     settings = settings or backend.settings
-    check_training(settings, dtype, micro_batch)
+    check_training(settings, computing)
     pairs, validation = quadruples(pairs), quadruples(validation)
-    run = _Run(
-        model, pairs, validation, backend, settings, seed, micro_batch, DTYPES[dtype], batch_size, workers, cache
-    )
-    if checkpointing:
-        recompute_activations(run.student)
-    how = {
-        "seed": seed,
-        "micro": micro_batch,
-        "checkpointing": checkpointing,
-        "dtype": dtype,
-        "kept": sorted(snapshots),
-    }
+    run = _Run(model, pairs, validation, backend, settings, seed, computing, cache)
+    how: dict[str, Any] = {"dtype": computing.dtype, "micro": computing.micro_batch, "seed": seed}
+    how |= {"checkpointing": computing.checkpointing, "kept": sorted(snapshots)}
     key = _key(model, pairs, validation, backend.name, asdict(settings) | how)
     return _drive(run, key, state, snapshots, progress)
 
@@ -136,18 +122,18 @@ def _drive(run: _Run, key: str, state: Path | None, snapshots: Collection[int], 
     )
 
 
-def check_training(settings: TrainingSettings, dtype: str = "auto", micro_batch: int | None = None) -> None:
+def check_training(settings: TrainingSettings, computing: Computing) -> None:
     """Refuse settings that cannot work, before anything is read. Raises BadInput."""
-    if dtype not in DTYPES:
-        raise BadInput(f"--dtype {dtype!r}: fine-tuning computes in float32 or bfloat16")
+    if computing.dtype not in DTYPES:
+        raise BadInput(f"--dtype {computing.dtype!r}: fine-tuning computes in float32 or bfloat16")
     if settings.stop_on not in ("loss", "recall"):
         raise BadInput(f"--stop-on {settings.stop_on!r}: expected loss or recall")
     least = {"epochs": 1, "train_batch": 2, "rank": 1, "patience": 0}
     for name, low in least.items():
         if getattr(settings, name) < low:
             raise BadInput(f"--{name.replace('_', '-')} {getattr(settings, name)}: expected at least {low}")
-    if micro_batch is not None and micro_batch < 1:
-        raise BadInput(f"--micro-batch {micro_batch}: expected at least 1")
+    if computing.micro_batch is not None and computing.micro_batch < 1:
+        raise BadInput(f"--micro-batch {computing.micro_batch}: expected at least 1")
     if not (math.isfinite(settings.learning_rate) and settings.learning_rate > 0):
         raise BadInput(f"--learning-rate {settings.learning_rate}: expected a positive number such as 1e-4")
     if not 0 <= settings.dropout < 1:
@@ -183,27 +169,26 @@ class _Run:
         backend: Backend,
         settings: TrainingSettings,
         seed: int,
-        micro_batch: int | None,
-        dtype: torch.dtype | None,
-        batch_size: int,
-        workers: int,
+        computing: Computing,
         cache: EmbeddingCache | None,
     ) -> None:
-        self.settings, self.seed, self.micro_batch = settings, seed, micro_batch
+        self.settings, self.seed, self.micro_batch = settings, seed, computing.micro_batch
         self.name = backend.name
         self.student = hugging_face_copy(model)
         self.masters = insert(self.student, settings, seed)
+        if computing.checkpointing:
+            recompute_activations(self.student)
+        dtype = DTYPES[computing.dtype]
         if dtype is not None:  # the towers in bfloat16, without casts to and fro; what is trained stays float32
             self.masters = {n: p.detach().clone().requires_grad_() for n, p in self.masters.items()}
             self.student.module.to(dtype)
         self.adam = torch.optim.Adam(list(self.masters.values()), lr=settings.learning_rate)
-        frozen = [
-            embed(model, side, batch_size=batch_size, workers=workers, cache=cache) for side in (pairs, validation)
-        ]
-        self.feeder = Feeder(model, pairs, workers)
+        sizes: dict[str, Any] = {"batch_size": computing.batch_size, "workers": computing.workers}
+        frozen = [embed(model, side, cache=cache, **sizes) for side in (pairs, validation)]
+        self.feeder = Feeder(model, pairs, computing.workers)
         self.objective = backend.objective(frozen[0], pairs.pairs)
         watched = backend.objective(frozen[1], validation.pairs)
-        self.watched = _Watched(Feeder(model, validation, workers), watched)
+        self.watched = _Watched(Feeder(model, validation, computing.workers), watched)
         self.now = State()
 
     def steps(self, progress: Progress | None) -> Iterator[bool]:

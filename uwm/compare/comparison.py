@@ -148,7 +148,7 @@ def _check_training(recipe: CompareRecipe, methods: list[Method], backends: Mapp
     for stage in (stage for method in methods for stage in method.stages if isinstance(stage, Train)):
         check_installed()
         settings = replace(backends[stage.backend].settings, **dict(stage.changes))
-        check_training(settings, recipe.train_dtype, recipe.micro_batch)
+        check_training(settings, recipe.computing())
 
 
 def _fingerprints(sets: Mapping[int, CalibrationSet]) -> dict[int, str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..backends.protocol import Computing
 from ..errors import BadInput
 from ..inputs import Inputs
 from ..scoring import TEXT_LAYERS, VISION_LAYERS
@@ -25,7 +26,7 @@ class CompareRecipe(Inputs):
         validation: Share of the calibration pairs that no method learns from, for fine-tuning to stop by.
         text_layers, vision_layers: Of edits that do not say otherwise.
         training: Settings of all fine-tuning that does not say otherwise, such as ``epochs=5``.
-        micro_batch, checkpointing, train_dtype: As in `uwm.backends.train`.
+        micro_batch, checkpointing, train_dtype: As in `uwm.backends.Computing`.
     """
 
     methods: tuple[str, ...] = ()
@@ -39,6 +40,10 @@ class CompareRecipe(Inputs):
     micro_batch: int | None = None
     checkpointing: bool = False
     train_dtype: str = "auto"
+
+    def computing(self) -> Computing:
+        """What the backends ask of the machine."""
+        return Computing(self.train_dtype, self.micro_batch, self.checkpointing, self.batch_size, self.workers)
 
     def of(self, model: str) -> CompareRecipe:
         """The same with another model: what the flags say of bare weights holds for files only."""
