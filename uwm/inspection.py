@@ -58,8 +58,7 @@ def _checkpoint(path: Path, key: str | None) -> tuple[dict[str, Any], list[list[
         "edited by uwm": path.is_dir() and (path / PATCH_FILE).is_file(),
     }
     body = [
-        [f"{w}", ref.key, f"{infos[ref.key].shape}", str(infos[ref.key].dtype).removeprefix("torch.")]
-        for w, ref in checkpoint.weights.items()
+        [f"{w}", ref.key, f"{infos[ref.key].shape}", infos[ref.key].dtype.name] for w, ref in checkpoint.weights.items()
     ]
     return about, [["weight", "tensor", "tensor's shape", "dtype"], *body]
 
