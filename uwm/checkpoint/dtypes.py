@@ -97,7 +97,7 @@ class Bits:
             return cls(dtype, np.ascontiguousarray(tensor).view(dtype.bits))
         import torch
 
-        raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         return cls(dtype, raw.view(dtype.bits).reshape(tuple(tensor.shape)))
 
     def torch(self) -> torch.Tensor:

@@ -58,7 +58,7 @@ def read_header(stream: BinaryIO, size: int, where: str) -> tuple[bytes, dict[st
 
 
 def make_header(tensors: Iterable[tuple[str, Any, tuple[int, ...]]]) -> bytes:
-    """The header of a new file whose tensors (name, type as for `dtype_of`, shape) follow one another, ``format: pt``."""
+    """The header, with ``format: pt``, of a file of these tensors: name, type as for `dtype_of`, shape."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, kind, shape in tensors:

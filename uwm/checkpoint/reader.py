@@ -175,9 +175,13 @@ class Checkpoint:
 
     def matrix(self, weight: WeightId) -> torch.Tensor:
         """One weight's stored values, [out, in]."""
+        return self.matrix_bits(weight).torch()
+
+    def matrix_bits(self, weight: WeightId) -> Bits:
+        """The same as bit patterns."""
         ref = self.weights[weight]
-        tensor = self.read(ref.key)
-        return tensor[ref.rows(len(tensor))]
+        stored = self.bits(ref.key)
+        return Bits(stored.dtype, stored.array[ref.rows(len(stored.array))])
 
     def info(self, weight: WeightId) -> TensorInfo:
         """One weight's own type, shape [out, in] and place, row blocks of other weights left out."""
