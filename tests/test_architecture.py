@@ -12,9 +12,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "uwm"
 ORDER = """
-    version clock errors weights layouts checkpoint records shipped_files models images calibration taps profiler
-    losses scorers scoring selection patch rewrite push metrics knowledge cache evaluate backends label_noise gate
-    report inputs recipe finetune compare inspection flags launch cli __main__
+    version lazy clock errors weights layouts checkpoint records patch_file shipped_files models images calibration
+    taps profiler losses scorers scoring selection patch rewrite push metrics knowledge cache evaluate backends
+    label_noise gate report inputs recipe finetune compare inspection flags launch cli __main__
 """.split()
 MODEL_LIBRARIES = {"transformers", "open_clip"}
 
@@ -59,9 +59,23 @@ def test_only_models_imports_the_model_libraries(path):
     assert not used or room(path) == "models"
 
 
-def test_apply_and_diff_need_no_model_library():
-    code = "import sys, uwm.rewrite, uwm.inspection; print({'transformers', 'open_clip'} & sys.modules.keys())"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+def test_what_works_on_files_loads_no_torch(tiny_hf, tmp_path):
+    code = f"""
+import sys, numpy as np
+from uwm import apply, diff, revert, Patch, WeightId
+from uwm.checkpoint import open_checkpoint
+from uwm.inspection import inspect
+weight = WeightId("vision", 0, "fc2")
+checkpoint = open_checkpoint({str(tiny_hf)!r})
+shape = checkpoint.info(weight).shape
+Patch({{weight: np.arange(3)}}, {{weight: shape}}, {{weight: checkpoint.fingerprint(weight)}}).save("patch")
+apply({str(tiny_hf)!r}, Patch.load("patch"), output="out")
+revert("out", Patch.load("out"), output="back")
+assert len(diff({str(tiny_hf)!r}, "out")) == 1 and not diff({str(tiny_hf)!r}, "back")
+assert inspect("out")[0]["edited by uwm"] and inspect("patch")[0]["entries"] == 3
+print({{"torch", "transformers", "open_clip", "PIL"}} & sys.modules.keys())
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert found.stdout.strip() == "set()"
 
 

@@ -2,19 +2,52 @@
 
 from __future__ import annotations
 
-from . import knowledge, metrics
-from .calibration import CalibrationPair, CalibrationSet, read_calibration
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
 from .errors import UwmError
-from .evaluate import EvalResult, evaluate
-from .finetune import FinetuneRecipe, finetune
-from .models import Model, load
-from .patch import Patch, patched, select
-from .profiler import PairBatch
-from .recipe import Recipe, run
-from .rewrite import apply, diff, revert
-from .scoring import Scores, score
+from .lazy import lazily
 from .version import __version__
 from .weights import WeightId
+
+if TYPE_CHECKING:
+    from . import knowledge, metrics
+    from .calibration import CalibrationPair, CalibrationSet, read_calibration
+    from .evaluate import EvalResult, evaluate
+    from .finetune import FinetuneRecipe, finetune
+    from .models import Model, load
+    from .patch import patched, select
+    from .patch_file import Patch
+    from .profiler import PairBatch
+    from .recipe import Recipe, run
+    from .rewrite import apply, diff, revert
+    from .scoring import Scores, score
+else:
+    _PLACES = {
+        "calibration": ("CalibrationPair", "CalibrationSet", "read_calibration"),
+        "evaluate": ("EvalResult", "evaluate"),
+        "finetune": ("FinetuneRecipe", "finetune"),
+        "knowledge": ("knowledge",),
+        "metrics": ("metrics",),
+        "models": ("Model", "load"),
+        "patch": ("patched", "select"),
+        "patch_file": ("Patch",),
+        "profiler": ("PairBatch",),
+        "recipe": ("Recipe", "run"),
+        "rewrite": ("apply", "diff", "revert"),
+        "scoring": ("Scores", "score"),
+    }
+    __getattr__ = lazily(__name__, {name: place for place, names in _PLACES.items() for name in names})
+
+    class _Package(ModuleType):
+        """`evaluate` and `finetune` are the functions, also once somebody has imported the modules of that name."""
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            one = name in ("evaluate", "finetune") and isinstance(value, ModuleType)
+            super().__setattr__(name, getattr(value, name) if one else value)
+
+    sys.modules[__name__].__class__ = _Package
 
 __all__ = [
     "CalibrationPair",
@@ -43,3 +76,7 @@ __all__ = [
     "score",
     "select",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

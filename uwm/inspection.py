@@ -5,13 +5,15 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import records
 from .checkpoint import open_checkpoint
 from .models.references import resolve
-from .patch import PATCH_FILE, Patch
-from .scoring import Scores
+from .patch_file import PATCH_FILE, Patch
+
+if TYPE_CHECKING:
+    from .scoring import Scores
 
 PACKAGES = ("uwm", "torch", "torchvision", "transformers", "open_clip_torch", "safetensors", "huggingface_hub", "numpy", "pillow")  # fmt: skip  # noqa: E501
 
@@ -30,6 +32,8 @@ def inspect(reference: str | Path, key: str | None = None) -> tuple[dict[str, An
     if about is not None and about["kind"] == "patch":
         return _patch(Patch.load(path))
     if about is not None and about["kind"] == "scores":
+        from .scoring import Scores
+
         return _scores(Scores.load(path))
     return _checkpoint(path, key)
 
@@ -58,8 +62,7 @@ def _checkpoint(path: Path, key: str | None) -> tuple[dict[str, Any], list[list[
         "edited by uwm": path.is_dir() and (path / PATCH_FILE).is_file(),
     }
     body = [
-        [f"{w}", ref.key, f"{infos[ref.key].shape}", str(infos[ref.key].dtype).removeprefix("torch.")]
-        for w, ref in checkpoint.weights.items()
+        [f"{w}", ref.key, f"{infos[ref.key].shape}", infos[ref.key].dtype.name] for w, ref in checkpoint.weights.items()
     ]
     return about, [["weight", "tensor", "tensor's shape", "dtype"], *body]
 

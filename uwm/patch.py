@@ -5,107 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import torch
 
-from . import records
 from .checkpoint import Edit
 from .errors import BadInput, InvalidResult
 from .models import Model
+from .patch_file import PATCH_FILE, Patch
 from .scorers import METHODS
 from .scoring import Scores
 from .selection import RULES, check_share
-from .weights import WeightId
 
-PATCH_FILE = "uwm_patch.safetensors"
-ORIGINALS = "originals."  # prefix of the replaced values' tensor names
-
-
-@dataclass(frozen=True)
-class Patch:
-    """Which entries of which weights change, and how (UWM, section 4: W_ij ← α W_ij).
-
-    Attributes:
-        flips: WeightId -> sorted flat indices into [out, in], int64.
-        shapes: WeightId -> (out, in).
-        base: WeightId -> sha256 of the unedited weight; a patch fits nothing else.
-        alpha: α.
-        recipe: How it came about.
-        originals: The replaced values where α is not −1, WeightId -> [n] in the stored dtype.
-        casts: WeightId -> sha256 of the unedited weight cast to other dtypes, by dtype.
-        aliases: Tensor name -> other names that hold the same matrix in the edited checkpoint (tied weights).
-    """
-
-    flips: dict[WeightId, torch.Tensor] = field(repr=False)
-    shapes: dict[WeightId, tuple[int, int]] = field(repr=False)
-    base: dict[WeightId, str] = field(repr=False)
-    alpha: float = -1.0
-    recipe: dict[str, Any] = field(default_factory=dict)
-    originals: dict[WeightId, torch.Tensor] = field(default_factory=dict, repr=False)
-    casts: dict[WeightId, dict[str, str]] = field(default_factory=dict, repr=False)
-    aliases: dict[str, list[str]] = field(default_factory=dict, repr=False)
-
-    def counts(self) -> dict[WeightId, int]:
-        """How many entries change, by weight."""
-        return {weight: len(indices) for weight, indices in self.flips.items()}
-
-    def save(self, path: str | Path) -> None:
-        """Write one small safetensors file, atomically; the same patch gives the same bytes."""
-        tensors = {str(w): indices for w, indices in self.flips.items()}
-        tensors |= {f"{ORIGINALS}{w}": values for w, values in self.originals.items()}
-        about = {
-            "alpha": self.alpha,
-            "recipe": self.recipe,
-            "weights": {str(w): self._about(w) for w in self.flips},
-            "aliases": self.aliases,
-        }
-        records.write(Path(path), "patch", tensors, about)
-
-    def _about(self, weight: WeightId) -> dict[str, Any]:
-        about = {"shape": list(self.shapes[weight]), "base_sha256": self.base[weight]}
-        return about | {"casts_sha256": self.casts.get(weight, {})}
-
-    @classmethod
-    def load(cls, path: str | Path) -> Patch:
-        """Read what `save` wrote, from the file or from the folder that holds it. Raises BadInput."""
-        path = Path(path)
-        path = path / PATCH_FILE if path.is_dir() else path
-        tensors, about = records.read(path, "patch")
-        try:
-            weights = {WeightId.parse(name): entry for name, entry in sorted(about["weights"].items())}
-            patch = cls(
-                flips={w: tensors[str(w)] for w in sorted(weights)},
-                shapes={w: tuple(weights[w]["shape"]) for w in sorted(weights)},
-                base={w: weights[w]["base_sha256"] for w in sorted(weights)},
-                alpha=_number(about["alpha"]),
-                recipe=about["recipe"],
-                originals={w: tensors[f"{ORIGINALS}{w}"] for w in sorted(weights) if f"{ORIGINALS}{w}" in tensors},
-                casts={w: dict(weights[w]["casts_sha256"]) for w in sorted(weights)},
-                aliases={str(name): list(others) for name, others in about["aliases"].items()},
-            )
-            sound = all(_sound(indices, patch.shapes[w], patch.originals.get(w)) for w, indices in patch.flips.items())
-        except (KeyError, AttributeError, TypeError, ValueError) as error:
-            raise BadInput(f"{path}: damaged patch ({error!r}); make it anew with `uwm select`") from None
-        if not sound:
-            raise BadInput(f"{path}: damaged patch (its indices do not fit its shapes); make it anew with `uwm select`")
-        return patch
-
-
-def _number(value: Any) -> float:
-    if type(value) not in (int, float):
-        raise TypeError(f"alpha {value!r}")
-    return value
-
-
-def _sound(indices: torch.Tensor, shape: tuple[int, int], originals: torch.Tensor | None) -> bool:
-    """Whether these are sorted flat indices into the shape, each once, with as many original values."""
-    if indices.dtype != torch.int64 or indices.ndim != 1 or len(shape) != 2:
-        return False
-    inside = not len(indices) or bool(indices[0] >= 0 and indices[-1] < math.prod(shape))
-    return inside and bool((indices.diff() > 0).all()) and (originals is None or originals.shape == indices.shape)
+__all__ = ["PATCH_FILE", "Patch", "check_settings", "patched", "random_control", "select"]
 
 
 def select(

@@ -6,24 +6,40 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
+from .checkpoint.dtypes import DTYPES, Bits
 from .checkpoint.folder import write_file
+from .checkpoint.header import read_header
 from .errors import BadInput
+
+if TYPE_CHECKING:
+    import torch
 
 FORMAT = 1
 KEY = "uwm"  # a single metadata key: with more, safetensors writes them in random order
 
 
-def write(path: Path, kind: str, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
+def write(path: Path, kind: str, tensors: Mapping[str, torch.Tensor | Bits], about: Mapping[str, Any]) -> None:
     """Write a record atomically; equal content gives equal bytes."""
     text = json.dumps({"kind": kind, "format": FORMAT, **about}, sort_keys=True)
-    data = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata={KEY: text})
-    write_file(path, data)
+    write_file(path, _serialised({name: Bits.of(tensor) for name, tensor in tensors.items()}, {KEY: text}))
+
+
+def _serialised(stored: Mapping[str, Bits], metadata: dict[str, str]) -> bytes:
+    """A safetensors file; torch is only needed for what NumPy has no type for."""
+    try:
+        arrays = {name: bits.array.view(bits.dtype.name) for name, bits in stored.items()}
+    except TypeError:
+        from safetensors.torch import save
+
+        return save({name: bits.torch() for name, bits in stored.items()}, metadata)
+    from safetensors.numpy import save as save_arrays
+
+    return save_arrays(arrays, metadata)
 
 
 def to_json(value: Any) -> str:
@@ -39,6 +55,12 @@ def read(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]
     Raises:
         BadInput: Not there, not ours, another kind, or written by a newer format.
     """
+    stored, about = read_bits(path, kind)
+    return {name: bits.torch() for name, bits in stored.items()}, about
+
+
+def read_bits(path: Path, kind: str) -> tuple[dict[str, Bits], dict[str, Any]]:
+    """The same without torch: tensors as bit patterns. Raises as `read`."""
     about = describe(path)
     if about is None:
         raise BadInput(f"{path}: not a file that uwm wrote; expected {kind}")
@@ -46,8 +68,15 @@ def read(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]
         raise BadInput(f"{path}: holds {about.get('kind')}, expected {kind}")
     if about.get("format") != FORMAT:
         raise BadInput(f"{path}: format {about.get('format')}, this uwm reads {FORMAT}; update uwm")
-    with safe_open(str(path), "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118 (no mapping)
+    stored = {}
+    with path.open("rb") as stream:
+        header, entries = read_header(stream, path.stat().st_size, str(path))
+        for name, entry in entries.items():
+            dtype, (begin, end) = DTYPES[entry["dtype"]], entry["data_offsets"]
+            stream.seek(len(header) + begin)
+            raw = np.fromfile(stream, np.uint8, end - begin)
+            stored[name] = Bits(dtype, raw.view(dtype.bits).reshape(entry["shape"]))
+    return stored, about
 
 
 def describe(path: Path) -> dict[str, Any] | None:
@@ -55,7 +84,7 @@ def describe(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         raise BadInput(f"{path}: no such file")
     try:
-        with safe_open(str(path), "pt") as file:
+        with safe_open(str(path), "np") as file:
             text = (file.metadata() or {}).get(KEY)
         about = None if text is None else json.loads(text)
     except (SafetensorError, ValueError, RecursionError):

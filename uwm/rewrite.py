@@ -7,21 +7,31 @@ base is taken.
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
 
 from . import records
 from .checkpoint import MANIFEST, Checkpoint, Edit, check_output, new_folder, open_checkpoint, write_edited
-from .checkpoint.reader import cast_sha256, matrix_sha256
+from .checkpoint.dtypes import Bits
+from .checkpoint.reader import CHUNK, cast_sha256, matrix_sha256
 from .errors import BadInput
 from .models.references import resolve
-from .patch import PATCH_FILE, Patch
+from .patch_file import PATCH_FILE, Patch, StoredTensors
 from .version import __version__
 from .weights import WeightId
+
+if TYPE_CHECKING:
+    import torch
+
+HASHERS = min(4, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,7 @@ def apply(
 
 def write_patched(checkpoint: Checkpoint, patch: Patch, folder: Path) -> dict[str, str]:
     """Write the edited weights, the side files and the patch itself into an existing folder."""
-    edits = {weight: Edit(indices, patch.alpha) for weight, indices in patch.flips.items()}
+    edits = {weight: Edit(indices, patch.alpha) for weight, indices in patch.indices().items()}
     hashes = write_edited(checkpoint, edits, folder)
     keys = {checkpoint.weights[weight].key for weight in patch.flips}
     tied = {key: others for key, others in checkpoint.aliases.items() if key in keys}
@@ -81,8 +91,9 @@ def with_originals(checkpoint: Checkpoint, patch: Patch) -> Patch:
     """The patch, able to be undone: where α is not −1 it takes along the values that it replaces."""
     if patch.alpha == -1.0:
         return patch
-    values = {w: checkpoint.matrix(w).flatten()[indices] for w, indices in patch.flips.items()}
-    return replace(patch, originals=values)
+    stored = {w: (checkpoint.matrix_bits(w), indices) for w, indices in patch.indices().items()}
+    values = {w: Bits(matrix.dtype, matrix.array.reshape(-1)[indices]) for w, (matrix, indices) in stored.items()}
+    return replace(patch, originals=StoredTensors(values))
 
 
 def revert(
@@ -106,7 +117,8 @@ def revert(
     check_output(output, [checkpoint.path], overwrite)
     fitted, left_out = fit(checkpoint, patch, cast=cast, edited=True)
     with new_folder(output) as folder:
-        edits = {w: Edit(i, fitted.alpha, fitted.originals.get(w)) for w, i in fitted.flips.items()}
+        values = fitted.replaced()
+        edits = {w: Edit(indices, fitted.alpha, values.get(w)) for w, indices in fitted.indices().items()}
         hashes = write_edited(checkpoint, edits, folder, patch.aliases)
         _write_manifest(folder, "revert", fitted, hashes)
     return Rewritten(hashes, fitted, left_out)
@@ -161,27 +173,33 @@ def _fit_tower(
     failure: BadInput | None = None
     for tower in there:
         names = {weight: replace(weight, tower=tower) for weight in weights}
+        pool = ThreadPoolExecutor(HASHERS)
         try:
-            for ours, theirs in names.items():
-                check(ours, theirs)
+            for checked in [pool.submit(check, ours, theirs) for ours, theirs in names.items()]:
+                checked.result()
         except BadInput as error:
             failure = failure or error
         else:
             return names
+        finally:
+            pool.shutdown(cancel_futures=True)
     assert failure is not None
     raise failure
 
 
 def _renamed(checkpoint: Checkpoint, patch: Patch, names: dict[WeightId, WeightId], edited: bool, cast: bool) -> Patch:
     """The patch under the checkpoint's own names, with the fingerprints of the matrices that it really has."""
-    originals = {theirs: patch.originals[ours] for ours, theirs in names.items() if ours in patch.originals}
+    flips, values = patch.indices(), patch.replaced()
+    originals = {theirs: values[ours] for ours, theirs in names.items() if ours in values}
     fitted = replace(
         patch,
-        flips={theirs: patch.flips[ours] for ours, theirs in sorted(names.items(), key=lambda pair: pair[1])},
+        flips=StoredTensors(
+            {theirs: Bits.of(flips[ours]) for ours, theirs in sorted(names.items(), key=lambda pair: pair[1])}
+        ),
         shapes={theirs: patch.shapes[ours] for ours, theirs in names.items()},
         base={theirs: patch.base[ours] for ours, theirs in names.items()},
         casts={theirs: patch.casts.get(ours, {}) for ours, theirs in names.items()},
-        originals=originals,
+        originals=StoredTensors(originals),
     )
     if edited or not cast:
         return fitted
@@ -194,7 +212,10 @@ def _renamed(checkpoint: Checkpoint, patch: Patch, names: dict[WeightId, WeightI
 
 def _check_base(checkpoint: Checkpoint, patch: Patch, ours: WeightId, theirs: WeightId, cast: bool) -> None:
     """Refuse a weight that is not the one the patch was made for. Raises BadInput."""
-    matrix = _matrix(checkpoint, patch, ours, theirs)
+    _check_shape(checkpoint, patch, ours, theirs)
+    if checkpoint.fingerprint(theirs) == patch.base[ours]:
+        return
+    matrix = checkpoint.matrix(theirs)
     if _is_base(matrix, patch, ours, cast):
         return
     if patch.alpha == -1.0 and _is_base(_undone(matrix, patch, ours), patch, ours, cast):
@@ -212,11 +233,25 @@ def _check_base(checkpoint: Checkpoint, patch: Patch, ours: WeightId, theirs: We
 
 def _check_edited(checkpoint: Checkpoint, patch: Patch, ours: WeightId, theirs: WeightId, cast: bool) -> None:
     """Refuse a weight that does not hold the patch. Raises BadInput."""
-    matrix = _matrix(checkpoint, patch, ours, theirs)
+    _check_shape(checkpoint, patch, ours, theirs)
+    if patch.alpha == -1.0 and _negated_sha256(checkpoint, theirs, patch.indices()[ours]) == patch.base[ours]:
+        return  # negating twice changes nothing, so the patch is in it
+    matrix = checkpoint.matrix(theirs)
     undone = _undone(matrix, patch, ours)
-    redone = Edit(patch.flips[ours], patch.alpha).apply(undone.clone().flatten())
+    redone = Edit(patch.indices()[ours], patch.alpha).apply(undone.clone().flatten())
     if not _is_base(undone, patch, ours, cast) or matrix_sha256(redone) != matrix_sha256(matrix):
         raise BadInput(f"{checkpoint.path}: {theirs} does not hold this patch, so it cannot be reverted")
+
+
+def _negated_sha256(checkpoint: Checkpoint, weight: WeightId, indices: np.ndarray) -> str:
+    """sha256 of a weight with these entries negated."""
+    digest, edit, first = hashlib.sha256(), Edit(indices), 0
+    dtype = checkpoint.info(weight).dtype
+    for bits in checkpoint.chunks(weight):
+        edit.change(bits, dtype, first)
+        first += len(bits)
+        digest.update(bits.data)
+    return digest.hexdigest()
 
 
 def _is_base(matrix: torch.Tensor, patch: Patch, weight: WeightId, cast: bool) -> bool:
@@ -226,6 +261,8 @@ def _is_base(matrix: torch.Tensor, patch: Patch, weight: WeightId, cast: bool) -
         return True
     if not cast or not matrix.is_floating_point():
         return False
+    import torch
+
     made_for = next((dtype for dtype, sha in casts.items() if sha == patch.base[weight]), _name(matrix))
     narrowed = matrix.to(getattr(torch, made_for))
     return casts.get(_name(matrix)) == matrix_sha256(matrix) or matrix_sha256(narrowed) == patch.base[weight]
@@ -236,19 +273,18 @@ def _name(matrix: torch.Tensor) -> str:
 
 
 def _undone(matrix: torch.Tensor, patch: Patch, weight: WeightId) -> torch.Tensor:
-    edit = Edit(patch.flips[weight], patch.alpha, patch.originals.get(weight))
+    edit = Edit(patch.indices()[weight], patch.alpha, patch.replaced().get(weight))
     return edit.apply(matrix.clone().flatten())
 
 
-def _matrix(checkpoint: Checkpoint, patch: Patch, ours: WeightId, theirs: WeightId) -> torch.Tensor:
+def _check_shape(checkpoint: Checkpoint, patch: Patch, ours: WeightId, theirs: WeightId) -> None:
     if theirs not in checkpoint.weights:
         raise BadInput(f"{checkpoint.path}: the patch edits {ours}, which this checkpoint does not have")
-    matrix = checkpoint.matrix(theirs)
-    if tuple(matrix.shape) != patch.shapes[ours]:
+    shape = checkpoint.info(theirs).shape
+    if shape != patch.shapes[ours]:
         raise BadInput(
-            f"{checkpoint.path}: {theirs} is {list(matrix.shape)}, the patch was made for {list(patch.shapes[ours])}"
+            f"{checkpoint.path}: {theirs} is {list(shape)}, the patch was made for {list(patch.shapes[ours])}"
         )
-    return matrix
 
 
 # ---------------------------------------------------------------- two checkpoints
@@ -269,17 +305,24 @@ def diff(first: str | Path, second: str | Path, key: str | None = None) -> dict[
         raise BadInput(f"{first} and {second} hold different tensors, such as {', '.join(odd[:5])}")
     result = {}
     for name in sorted(shapes[0]):
-        a, b = (side.read(name) for side in sides)
-        if a.shape != b.shape:
-            raise BadInput(f"{name} is {list(a.shape)} in {first} and {list(b.shape)} in {second}")
-        differ = _bits(a) != _bits(b) if a.dtype == b.dtype else a.double() != b.double()
-        if differ.any():
-            negated = differ & (a.double() == -b.double())
-            result[name] = {"differ": int(differ.sum()), "negated": int(negated.sum()), "of": a.numel()}
+        if shapes[0][name] != shapes[1][name]:
+            raise BadInput(f"{name} is {list(shapes[0][name])} in {first} and {list(shapes[1][name])} in {second}")
+        a, b = (side.bits(name) for side in sides)
+        differ, negated = _count(a, b)
+        if differ:
+            result[name] = {"differ": differ, "negated": negated, "of": a.array.size}
     return result
 
 
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor's bit patterns, so that −0 and NaN compare as they are stored."""
-    views: Mapping[int, torch.dtype] = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return tensor.contiguous().view(views[tensor.dtype.itemsize])
+def _count(first: Bits, second: Bits) -> tuple[int, int]:
+    """How many values differ, −0 from 0 and NaN by its bits too, and how many of those are exactly −1×."""
+    differ = negated = 0
+    flat = [(bits.dtype, bits.array.reshape(-1)) for bits in (first, second)]
+    for begin in range(0, first.array.size, CHUNK):
+        a, b = (Bits(dtype, values[begin : begin + CHUNK]) for dtype, values in flat)
+        if a.dtype != b.dtype:
+            a, b = (Bits.of(part.torch().double() + 0.0) for part in (a, b))  # + 0.0 makes one zero of both
+        odd = a.array != b.array
+        differ += int(odd.sum())
+        negated += int((odd & a.dtype.are_negated(a.array, b.array)).sum())
+    return differ, negated

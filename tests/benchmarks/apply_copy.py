@@ -2,13 +2,17 @@
 
     python tests/benchmarks/apply_copy.py [GIGABYTES] [ROUNDS]
 
-Prints the wall times and their ratio, round by round in turn (apply reads, edits, hashes, writes, syncs and verifies;
-the copy copies and syncs), and apply's peak memory beyond what importing uwm takes.
+Prints, round by round in turn, the wall time of the copy (copied and synced) and of apply as a program, with the ratio
+of the whole and of each stage: start-up (the interpreter, imports, the patch), fit (the base matrices are hashed) and
+write (read, edit, write, hash, sync, read back, compare). Beside them the processor's seconds, which do not depend on
+who else uses the machine; and apply's peak memory, all of it.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -17,7 +21,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from uwm.checkpoint import open_checkpoint
 from uwm.checkpoint.header import make_header
@@ -25,10 +28,25 @@ from uwm.patch import Patch
 
 WIDTH = 1024
 CHILD = """
-import resource, sys, uwm
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-uwm.apply(sys.argv[1], uwm.Patch.load(sys.argv[2]), output=sys.argv[3])
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+import json, resource, sys, time
+from uwm import rewrite
+from uwm.patch_file import Patch
+stages = {}
+def timed(name, function):
+    def call(*arguments, **settings):
+        start = time.perf_counter()
+        try:
+            return function(*arguments, **settings)
+        finally:
+            stages[name] = time.perf_counter() - start
+    return call
+rewrite.fit, rewrite.write_patched = timed("fit", rewrite.fit), timed("write", rewrite.write_patched)
+rewrite.apply(sys.argv[1], Patch.load(sys.argv[2]), output=sys.argv[3])
+used = resource.getrusage(resource.RUSAGE_SELF)
+status = open("/proc/self/status").read()  # ru_maxrss would count the parent, up to the exec
+peak = int(status.split("VmHWM:")[1].split()[0]) // 1024
+assert "torch" not in sys.modules
+print(json.dumps({"stages": stages, "cpu": used.ru_utime + used.ru_stime, "memory": peak}))
 """
 
 
@@ -48,7 +66,7 @@ def make_checkpoint(path: Path, gigabytes: float) -> None:
         ]
     rng = np.random.default_rng(0)
     with path.open("wb") as stream:
-        stream.write(make_header((name, torch.float32, shape) for name, shape in tensors))
+        stream.write(make_header((name, "float32", shape) for name, shape in tensors))
         for _, shape in tensors:
             rng.standard_normal(shape, dtype=np.float32).tofile(stream)
 
@@ -59,25 +77,30 @@ def warm_up(folder: Path) -> None:
     (folder / "scratch").unlink()
 
 
-def timed_copy(folder: Path) -> float:
+def timed_copy(folder: Path) -> tuple[float, float]:
+    """Seconds by the clock and of the processor."""
     warm_up(folder)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.perf_counter()
     subprocess.run(["cp", str(folder / "m.safetensors"), str(folder / "copy")], check=True)
     with (folder / "copy").open("rb") as stream:
         os.fsync(stream.fileno())
     seconds = time.perf_counter() - start
     (folder / "copy").unlink()
-    return seconds
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def timed_apply(folder: Path) -> tuple[float, int]:
+def timed_apply(folder: Path) -> dict:
     arguments = [sys.executable, "-c", CHILD, *(str(folder / n) for n in ("m.safetensors", "p.safetensors", "out"))]
     warm_up(folder)
     start = time.perf_counter()
     done = subprocess.run(arguments, capture_output=True, text=True, check=True)
     seconds = time.perf_counter() - start
     shutil.rmtree(folder / "out")
-    return seconds, int(done.stdout)
+    found = json.loads(done.stdout)
+    startup = seconds - sum(found["stages"].values())
+    return found | {"seconds": seconds, "stages": {"start-up": startup, **found["stages"]}}
 
 
 def main() -> None:
@@ -88,17 +111,20 @@ def main() -> None:
         make_checkpoint(folder / "m.safetensors", gigabytes)
         checkpoint = open_checkpoint(folder / "m.safetensors")
         chosen = [w for w in checkpoint.weights if w.slot == "fc2"]
-        flips = {w: torch.arange(0, 4 * WIDTH * WIDTH, 50) for w in chosen}
+        flips = {w: np.arange(0, 4 * WIDTH * WIDTH, 50) for w in chosen}
         base = {w: checkpoint.fingerprint(w) for w in chosen}
         Patch(flips, dict.fromkeys(chosen, (WIDTH, 4 * WIDTH)), base).save(folder / "p.safetensors")
         os.sync()
         size = (folder / "m.safetensors").stat().st_size / 1e9
         for _ in range(rounds):
-            copied, (applied, memory) = timed_copy(folder), timed_apply(folder)
+            (copied, copied_cpu), done = timed_copy(folder), timed_apply(folder)
+            parts = ", ".join(f"{name} {value:.2f} s ({value / copied:.2f})" for name, value in done["stages"].items())
             print(
-                f"{size:.1f} GB: apply {applied:.1f} s (with start-up), cp {copied:.1f} s, ratio {applied / copied:.2f}"
+                f"{size:.1f} GB: cp {copied:.2f} s (processor {copied_cpu:.2f}), apply {done['seconds']:.2f} s "
+                f"(processor {done['cpu']:.2f}), ratio {done['seconds'] / copied:.2f}: {parts}",
+                flush=True,
             )
-    print(f"peak memory of apply beyond start-up: {memory} MB; largest tensor {16 * WIDTH**2 / 1e6:.0f} MB")
+    print(f"peak memory of apply: {done['memory']} MB; largest tensor {16 * WIDTH**2 / 1e6:.0f} MB")
 
 
 if __name__ == "__main__":

@@ -13,18 +13,11 @@ import struct
 from collections.abc import Iterable
 from typing import Any, BinaryIO
 
-import torch
-
 from ..errors import BadInput
+from .dtypes import DTYPES, NAMES, dtype_of
 
 MAX_HEADER = 100_000_000  # bytes, the format's own limit
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "C64": torch.complex64,
-} | {f"U{n}": getattr(torch, f"uint{n}") for n in (16, 32, 64) if hasattr(torch, f"uint{n}")}  # fmt: skip
 _SURROGATE = re.compile("[\ud800-\udfff]")
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def read_header(stream: BinaryIO, size: int, where: str) -> tuple[bytes, dict[str, dict[str, Any]]]:
@@ -64,11 +57,12 @@ def read_header(stream: BinaryIO, size: int, where: str) -> tuple[bytes, dict[st
     return start + header, ordered
 
 
-def make_header(tensors: Iterable[tuple[str, torch.dtype, tuple[int, ...]]]) -> bytes:
-    """The header of a new file whose tensors follow one another in the order given, with ``format: pt``."""
+def make_header(tensors: Iterable[tuple[str, Any, tuple[int, ...]]]) -> bytes:
+    """The header, with ``format: pt``, of a file of these tensors: name, type as for `dtype_of`, shape."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, dtype, shape in tensors:
+    for name, kind, shape in tensors:
+        dtype = dtype_of(kind)
         begin, end = end, end + math.prod(shape) * dtype.itemsize
         entries[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(entries, separators=(",", ":")).encode()

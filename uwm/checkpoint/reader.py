@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from ..errors import BadInput
 from ..layouts import Layout, find_weights, recognise
 from ..weights import WeightId, WeightRef
 from .archive import Archive, open_archive
-from .header import DTYPES, NAMES, make_header, read_header, valid_name
+from .dtypes import DTYPES, NAMES, Bits, Dtype
+from .header import make_header, read_header, valid_name
 from .sources import Source, find_sources, safetensors_name
 from .tensors import StoredTensor, Tensors, Unfit
 
-CASTS = (torch.float32, torch.float16, torch.bfloat16)
+if TYPE_CHECKING:
+    import torch
+
+CHUNK = 1 << 20  # bytes read at once; a few of them stay in the processor's own memory
+CASTS = ("float32", "float16", "bfloat16")
 PREFIXES = ("module.", "_orig_mod.")  # of wrappers for many devices and for compiling
 BARE_PREFIXES = (*PREFIXES, "model.")  # and of trainers; a folder's config may want that one
 GROWTH = 16  # times that a torch file's tensors may outgrow it, tied and expanded ones counted in full
@@ -35,7 +41,7 @@ class TensorInfo:
     """One stored tensor: where its bytes begin in its file, and how to read them."""
 
     name: str
-    dtype: torch.dtype
+    dtype: Dtype
     shape: tuple[int, ...]
     begin: int
 
@@ -68,13 +74,24 @@ class WeightsFile:
     def raw(self, info: TensorInfo) -> np.ndarray:
         """A tensor's own bytes, a fresh uint8 array [nbytes]."""
         if self.pickled is not None:
-            return self.pickled[info.name].read().reshape(-1).view(torch.uint8).numpy()
+            return self.pickled[info.name].bits().array.reshape(-1).view(np.uint8)
         with self.origin.open("rb") as stream:
             stream.seek(info.begin)
             data = np.fromfile(stream, dtype=np.uint8, count=info.nbytes)
         if len(data) != info.nbytes:
             raise BadInput(f"{self.origin}: cut off inside {info.name!r} while it was read")
         return data
+
+    def chunks(self, info: TensorInfo, begin: int, end: int) -> Iterator[np.ndarray]:
+        """Bytes `begin` to `end` of a tensor, uint8; each chunk is good until the next is asked for."""
+        if self.pickled is not None:
+            yield self.raw(info)[begin:end]
+            return
+        buffer = np.empty(min(CHUNK, end - begin), np.uint8)
+        with self.origin.open("rb", buffering=0) as stream:
+            stream.seek(info.begin + begin)
+            for left in range(end - begin, 0, -CHUNK):
+                yield read_into(stream, buffer[:left], self.origin)
 
     def aliases(self) -> dict[str, list[str]]:
         """Name -> other names of the very same stored values (tied weights)."""
@@ -133,10 +150,13 @@ class Checkpoint:
 
     def read(self, key: str) -> torch.Tensor:
         """A stored tensor in its own dtype and shape."""
+        return self.bits(key).torch()
+
+    def bits(self, key: str) -> Bits:
+        """The same as bit patterns, for which torch is not needed."""
         file, info = self.entries[key]
-        if not info.nbytes:
-            return torch.empty(info.shape, dtype=info.dtype)
-        return torch.from_numpy(file.raw(info)).view(info.dtype).reshape(info.shape)
+        raw = file.raw(info) if info.nbytes else np.empty(0, np.uint8)
+        return Bits(info.dtype, raw.view(info.dtype.bits).reshape(info.shape))
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """All tensors, by their keys."""
@@ -155,18 +175,52 @@ class Checkpoint:
 
     def matrix(self, weight: WeightId) -> torch.Tensor:
         """One weight's stored values, [out, in]."""
+        return self.matrix_bits(weight).torch()
+
+    def matrix_bits(self, weight: WeightId) -> Bits:
+        """The same as bit patterns."""
         ref = self.weights[weight]
-        tensor = self.read(ref.key)
-        return tensor[ref.rows(len(tensor))]
+        stored = self.bits(ref.key)
+        return Bits(stored.dtype, stored.array[ref.rows(len(stored.array))])
+
+    def info(self, weight: WeightId) -> TensorInfo:
+        """One weight's own type, shape [out, in] and place, row blocks of other weights left out."""
+        ref = self.weights[weight]
+        _, info = self.entries[ref.key]
+        total, *others = info.shape or (1,)
+        rows = ref.rows(total)
+        before = rows.start * math.prod(others) * info.dtype.itemsize
+        return replace(info, shape=(rows.stop - rows.start, *others), begin=info.begin + before)
+
+    def chunks(self, weight: WeightId) -> Iterator[np.ndarray]:
+        """One weight's values in row order, piece by piece, as `Dtype.bits`; each is good until the next is asked."""
+        file, whole = self.entries[self.weights[weight].key]
+        info = self.info(weight)
+        begin = info.begin - whole.begin
+        for chunk in file.chunks(whole, begin, begin + info.nbytes):
+            yield chunk.view(info.dtype.bits)
 
     def fingerprint(self, weight: WeightId) -> str:
         """sha256 of one weight's stored bytes, the same in every spelling of the same values and dtype."""
-        return matrix_sha256(self.matrix(weight))
+        digest = hashlib.sha256()
+        for chunk in self.chunks(weight):
+            digest.update(chunk.data)
+        return digest.hexdigest()
 
 
 def matrix_sha256(matrix: torch.Tensor) -> str:
     """sha256 of a tensor's values as little-endian bytes in row order."""
-    return hashlib.sha256(matrix.contiguous().reshape(-1).view(torch.uint8).numpy().data).hexdigest()
+    return hashlib.sha256(Bits.of(matrix).array.data).hexdigest()
+
+
+def read_into(stream: io.RawIOBase, buffer: np.ndarray, origin: Path) -> np.ndarray:
+    """Fill a buffer from an unbuffered file, and return it. Raises BadInput where the file ends before."""
+    rest = memoryview(buffer.data)
+    while rest and (count := stream.readinto(rest)):
+        rest = rest[count:]
+    if rest:
+        raise BadInput(f"{origin}: cut off while it was read")
+    return buffer
 
 
 def file_sha256(path: Path) -> str:
@@ -180,7 +234,9 @@ def file_sha256(path: Path) -> str:
 
 def cast_sha256(matrix: torch.Tensor) -> dict[str, str]:
     """sha256 of a matrix in each floating dtype that checkpoints are cast to, by the dtype's name."""
-    return {str(dtype).removeprefix("torch."): matrix_sha256(matrix.to(dtype)) for dtype in CASTS}
+    import torch
+
+    return {name: matrix_sha256(matrix.to(getattr(torch, name))) for name in CASTS}
 
 
 def open_checkpoint(path: str | Path, key: str | None = None) -> Checkpoint:
@@ -262,7 +318,7 @@ def _state_dict(archive: Archive, path: Path, key: str | None, prefixes: tuple[s
     unfit = set()
     for name, tensor in _choose(archive.state_dicts, path, key).items():
         if not isinstance(tensor, StoredTensor) or tensor.dtype not in NAMES:
-            unfit.add(tensor.kind if isinstance(tensor, Unfit) else str(tensor.dtype))
+            unfit.add(tensor.kind if isinstance(tensor, Unfit) else tensor.dtype.name)
         else:
             loaded[name] = tensor
     if all(name in loaded and loaded[name].shape == () for name in OPENAI_NUMBERS):

@@ -7,25 +7,28 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from ..errors import BadInput
-from .header import NAMES
+from .dtypes import BY_NAME, Bits, Dtype
 from .pickles import Made, Persistent
+
+if TYPE_CHECKING:
+    import torch
 
 MAX_DEPTH = 64  # of modules in modules
 MAX_TENSORS, MAX_NAME = 20_000, 200  # in one TorchScript module; letters of an attribute's name
-STORAGES = {
-    "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
-    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
-    "ComplexFloatStorage": torch.complex64, "ComplexDoubleStorage": torch.complex128, "UntypedStorage": torch.uint8,
-    "QInt8Storage": torch.qint8, "QUInt8Storage": torch.quint8, "QInt32Storage": torch.qint32,
+STORAGES = {f"{kind}Storage": BY_NAME[name] for kind, name in {
+    "Double": "float64", "Float": "float32", "Half": "float16", "BFloat16": "bfloat16", "Long": "int64",
+    "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool", "ComplexFloat": "complex64",
+    "Untyped": "uint8",
+}.items()} | {
+    "ComplexDoubleStorage": Dtype("complex128", 16, "complex"), "QInt8Storage": Dtype("qint8", 1, "other"),
+    "QUInt8Storage": Dtype("quint8", 1, "other"), "QInt32Storage": Dtype("qint32", 4, "other"),
 }  # fmt: skip
-NEWER = {f"torch {str(dtype).removeprefix('torch.')}": dtype for dtype in NAMES}  # dtypes without a storage class
+NEWER = {f"torch {name}": dtype for name, dtype in BY_NAME.items()}  # dtypes without a storage class
 REBUILDS = {f"torch._utils _rebuild_{name}" for name in ("tensor", "tensor_v2", "tensor_v3")}
 WRAPPERS = {
     "torch._utils _rebuild_parameter", "torch._utils _rebuild_parameter_with_state", "torch.nn.parameter Parameter",
@@ -51,7 +54,7 @@ class StoredTensor:
     """A view into a storage, not read yet."""
 
     storage: Storage
-    dtype: torch.dtype
+    dtype: Dtype
     offset: int
     shape: tuple[int, ...]
     stride: tuple[int, ...]
@@ -59,9 +62,13 @@ class StoredTensor:
     negated: bool = False
 
     def read(self) -> torch.Tensor:
-        """The values, contiguous and no larger than the view. Raises BadInput where the file is damaged."""
+        """The values as a torch tensor, contiguous and no larger than the view; raises as `bits`."""
+        return self.bits().torch()
+
+    def bits(self) -> Bits:
+        """The values as they are stored, contiguous. Raises BadInput where the file is damaged."""
         if not math.prod(self.shape):
-            return torch.empty(self.shape, dtype=self.dtype)
+            return Bits(self.dtype, np.empty(self.shape, self.dtype.bits))
         size, span = self.dtype.itemsize, _span(self.shape, self.stride)
         with self.storage.path.open("rb") as stream:
             stream.seek(self.storage.begin + self.offset * size)
@@ -71,10 +78,11 @@ class StoredTensor:
         whole = len(raw) == self.storage.nbytes
         if whole and self.storage.crc is not None and zlib.crc32(raw.data) != self.storage.crc:
             raise BadInput(f"{self.storage.path}: damaged, a tensor's checksum does not fit; download it again")
-        flat = torch.from_numpy(raw).view(self.dtype)
-        tensor = torch.as_strided(flat, self.shape, self.stride).contiguous()
-        tensor = tensor.conj().resolve_conj() if self.conjugated else tensor
-        return -tensor if self.negated else tensor
+        flat, steps = raw.view(self.dtype.bits), tuple(size * step for step in self.stride)
+        values = np.ascontiguousarray(np.lib.stride_tricks.as_strided(flat, self.shape, steps)).reshape(self.shape)
+        if self.conjugated:
+            values = np.conj(values.view(f"c{size}")).view(self.dtype.bits)
+        return Bits(self.dtype, self.dtype.negated(values) if self.negated else values)
 
 
 @dataclass(frozen=True)
@@ -87,9 +95,9 @@ class Unfit:
 Tensors = dict[str, StoredTensor | Unfit]
 
 
-def references(content: Any) -> dict[str, tuple[torch.dtype, int]]:
+def references(content: Any) -> dict[str, tuple[Dtype, int]]:
     """Every storage that a pickle refers to: key -> its elements' dtype and number. Raises ValueError."""
-    found: dict[str, tuple[torch.dtype, int]] = {}
+    found: dict[str, tuple[Dtype, int]] = {}
     for value in _walk(content):
         if isinstance(value, Persistent):
             kind, key, count = _reference(value)
@@ -98,7 +106,7 @@ def references(content: Any) -> dict[str, tuple[torch.dtype, int]]:
     return found
 
 
-def _reference(persistent: Any) -> tuple[torch.dtype, str, int]:
+def _reference(persistent: Any) -> tuple[Dtype, str, int]:
     """dtype, key and elements of a storage."""
     word, kind, key, _, count, *_ = persistent.identity
     name = kind.name.rpartition(" ")[2]
@@ -212,8 +220,8 @@ def _tensor(value: Any, storages: Mapping[str, Storage]) -> StoredTensor | Unfit
         )
     flags = rest[0] if rest and isinstance(rest[0], dict) else {}
     conjugated, negated = (flags.get(flag) is True for flag in ("conj", "neg"))
-    if (conjugated and not dtype.is_complex) or (negated and not (dtype.is_complex or dtype.is_floating_point)):
-        raise ValueError(f"a conjugated or negated tensor of {dtype}")
+    if (conjugated and dtype.kind != "complex") or (negated and dtype.kind not in ("complex", "float")):
+        raise ValueError(f"a conjugated or negated tensor of {dtype.name}")
     return StoredTensor(storage, dtype, offset, shape, stride, conjugated, negated)
 
 

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import io
 import itertools
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from ..errors import BadInput, InvalidResult, ResourceFault
 from ..weights import WeightId, WeightRef
+from .dtypes import Bits, Dtype
 from .header import make_header
-from .reader import Checkpoint, TensorInfo, WeightsFile
+from .reader import CHUNK, Checkpoint, TensorInfo, WeightsFile, read_into
 
-CHUNK = 1 << 23  # bytes
+if TYPE_CHECKING:
+    import torch
+
+AHEAD = 8  # chunks that may wait to be hashed
+SYNC = 1 << 27  # bytes written before the disk is asked to take them
 WRITE = 1 << 17  # bytes, as much as cp writes at once
-LazyTensor = tuple[torch.dtype, tuple[int, ...], Callable[[], torch.Tensor]]
+LazyTensor = tuple[Any, tuple[int, ...], Callable[[], "torch.Tensor"]]  # type as for `dtypes.dtype_of`, shape, maker
 
 
 @dataclass(frozen=True)
@@ -32,20 +40,27 @@ class Edit:
     A value is multiplied by `alpha`, in its stored dtype; or replaced, where `values` are given.
     """
 
-    indices: torch.Tensor  # [n] int64, sorted
+    indices: torch.Tensor | np.ndarray  # [n] int64, sorted
     alpha: float = -1.0
-    values: torch.Tensor | None = None  # [n] in the stored dtype
+    values: torch.Tensor | Bits | None = None  # [n]
 
     def apply(self, flat: torch.Tensor) -> torch.Tensor:
         """Change a flat tensor [out · in] in place; −1 only touches the sign bit, −0 and NaN included."""
-        old = flat[self.indices]
-        if self.values is not None:
-            flat[self.indices] = self.values.to(flat.dtype)
-        elif self.alpha == -1.0:
-            flat[self.indices] = _negated(old)
-        else:
-            flat[self.indices] = (old.double() * self.alpha).to(flat.dtype)
+        stored = Bits.of(flat)
+        self.change(stored.array, stored.dtype)
         return flat
+
+    def change(self, bits: np.ndarray, dtype: Dtype, first: int = 0) -> None:
+        """The same in a run of the weight's values, as bit patterns; `first` is the flat index of the run's first."""
+        indices = np.asarray(self.indices)
+        begin, end = np.searchsorted(indices, (first, first + len(bits)))
+        where = indices[begin:end] - first
+        if self.values is not None:
+            bits[where] = _as(dtype, Bits.of(self.values)).array[begin:end]
+        elif self.alpha == -1.0:
+            bits[where] = dtype.negated(bits[where])
+        else:
+            bits[where] = _scaled(Bits(dtype, bits[where]), self.alpha)
 
 
 @dataclass(frozen=True)
@@ -54,17 +69,19 @@ class Replacement:
 
     tensor: torch.Tensor
 
-    def apply(self, flat: torch.Tensor) -> torch.Tensor:
-        """Fill a flat tensor in place."""
-        return flat.copy_(self.tensor.reshape(-1))
+    def change(self, bits: np.ndarray, dtype: Dtype, first: int = 0) -> None:
+        """Fill a run of the tensor's values, as `Edit.change`."""
+        values = self.tensor.reshape(-1)[first : first + len(bits)]
+        bits[:] = _as(dtype, Bits.of(values)).array
 
 
-def _negated(values: torch.Tensor) -> torch.Tensor:
-    """−values by the sign bit alone; torch's own negation loses the sign of a bfloat16 NaN."""
-    if not values.dtype.is_floating_point:
-        return -values
-    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.dtype.itemsize]
-    return (values.view(integers) ^ torch.iinfo(integers).min).view(values.dtype)
+def _as(dtype: Dtype, values: Bits) -> Bits:
+    return values if values.dtype == dtype else Bits.of(values.torch().to(dtype.torch))
+
+
+def _scaled(old: Bits, alpha: float) -> np.ndarray:
+    """Multiplied in double precision and rounded as torch rounds, which NumPy cannot for bfloat16."""
+    return Bits.of((old.torch().double() * alpha).to(old.dtype.torch)).array
 
 
 def write_edited(
@@ -74,7 +91,7 @@ def write_edited(
     aliases: Mapping[str, list[str]] | None = None,
     replaced: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, str]:
-    """Stream the checkpoint into `folder` with its side files, then read it back and compare with the plan.
+    """Stream the checkpoint into `folder` with its side files, read it back and compare with the plan.
 
     Args:
         checkpoint: The source, left untouched.
@@ -91,7 +108,9 @@ def write_edited(
         InvalidResult: What is on disk is not what was planned.
     """
     plans = _plans(checkpoint, edits, {**checkpoint.aliases, **(aliases or {})})
-    plans |= {key: [(WeightRef(key), Replacement(tensor))] for key, tensor in (replaced or {}).items()}
+    for key, tensor in (replaced or {}).items():
+        assert tuple(tensor.shape) == checkpoint.entries[key][1].shape
+        plans[key] = [(WeightRef(key), Replacement(tensor))]
     try:
         for name in checkpoint.side_files:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -102,8 +121,6 @@ def write_edited(
         for file in checkpoint.files:
             (folder / file.name).parent.mkdir(parents=True, exist_ok=True)
             hashes[file.name] = _write_file(file, plans, folder / file.name)
-        for file in checkpoint.files:
-            _verify_file(file, plans, folder / file.name)
     except OSError as error:
         raise ResourceFault(f"{folder}: could not write: {error.strerror or error}") from error
     return hashes
@@ -135,25 +152,22 @@ def _plans(checkpoint: Checkpoint, edits: Mapping[WeightId, Edit], aliases: Mapp
 
 
 def _pieces(file: WeightsFile, plans: Plans) -> Iterator[np.ndarray]:
-    """The tensors' bytes as they shall be written, in order; a piece is good until the next but one is asked for.
+    """The tensors' bytes as they shall be written, in order; the last `AHEAD` + 1 pieces stay good, of a torch file 2.
 
-    Edited tensors come whole, and so do those of a torch file; what lies between comes in chunks. All but a torch
-    file's go through two buffers, since fresh memory can cost more than the copy.
+    A torch file's tensors come whole, all others in chunks through the same buffers, since fresh memory can cost more
+    than the copy.
     """
-    edited = [info.nbytes for info in file.tensors if file.component + info.name in plans]
-    buffers = itertools.cycle([np.empty(max(CHUNK, *edited, 0), np.uint8) for _ in range(2)])
+    buffers = itertools.cycle([np.empty(CHUNK, np.uint8) for _ in range(AHEAD + 1)])
     with file.origin.open("rb", buffering=0) as stream:
         for plan, infos in _stretches(file, plans):
             if file.pickled is not None:
                 yield _edited(infos[0], file.raw(infos[0]), plan)
                 continue
             stream.seek(infos[0].begin)
-            left = sum(info.nbytes for info in infos)
-            while left:
-                chunk = next(buffers)[: left if plan else min(CHUNK, left)]
-                _read_all(stream, chunk, file.origin)
-                left -= len(chunk)
-                yield _edited(infos[0], chunk, plan) if plan else chunk
+            size = sum(info.nbytes for info in infos)
+            for begin in range(0, size, CHUNK):
+                chunk = read_into(stream, next(buffers)[: size - begin], file.origin)
+                yield _edited(infos[0], chunk, plan, begin) if plan else chunk
 
 
 def _stretches(file: WeightsFile, plans: Plans) -> Iterator[tuple[Plan, list[TensorInfo]]]:
@@ -172,63 +186,103 @@ def _stretches(file: WeightsFile, plans: Plans) -> Iterator[tuple[Plan, list[Ten
         yield [], infos
 
 
-def _edited(info: TensorInfo, raw: np.ndarray, plan: Plan) -> np.ndarray:
-    """A tensor's bytes after its edits; `raw` is changed in place."""
-    tensor = torch.from_numpy(raw).view(info.dtype).reshape(info.shape)
+def _edited(info: TensorInfo, raw: np.ndarray, plan: Plan, begin: int = 0) -> np.ndarray:
+    """A tensor's bytes from `begin` on after its edits; `raw` is changed in place."""
+    bits, first = raw.view(info.dtype.bits), begin // info.dtype.itemsize
+    total, *others = info.shape or (1,)
     for ref, edit in plan:
-        edit.apply(tensor[ref.rows(info.shape[0])].view(-1))
+        rows, width = ref.rows(total), math.prod(others)
+        start, end = (min(max(row * width - first, 0), len(bits)) for row in (rows.start, rows.stop))
+        edit.change(bits[start:end], info.dtype, first + start - rows.start * width)
     return raw
 
 
 def _write_file(file: WeightsFile, plans: Plans, target: Path) -> str:
-    """Write and hash side by side: while one piece is hashed, the next one is read and written."""
+    """Write a file; close behind, one thread hashes it and another syncs and verifies it. Returns its sha256."""
+    written: SimpleQueue[int | None] = SimpleQueue()
+    with target.open("wb", buffering=0) as stream, ThreadPoolExecutor(1) as hasher, ThreadPoolExecutor(1) as checker:
+        checked = checker.submit(_verify_file, file, plans, stream, target, written)
+        try:
+            return _write_and_hash(file, plans, stream, hasher, written, checked)
+        finally:
+            written.put(None)
+
+
+def _write_and_hash(
+    file: WeightsFile,
+    plans: Plans,
+    stream: io.RawIOBase,
+    hasher: ThreadPoolExecutor,
+    written: SimpleQueue[int | None],
+    checked: Future,
+) -> str:
     digest = hashlib.sha256(file.header)
-    with target.open("wb", buffering=0) as stream, ThreadPoolExecutor(1) as hasher:
-        _write_all(stream, file.header)
-        hashed: Future | None = None
-        for piece in _pieces(file, plans):
-            _write_all(stream, piece.data)
-            if hashed is not None:
-                hashed.result()
-            hashed = hasher.submit(digest.update, piece.data)
-        if hashed is not None:
-            hashed.result()
-        os.fsync(stream.fileno())
+    _write_all(stream, file.header)
+    position, told = len(file.header), 0
+    ahead = AHEAD if file.pickled is None else 1
+    hashed: collections.deque[Future] = collections.deque()
+    for piece in _pieces(file, plans):
+        hashed.append(hasher.submit(digest.update, piece.data))
+        _write_all(stream, piece.data)
+        position += len(piece)
+        if len(hashed) > ahead:
+            hashed.popleft().result()
+        if position - told >= SYNC and file.pickled is None:  # else a third tensor would be in memory
+            written.put(position)
+            told = position
+            if checked.done():
+                break
+    written.put(position)
+    for future in (*hashed, checked):
+        future.result()
     return digest.hexdigest()
 
 
-def _verify_file(file: WeightsFile, plans: Plans, target: Path) -> None:
-    """Read back: every byte outside the plan is the input's, every planned entry is exactly what was asked for."""
-    buffer = np.empty(CHUNK, np.uint8)
-    with target.open("rb", buffering=0) as stream:
-        good = stream.read(len(file.header)) == file.header
-        for piece in _pieces(file, plans):
-            buffer = buffer if len(buffer) >= len(piece) else np.empty(len(piece), np.uint8)
-            written = buffer[: len(piece)]
-            good = good and _read_all(stream, written) and _same(written, piece)
-            if not good:
-                break
-        if not good:
-            raise InvalidResult(f"{target.name}: what is on disk is not what was planned; nothing kept")
-        if stream.read(1):
+def _verify_file(
+    file: WeightsFile, plans: Plans, stream: io.RawIOBase, target: Path, written: SimpleQueue[int | None]
+) -> None:
+    """Read back what was written and synced: every byte is the input's, but for exactly what the plan changes.
+
+    Raises:
+        InvalidResult: It is not so, or less was written than planned.
+    """
+    position, synced = 0, _synced(stream, written)
+    with target.open("rb", buffering=0) as back:
+        for piece in itertools.chain([np.frombuffer(file.header, np.uint8)], _pieces(file, plans)):
+            position += len(piece)
+            while synced is not None and synced < position:
+                synced = _synced(stream, written)
+            if synced is None or not _reads_back(back, piece):
+                raise InvalidResult(f"{target.name}: what is on disk is not what was planned; nothing kept")
+        if back.read(1):
             raise InvalidResult(f"{target.name}: longer than planned; nothing kept")
 
 
-def _read_all(stream: io.RawIOBase, buffer: np.ndarray, origin: Path | None = None) -> bool:
-    """Fill a buffer; whether there was enough. Raises BadInput where `origin` is cut off."""
-    rest = memoryview(buffer.data)
-    while rest and (count := stream.readinto(rest)):
-        rest = rest[count:]
-    if rest and origin is not None:
-        raise BadInput(f"{origin}: cut off while it was read")
-    return not rest
+def _synced(stream: io.RawIOBase, written: SimpleQueue[int | None]) -> int | None:
+    """Wait until more is written, and then until the disk has it; how many bytes, or None when no more will come."""
+    position = written.get()
+    if position is not None:
+        os.fsync(stream.fileno())
+    return position
+
+
+def _reads_back(stream: io.RawIOBase, piece: np.ndarray) -> bool:
+    """Whether the next bytes of a file are these."""
+    buffer = np.empty(min(CHUNK, len(piece)), np.uint8)
+    for begin in range(0, len(piece), CHUNK):
+        planned = piece[begin : begin + CHUNK]
+        found = buffer[: len(planned)]
+        if stream.readinto(found.data) != len(planned) or not _same(found, planned):
+            return False
+    return True
 
 
 def _same(first: np.ndarray, second: np.ndarray) -> bool:
     """Whether two byte arrays of one length are equal, compared eight bytes at a time."""
     whole = len(first) // 8 * 8
-    halves = ((first[:whole].view(np.int64), second[:whole].view(np.int64)), (first[whole:], second[whole:]))
-    return all(torch.equal(*map(torch.from_numpy, pair)) for pair in halves)
+    return np.array_equal(first[:whole].view(np.int64), second[:whole].view(np.int64)) and np.array_equal(
+        first[whole:], second[whole:]
+    )
 
 
 def write_tensors(target: Path, tensors: Mapping[str, LazyTensor]) -> None:
@@ -236,7 +290,7 @@ def write_tensors(target: Path, tensors: Mapping[str, LazyTensor]) -> None:
     with target.open("wb", buffering=0) as stream:
         _write_all(stream, make_header((name, dtype, shape) for name, (dtype, shape, _) in tensors.items()))
         for _, _, make in tensors.values():
-            _write_all(stream, make().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            _write_all(stream, Bits.of(make()).array.reshape(-1).view(np.uint8).data)
         os.fsync(stream.fileno())
 
 

@@ -97,7 +97,7 @@ def revert(model: str, patch: Path, **flags: Any) -> None:
 
 def _file_to_file(verb: str, model: str, patch_path: Path, flags: dict[str, Any]) -> None:
     from .. import rewrite
-    from ..patch import Patch
+    from ..patch_file import Patch
 
     settings, show = split_flags(flags)
     source = resolved(model, settings)

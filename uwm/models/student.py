@@ -125,7 +125,7 @@ def added(model: Model, deltas: Mapping[str, torch.Tensor]) -> dict[str, torch.T
 
 
 def _rounded(checkpoint: Checkpoint, key: str, tensor: torch.Tensor) -> torch.Tensor:
-    stored = tensor.to(checkpoint.entries[key][1].dtype)
+    stored = tensor.to(checkpoint.entries[key][1].dtype.torch)
     if not torch.isfinite(stored).all():
         raise InvalidResult(f"{key}: the fine-tuned weights are not finite as {stored.dtype}; lower the learning rate")
     return stored

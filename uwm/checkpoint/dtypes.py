@@ -1,0 +1,110 @@
+"""The types that tensors are stored in, and their values as bit patterns, so that files are edited without torch.
+
+NumPy has no bfloat16 and no float8; as unsigned integers of the same size every type is read, compared and negated
+exactly. Torch is imported only where values, not bits, are asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import BadInput
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Dtype:
+    """A tensor's type by torch's name for it."""
+
+    name: str
+    itemsize: int  # bytes
+    kind: str  # float, complex, int, uint, or other
+    infinity: int = 0  # of a float: the bits beyond which, without the sign, lies NaN
+
+    @property
+    def bits(self) -> np.dtype:
+        """NumPy's type for one value: an unsigned integer of its size, where there is one so large."""
+        return np.dtype(f"{'u' if self.itemsize <= 8 else 'c'}{self.itemsize}")
+
+    @property
+    def torch(self) -> torch.dtype:
+        """Torch's own. Raises BadInput where this torch has none."""
+        import torch
+
+        if not hasattr(torch, self.name):
+            raise BadInput(f"{self.name} tensors need a newer torch than {torch.__version__}")
+        return getattr(torch, self.name)
+
+    def negated(self, bits: np.ndarray) -> np.ndarray:
+        """−values; of a float by the sign bit alone, −0 and NaN included (torch loses the sign of a bfloat16 NaN)."""
+        if self.kind == "float":
+            return bits ^ bits.dtype.type(self._sign)
+        return np.negative(bits.view(self._numbers)).view(bits.dtype)
+
+    def are_negated(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Where the values of `first` are exactly −1 times those of `second`; NaN is nothing's."""
+        if self.kind == "float":
+            return ((first ^ second) == self._sign) & ((first & (self._sign - 1)) <= self.infinity)
+        return first.view(self._numbers) == np.negative(second.view(self._numbers))
+
+    @property
+    def _sign(self) -> int:
+        return 1 << (8 * self.itemsize - 1)
+
+    @property
+    def _numbers(self) -> np.dtype:
+        """NumPy's own type for what is no float."""
+        return np.dtype(f"{ {'complex': 'c', 'int': 'i'}.get(self.kind, 'u') }{self.itemsize}")
+
+
+FLOATS = {
+    "F64": Dtype("float64", 8, "float", 0x7FF0_0000_0000_0000), "F32": Dtype("float32", 4, "float", 0x7F80_0000),
+    "F16": Dtype("float16", 2, "float", 0x7C00), "BF16": Dtype("bfloat16", 2, "float", 0x7F80),
+    "F8_E4M3": Dtype("float8_e4m3fn", 1, "float", 0x7E), "F8_E5M2": Dtype("float8_e5m2", 1, "float", 0x7C),
+}  # fmt: skip
+WHOLE = {
+    f"{kind[0].upper()}{8 * n}": Dtype(f"{kind}{8 * n}", n, kind) for kind in ("int", "uint") for n in (1, 2, 4, 8)
+}
+DTYPES = FLOATS | WHOLE | {"BOOL": Dtype("bool", 1, "other"), "C64": Dtype("complex64", 8, "complex")}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+BY_NAME = {dtype.name: dtype for dtype in DTYPES.values()}
+
+
+def dtype_of(dtype: Any) -> Dtype:
+    """A type of safetensors from torch's, NumPy's or its name. Raises KeyError where safetensors has none."""
+    return dtype if isinstance(dtype, Dtype) else BY_NAME[str(dtype).removeprefix("torch.")]
+
+
+@dataclass(frozen=True)
+class Bits:
+    """A tensor's values as they are stored, no torch needed."""
+
+    dtype: Dtype
+    array: np.ndarray  # of dtype.bits, in the tensor's shape
+
+    @classmethod
+    def of(cls, tensor: Any) -> Bits:
+        """Of a torch tensor on the CPU or a NumPy array; no copy where it is contiguous."""
+        if isinstance(tensor, Bits):
+            return tensor
+        dtype = dtype_of(tensor.dtype)
+        if isinstance(tensor, np.ndarray):
+            return cls(dtype, np.ascontiguousarray(tensor).view(dtype.bits))
+        import torch
+
+        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        return cls(dtype, raw.view(dtype.bits).reshape(tuple(tensor.shape)))
+
+    def torch(self) -> torch.Tensor:
+        """The torch tensor that shares this memory."""
+        import torch
+
+        if not self.array.size:
+            return torch.empty(self.array.shape, dtype=self.dtype.torch)
+        raw = np.ascontiguousarray(self.array).reshape(-1).view(np.uint8)
+        return torch.from_numpy(raw).view(self.dtype.torch).reshape(self.array.shape)
