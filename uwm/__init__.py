@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from . import knowledge, metrics
 from .calibration import CalibrationPair, CalibrationSet, read_calibration
+from .compare import CompareRecipe, Comparison, compare
 from .errors import UwmError
 from .evaluate import EvalResult, evaluate
 from .finetune import FinetuneRecipe, finetune
@@ -19,6 +20,8 @@ from .weights import WeightId
 __all__ = [
     "CalibrationPair",
     "CalibrationSet",
+    "CompareRecipe",
+    "Comparison",
     "EvalResult",
     "FinetuneRecipe",
     "Model",
@@ -30,6 +33,7 @@ __all__ = [
     "WeightId",
     "__version__",
     "apply",
+    "compare",
     "diff",
     "evaluate",
     "finetune",
