@@ -14,6 +14,7 @@ from .weights import WeightId
 if TYPE_CHECKING:
     from . import knowledge, metrics
     from .calibration import CalibrationPair, CalibrationSet, read_calibration
+    from .compare import CompareRecipe, Comparison, compare
     from .evaluate import EvalResult, evaluate
     from .finetune import FinetuneRecipe, finetune
     from .models import Model, load
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 else:
     _PLACES = {
         "calibration": ("CalibrationPair", "CalibrationSet", "read_calibration"),
+        "compare": ("CompareRecipe", "Comparison", "compare"),
         "evaluate": ("EvalResult", "evaluate"),
         "finetune": ("FinetuneRecipe", "finetune"),
         "knowledge": ("knowledge",),
@@ -41,10 +43,10 @@ else:
     __getattr__ = lazily(__name__, {name: place for place, names in _PLACES.items() for name in names})
 
     class _Package(ModuleType):
-        """`evaluate` and `finetune` are the functions, also once somebody has imported the modules of that name."""
+        """`compare`, `evaluate` and `finetune` are the functions, also when modules of these names are imported."""
 
         def __setattr__(self, name: str, value: Any) -> None:
-            one = name in ("evaluate", "finetune") and isinstance(value, ModuleType)
+            one = name in ("compare", "evaluate", "finetune") and isinstance(value, ModuleType)
             super().__setattr__(name, getattr(value, name) if one else value)
 
     sys.modules[__name__].__class__ = _Package
@@ -52,6 +54,8 @@ else:
 __all__ = [
     "CalibrationPair",
     "CalibrationSet",
+    "CompareRecipe",
+    "Comparison",
     "EvalResult",
     "FinetuneRecipe",
     "Model",
@@ -63,6 +67,7 @@ __all__ = [
     "WeightId",
     "__version__",
     "apply",
+    "compare",
     "diff",
     "evaluate",
     "finetune",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -17,6 +18,8 @@ SAFETY = ("GS", "PU", UNSAFE_R1)
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8f6b00")  # after Okabe and Ito
 GREYS = ("#555555", "#999999")  # of controls
 MARKERS = "osD^vP<X>"  # as many as tell apart methods of one colour
+READING = "markers grow with τ or epochs; dark edge: the best epoch, or a method of one point; whiskers: 95 %"
+IGNORANT = "reached by chance"
 WIDTH = 7.2  # inches: a page's width
 STYLE: dict[str, Any] = {"font.size": 8, "axes.linewidth": 0.6, "svg.hashsalt": "uwm", "axes.spines.top": False}
 STYLE |= {"axes.spines.right": False, "legend.fontsize": 8, "axes.labelsize": 8}
@@ -44,22 +47,30 @@ def draw(rows: Sequence[Row], title: str) -> dict[str, bytes]:
     knowledge = [name for name in (KNOWLEDGE, SAFE_R1) if name in rows[0].figures]
     settings: Any = {**matplotlib.rcParamsDefault, "backend": "agg", **STYLE}
     with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(WIDTH, 0.9 + 2.3 * len(knowledge)), layout="constrained")
+        names = _short([*dict.fromkeys(row.method for row in rows)])
+        lines = -(-(len(names) + 1) // _columns(names.values()))
+        figure = Figure(figsize=(WIDTH, 0.4 + 2.2 * len(knowledge) + 0.17 * lines), layout="constrained")
         FigureCanvasAgg(figure)
         panels = figure.subplots(len(knowledge), len(SAFETY), squeeze=False, sharex="row", sharey="col")
         for line, across in enumerate(knowledge):
             for column, up in enumerate(SAFETY):
-                _panel(panels[line][column], rows, across, up)
+                _panel(panels[line][column], rows, names, (across, up))
                 _name_axes(panels[line][column], across, up)
-        figure.suptitle(title, fontsize=9)
+        figure.suptitle(f"{title}\n{READING}", fontsize=8)
         handles, labels = panels[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=_columns(labels), frameon=False)
+        figure.legend(handles, labels, loc="outside lower center", ncols=_columns(names.values()), frameon=False)
         return {suffix: _written(figure, suffix) for suffix in ("svg", "png")}
 
 
-def _columns(labels: Sequence[str]) -> int:
+def _short(methods: Sequence[str]) -> dict[str, str]:
+    """Method -> its name in the legend: without the settings that nothing needs to tell it from the others."""
+    bare = {name: re.sub(r":[\w-]+=[^:+]*", "", name) for name in methods}
+    return {name: short if [*bare.values()].count(short) == 1 else name for name, short in bare.items()}
+
+
+def _columns(labels: Collection[str]) -> int:
     """How many columns of a legend fit below the panels."""
-    return max(1, min(len(labels), int(110 / (max(map(len, labels)) + 6))))
+    return max(1, min(len(labels), int(105 / (max(map(len, (*labels, IGNORANT))) + 7))))
 
 
 def _written(figure: Any, suffix: str) -> bytes:
@@ -69,18 +80,19 @@ def _written(figure: Any, suffix: str) -> bytes:
     return out.getvalue()
 
 
-def _panel(panel: Any, rows: Sequence[Row], across: str, up: str) -> None:
+def _panel(panel: Any, rows: Sequence[Row], names: Mapping[str, str], axes: tuple[str, str]) -> None:
     """All methods by one figure of knowledge and one of safety."""
+    up = axes[1]
     panel.grid(color="#e4e6ea", linewidth=0.5)
     panel.set_axisbelow(True)
     if up in CHANCE:
         low, high = CHANCE[up]
-        panel.axhspan(100 * low, 100 * high, color="#eceef1", linewidth=0, zorder=0)
+        panel.axhspan(100 * low, 100 * high, color="#eceef1", linewidth=0, zorder=0, label=IGNORANT)
     methods = [(name, list(points)) for name, points in groupby(rows, lambda row: row.method)]
     plain = iter(range(len(methods)))
     for name, points in methods:
         colour, marker = _look(name, plain)
-        _curve(panel, name, points, (across, up), colour, marker)
+        _curve(panel, names[name], points, axes, colour, marker)
     highest = max(100 * row.figures[up].value[2] for row in rows)
     panel.set_ylim(-0.04 * max(highest, 1), max(highest * 1.06, 1))
 
@@ -99,6 +111,7 @@ def _look(name: str, plain: Any) -> tuple[str, str]:
 def _curve(panel: Any, name: str, points: list[Row], axes: tuple[str, str], colour: str, marker: str) -> None:
     """Points in their order, joined; markers grow along the curve, and a point off the curve has a dark edge."""
     joined = [row for row in points if row.at is not None]
+    control, star = name.partition(":")[0] in CONTROLS, name == NONE
     label: str | None = name
     for rows, edge in ((joined, colour), ([row for row in points if row.at is None], "#000000")):
         if not rows:
@@ -106,13 +119,13 @@ def _curve(panel: Any, name: str, points: list[Row], axes: tuple[str, str], colo
         x, y = ([100 * row.figures[axis].value[0] for row in rows] for axis in axes)
         whiskers = [_whiskers(rows, axis) for axis in axes]
         panel.errorbar(x, y, whiskers[1], whiskers[0], fmt="none", ecolor=colour, elinewidth=0.6, alpha=0.45)
-        panel.plot(x, y, color=colour, linewidth=1, linestyle="--" if name.partition(":")[0] in CONTROLS else "-")
-        largest = 11 if name == NONE else 6.5
+        panel.plot(x, y, color=colour, linewidth=1, linestyle="--" if control else "-")
+        largest = 11 if star else 6.5
         for number, (a, b) in enumerate(zip(x, y, strict=True)):
             size = largest if len(x) == 1 else 3.5 + 3 * number / (len(x) - 1)
             last = number == len(x) - 1
             panel.plot(a, b, marker, color=colour, markersize=size, markeredgecolor=edge, markeredgewidth=0.7,
-                       linestyle="none", label=label if last else None, zorder=4 if name == NONE else 3)  # fmt: skip
+                       linestyle="none", label=label if last else None, zorder=4 if star else 3)  # fmt: skip
         label = None
 
 

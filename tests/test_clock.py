@@ -1,0 +1,36 @@
+"""What stages cost: seconds, and a peak of memory that begins anew with each."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from uwm.clock import measured, peak_memory_mb
+
+LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux can reset a process's peak")
+
+
+def test_seconds_of_the_body():
+    with measured() as cost:
+        time.sleep(0.05)
+    assert 0.05 <= cost.seconds < 5
+
+
+@LINUX
+def test_the_peak_is_that_of_the_body():
+    with measured() as large:
+        kept = np.ones(40_000_000)  # 320 MB
+    del kept
+    with measured() as small:
+        np.ones(10)
+    assert large.peak_memory_mb > small.peak_memory_mb + 250
+
+
+def test_where_the_peak_cannot_be_reset_it_is_the_processs(monkeypatch, tmp_path):
+    monkeypatch.setattr("uwm.clock.PROCESS", tmp_path / "none")
+    with measured() as cost:
+        pass
+    assert cost.peak_memory_mb == peak_memory_mb()
