@@ -43,7 +43,7 @@ TABLES = {"test": ROWS, "unseen_style": ROWS}
 
 def cells(text: str) -> list[list[str]]:
     """The first Markdown table of a text as rows of cells."""
-    lines = [line for line in text.split("\n\n")[2 if text.startswith("#") else 1].splitlines()]
+    lines = text.split("\n\n")[2 if text.startswith("#") else 1].splitlines()
     assert len({len(line) for line in lines}) == 1  # aligned as it stands
     return [[c.strip().replace("\\|", "|") for c in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
 

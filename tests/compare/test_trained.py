@@ -121,7 +121,7 @@ def test_killed_in_training_or_after_it_continues_to_the_same_end(until, found, 
 def test_other_training_is_another_result(found, recipe, output, tmp_path):
     from uwm.compare import planned
 
-    done = {name: there for name, there in planned(replace(recipe, train_dtype="bfloat16"), output)}
+    done = dict(planned(replace(recipe, train_dtype="bfloat16"), output))
     assert done["uwm τ 0.2 seed 0"]
     assert not done[f"{TUNED} seed 0"]
     assert not done[f"{EDITED} seed 0"]
