@@ -19,6 +19,7 @@ SAYS = {
     "02_thresholds": "reverted against original: 0 tensors differ",
     "03_own_tensors": "vision.5.fc2 (192, 768) mean score",
     "04_clip_benchmark": "both programs agree",
+    "05_compare": "uwm τ 0.1 P_vu",
 }
 NEEDS = {"04_clip_benchmark": "clip_benchmark"}  # other programs that an example runs, where they are installed
 
