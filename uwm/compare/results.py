@@ -49,6 +49,7 @@ class Result:
         """Write one safetensors file, atomically."""
         tensors = {PAIRS + name: torch.stack([*found.values()]) for name, found in self.samples.items()}  # [figures, n]
         tensors |= {PICTURES + name: found for name, found in self.right.items()}
+        tensors = tensors or {"nothing": torch.zeros(1, dtype=torch.bool)}  # a record holds at least one
         about = {
             "figures": {name: [*found] for name, found in self.samples.items()},
             "data_sets": [*self.right],
