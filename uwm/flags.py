@@ -80,17 +80,20 @@ def _stack(*options: Callable) -> Callable:
     return wrap
 
 
-def numbers(kind: type) -> Callable:
-    """A callback that reads a list with commas, ``0,1,2``; in a TOML file it may be a list."""
+class Numbers(click.ParamType):
+    """Numbers with commas between, ``0,1,2``; in a TOML file a list of them too."""
 
-    def read(context: click.Context, option: click.Parameter, given: Any) -> tuple:
-        texts = given if isinstance(given, list | tuple) else [part for part in given.split(",") if part.strip()]
+    name = "N,N,…"
+
+    def __init__(self, kind: type) -> None:
+        self.kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> tuple:
+        texts = value if isinstance(value, list | tuple) else [part for part in str(value).split(",") if part.strip()]
         try:
-            return tuple(kind(text) for text in texts)
-        except ValueError:
-            raise click.BadParameter(f"{given!r}: expected numbers with commas between", context, option) from None
-
-    return read
+            return tuple(self.kind(text) for text in texts)
+        except (TypeError, ValueError):
+            self.fail(f"{value!r}: expected numbers with commas between", param, context)
 
 
 def _tell_libraries(variable: str) -> Callable:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ..flags import CALIBRATION, COMMON, HELD_OUT, MODEL, PATH, ZERO_SHOT, numbers, progress_of, say, split_flags, warn
+from ..flags import CALIBRATION, COMMON, HELD_OUT, MODEL, PATH, ZERO_SHOT, Numbers, progress_of, say, split_flags, warn
 from .group import uwm
 
 OUTPUT = "uwm-comparison"
@@ -24,9 +24,9 @@ SEVERAL = ("methods", "eval_splits", "zero_shot", "training")
     help="With commas, or repeat: uwm, uwm:difference, uwm:mass=0.1, grad-unsafe, random, magnitude, safe-clip, "
     "safe-clip:epochs=5, safe-clip+uwm, or LABEL=CHECKPOINT. A wrong one lists all.",
 )
-@click.option("--seeds", default="0", callback=numbers(int), show_default=True, help="Run all with each of these.")
-@click.option("--masses", default="", callback=numbers(float), help="τ of the curves of edits, such as 0.02,0.05,0.1.")
-@click.option("--at-epochs", default="", callback=numbers(int), help="Epochs to measure fine-tuning after, as 1,2,4.")
+@click.option("--seeds", default="0", type=Numbers(int), show_default=True, help="Run all with each of these.")
+@click.option("--masses", default="", type=Numbers(float), help="τ of the curves of edits, such as 0.02,0.05,0.1.")
+@click.option("--at-epochs", default="", type=Numbers(int), help="Epochs to measure fine-tuning after, as 1,2,4.")
 @click.option(
     "--validation", type=float, default=0.1, show_default=True, help="Share of pairs kept for fine-tuning to stop by."
 )

@@ -54,6 +54,8 @@ class CompareRecipe(Inputs):
         """Refuse numbers that cannot work. Raises BadInput."""
         for mass in self.masses:
             check_share(mass)
+        if len(set(self.masses)) < len(self.masses):
+            raise BadInput(f"--masses {','.join(map(str, self.masses))}: expected different numbers")
         for flag, numbers, least in (("seeds", self.seeds, 0), ("at-epochs", self.at_epochs, 1)):
             if any(number < least for number in numbers) or len(set(numbers)) < len(numbers):
                 raise BadInput(f"--{flag} {','.join(map(str, numbers))}: expected different numbers from {least}")
