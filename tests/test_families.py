@@ -184,7 +184,7 @@ def slow_scores(model, weight, texts, counts):
             model.encode_text(ids, mask)
         sides.append([caught[-1][row][counts(row, ids, caught[-1].shape[1])].tolist() for row in range(len(side))])
     handle.remove()
-    return torch.tensor(uwm_score(list(zip(*sides, strict=True)), model.parameter(weight).tolist(), "text"))
+    return torch.tensor(uwm_score(*sides, model.parameter(weight).tolist(), "text"))
 
 
 TEXTS = [

@@ -1,11 +1,12 @@
 """`uwm apply` against copying the file, on a synthetic open_clip checkpoint.
 
-    python tests/benchmarks/apply_copy.py [GIGABYTES] [ROUNDS]
+    python tests/benchmarks/apply_copy.py [GIGABYTES] [ROUNDS] [cold]
 
 Prints, round by round in turn, the wall time of the copy (copied and synced) and of apply as a program, with the ratio
 of the whole and of each stage: start-up (the interpreter, imports, the patch), fit (the base matrices are hashed) and
 write (read, edit, write, hash, sync, read back, compare). Beside them the processor's seconds, which do not depend on
-who else uses the machine; and apply's peak memory, all of it.
+who else uses the machine; and apply's peak memory, all of it. With ``cold`` the checkpoint has to come from the disk,
+as it does the first time; without, it is in memory already.
 """
 
 from __future__ import annotations
@@ -75,6 +76,9 @@ def warm_up(folder: Path) -> None:
     """Fill and free the page cache: on a virtual machine the first touch of a free page can cost more than the copy."""
     shutil.copyfile(folder / "m.safetensors", folder / "scratch")
     (folder / "scratch").unlink()
+    if "cold" in sys.argv:
+        with (folder / "m.safetensors").open("rb") as stream:
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def timed_copy(folder: Path) -> tuple[float, float]:
