@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def demo(output: Path, overwrite: bool, dry_run: bool, show_examples: bool, **fl
 
 def _run(recipe: Any, output: Path | None, overwrite: bool, show_examples: bool, show: dict[str, bool]) -> None:
     from ..recipe import run
-    from ..report import LEGEND, RANDOM_LEGEND, heading, rows, text_table
+    from ..report import LEGEND, RANDOM_LEGEND
 
     outcome = run(recipe, output, overwrite=overwrite, show_examples=show_examples, progress=progress_of(show))
     warn(show, outcome.warnings)
@@ -85,11 +86,17 @@ def _run(recipe: Any, output: Path | None, overwrite: bool, show_examples: bool,
         if outcome.patch.alpha == -1
         else f"{manifest['model']['name']}: {manifest['selected']} of {manifest['of']} entries × {outcome.patch.alpha}"
     )
-    for name, columns in outcome.results.items():
+    show_results(outcome.results, manifest["run"], output, f"{LEGEND} {RANDOM_LEGEND}")
+
+
+def show_results(results: Mapping[str, Any], used: Mapping[str, Any], output: Path | None, legend: str) -> None:
+    """A table for every evaluation set, and what the run took."""
+    from ..report import heading, rows, text_table
+
+    for name, columns in results.items():
         click.echo(f"\n{heading(name, next(iter(columns.values())).pairs)}\n{text_table(rows(columns))}")
-    if outcome.results:
-        click.echo(f"\n{LEGEND} {RANDOM_LEGEND}")
-    used = manifest["run"]
+    if results:
+        click.echo(f"\n{legend}")
     seconds, memory = sum(used["seconds"].values()), used["peak_memory_mb"]
     click.echo(
         f"\n{seconds:.0f} s, peak memory {memory} MB; " + (f"written to {output}" if output else "nothing written")

@@ -21,6 +21,7 @@ from ..flags import (
     warn,
 )
 from .group import uwm
+from .main_job import show_results
 
 
 @uwm.command()
@@ -48,7 +49,7 @@ def finetune(output: Path | None, overwrite: bool, dry_run: bool, targets: str |
     """Train with LoRA by a published method; the output is a checkpoint like any other."""
     from ..finetune import FinetuneRecipe, state_file
     from ..finetune import finetune as run
-    from ..report import LEGEND, heading, rows, text_table
+    from ..report import LEGEND
 
     settings, show = split_flags(flags)
     if output is None and not dry_run:
@@ -68,12 +69,4 @@ def finetune(output: Path | None, overwrite: bool, dry_run: bool, targets: str |
         f"{done.manifest['model']['name']}: {told['backend']}, {told['parameters']} trained values, "
         f"{len(told['history'])} epochs, kept the one with the best validation: {told['best_epoch']}"
     )
-    for name, columns in done.results.items():
-        click.echo(f"\n{heading(name, next(iter(columns.values())).pairs)}\n{text_table(rows(columns))}")
-    if done.results:
-        click.echo(f"\n{LEGEND}")
-    used = done.manifest["run"]
-    seconds, memory = sum(used["seconds"].values()), used["peak_memory_mb"]
-    click.echo(
-        f"\n{seconds:.0f} s, peak memory {memory} MB; " + (f"written to {output}" if output else "nothing written")
-    )
+    show_results(done.results, done.manifest["run"], output, LEGEND)
