@@ -146,7 +146,7 @@ def test_a_second_run_makes_nothing_anew(found, recipe, output):
     assert all(done for _, done in planned(recipe, output))
 
 
-@pytest.mark.parametrize("until", [2, 7, 12, 40])
+@pytest.mark.parametrize("until", [7, 40])
 def test_a_killed_run_continues_to_the_same_end(until, found, recipe, output, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         compare(recipe, tmp_path / "out", progress=Watch(until))
