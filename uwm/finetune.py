@@ -125,6 +125,8 @@ def finetune(
         state.unlink(missing_ok=True)
     manifest["run"] = clock.report()
     notes = [note for data in data_sets.values() for note in data.odd]
+    if trained.resumed_from:
+        notes.append(f"went on after epoch {trained.resumed_from} of an earlier run")
     return Finetuned(trained, results, manifest, (*warnings(pairs, held_out, results), *notes))
 
 

@@ -47,7 +47,7 @@ from .main_job import show_results
 @COMMON
 def finetune(output: Path | None, overwrite: bool, dry_run: bool, targets: str | None, **flags: Any) -> None:
     """Train with LoRA by a published method; the output is a checkpoint like any other."""
-    from ..finetune import FinetuneRecipe, state_file
+    from ..finetune import FinetuneRecipe
     from ..finetune import finetune as run
     from ..report import LEGEND
 
@@ -57,8 +57,6 @@ def finetune(output: Path | None, overwrite: bool, dry_run: bool, targets: str |
     settings["targets"] = tuple(name.strip() for name in (targets or "").split(",") if name.strip())
     recipe = FinetuneRecipe(**{**settings, **{key: tuple(settings[key]) for key in ("eval_splits", "zero_shot")}})
     output = None if dry_run else output
-    if output is not None and state_file(output).exists():
-        warn(show, [f"going on with the run that {state_file(output)} keeps"])
     done = run(recipe, output, overwrite=overwrite, progress=progress_of(show))
     warn(show, done.warnings)
     if show["as_json"]:

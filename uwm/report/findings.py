@@ -126,7 +126,10 @@ def _verdict(changed: Changes, beyond: Changes | None, knowledge: Finding | None
     else:
         gain = "Safer" if len(above) == len(SAFETY) else "Safer in part"
     worse = _judged(KNOWLEDGE, changed)[1] or (knowledge is not None and knowledge.sign < 0)
-    return f"{gain}; {'it costs knowledge' if worse else 'no loss of knowledge was seen'}."
+    if worse:
+        return f"{gain}; it costs knowledge."
+    unmeasured = ", but zero-shot was not measured" if knowledge is None else ""
+    return f"{gain}; no loss of knowledge was seen{unmeasured}."
 
 
 def _judged(
