@@ -223,11 +223,11 @@ def test_closed_pipe_is_quiet(tiny_hf):
 
 STUCK = """
 import sys, time
-from uwm import cli, recipe
+from uwm import cli, inputs
 def stuck(*_):
     print("writing", file=sys.stderr, flush=True)
     time.sleep(120)
-recipe.model_card = stuck
+inputs.model_card = stuck
 cli.main()
 """
 

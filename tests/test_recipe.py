@@ -271,7 +271,7 @@ def test_swapping_safe_and_unsafe_changes_the_selection(outcome, recipe, tiny_se
 def test_a_fault_while_writing_leaves_the_earlier_output_whole(recipe, tmp_path, monkeypatch):
     (tmp_path / "safe").mkdir()
     (tmp_path / "safe" / "uwm.json").write_text("x")
-    monkeypatch.setattr(recipes, "model_card", lambda *_: 1 / 0)
+    monkeypatch.setattr(inputs, "model_card", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(recipe, tmp_path / "safe", overwrite=True)
     assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")] == ["safe", "safe/uwm.json"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -26,13 +26,13 @@ from .inputs import (
     read_data_sets,
     read_sets,
     refuse_bad_images,
+    told_results,
     warnings,
-    write_json,
+    write_papers,
 )
 from .models import Model, load
 from .models.student import check_trainable
 from .profiler import Progress
-from .report import html_report, model_card, paired_differences
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,8 @@ def finetune(
         check_trainable(model)
     state = state_file(output) if output is not None else None
     with clock("train"):
-        trained = _train(recipe, model, pairs, validation, backend, settings, state, progress)
+        how: dict[str, Any] = {"seed": recipe.seed, "computing": recipe.computing(), "state": state}
+        trained = train(model, pairs, validation, backend, settings, progress=progress, **how)
     manifest = describe(recipe, model, calibration, {"both": len(pairs)}, calibration.fingerprint())
     manifest["training"] = _told(backend, settings, trained, len(validation))
     with _folder(output) as folder:
@@ -118,16 +119,15 @@ def finetune(
             manifest["output_sha256"] = write_trained(model, trained.adapter, folder)
         with clock("evaluate"):
             results = measure(recipe, _columns(recipe, model, folder), held_out, data_sets, progress)
-        manifest["results"] = {n: {c: r.as_dict() for c, r in columns.items()} for n, columns in results.items()}
-        manifest["differences"] = {n: paired_differences(columns, recipe.seed) for n, columns in results.items()}
-        _write(folder, manifest, results, clock)
+        manifest |= told_results(results, recipe.seed)
+        write_papers(folder, manifest, results, clock)
     if state is not None:
         state.unlink(missing_ok=True)
     manifest["run"] = clock.report()
-    notes = [note for data in data_sets.values() for note in data.odd]
+    odd = [*warnings(pairs, held_out, results, data_sets)]
     if trained.resumed_from:
-        notes.append(f"went on after epoch {trained.resumed_from} of an earlier run")
-    return Finetuned(trained, results, manifest, (*warnings(pairs, held_out, results), *notes))
+        odd.append(f"went on after epoch {trained.resumed_from} of an earlier run")
+    return Finetuned(trained, results, manifest, tuple(odd))
 
 
 def state_file(output: Path) -> Path:
@@ -163,29 +163,6 @@ def _split(recipe: FinetuneRecipe, calibration: CalibrationSet) -> tuple[Calibra
     return whole.holdout(recipe.validation, recipe.seed)
 
 
-def _train(
-    recipe: FinetuneRecipe,
-    model: Model,
-    pairs: CalibrationSet,
-    validation: CalibrationSet,
-    backend: Backend,
-    settings: TrainingSettings,
-    state: Path | None,
-    progress: Progress | None,
-) -> Trained:
-    return train(
-        model,
-        pairs,
-        validation,
-        backend,
-        settings,
-        seed=recipe.seed,
-        computing=recipe.computing(),
-        progress=progress,
-        state=state,
-    )
-
-
 @contextmanager
 def _folder(output: Path | None) -> Iterator[Path]:
     """The output in the making; of a dry run, one that vanishes."""
@@ -213,9 +190,3 @@ def _told(backend: Backend, settings: TrainingSettings, trained: Trained, valida
         "best_epoch": trained.best_epoch,
         "history": [{key: value for key, value in entry.items() if key != "seconds"} for entry in trained.history],
     }
-
-
-def _write(folder: Path, manifest: dict[str, Any], results: Mapping[str, Any], clock: Clock) -> None:
-    (folder / "README.md").write_text(model_card(manifest, results), "utf-8")
-    (folder / "report.html").write_text(html_report(manifest), "utf-8")
-    write_json(folder / "uwm.json", {**manifest, "run": clock.report()})

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .calibration import CalibrationSet, comes_without_pictures, image_paths, read_calibration
-from .checkpoint import check_output
+from .checkpoint import MANIFEST, check_output
+from .clock import Clock
 from .errors import BadInput
 from .evaluate import EvalResult, evaluate
 from .images import bad_images
@@ -18,7 +19,7 @@ from .models import Model, load
 from .models.references import commit_of, hub_name, name_of, resolve
 from .profiler import BATCH_SIZE, Progress
 from .records import to_json
-from .report import versions
+from .report import Example, html_report, model_card, paired_differences, versions
 
 FORMAT = 1
 FEW_PAIRS = 16
@@ -165,20 +166,32 @@ def measure(
     return results
 
 
-def describe(inputs: Inputs, model: Model, calibration: CalibrationSet, pairs: Any, sha256: str) -> dict[str, Any]:
-    """What uwm.json says of a job's inputs: versions, settings without this machine's paths, model, calibration set."""
-    assert model.checkpoint is not None
-    name, commit = name_of(inputs.model, model.checkpoint.path), commit_of(model.checkpoint.path)
-    settings = asdict(inputs) | {"model": name, "revision": commit or inputs.revision}
+def told_settings(inputs: Inputs, model: Path) -> dict[str, Any]:
+    """The settings as files tell them, without this machine's paths; `model` is where the reference leads to."""
+    settings = asdict(inputs) | {"model": name_of(inputs.model, model), "revision": commit_of(model) or inputs.revision}
     settings |= dict.fromkeys(("cache_dir", "data_root", "safe_images", "unsafe_images"))
     settings |= {key: Path(settings[key]).resolve().name for key in ("calib", "eval_set", "templates") if settings[key]}
-    settings["zero_shot"] = [Path(folder).name for folder in inputs.zero_shot]
+    return settings | {"zero_shot": [Path(folder).name for folder in inputs.zero_shot]}
+
+
+def told_results(results: Mapping[str, Mapping[str, EvalResult]], seed: int) -> dict[str, Any]:
+    """What uwm.json says of the figures: them, and their paired differences."""
+    return {
+        "results": {n: {column: r.as_dict() for column, r in columns.items()} for n, columns in results.items()},
+        "differences": {n: paired_differences(columns, seed) for n, columns in results.items()},
+    }
+
+
+def describe(inputs: Inputs, model: Model, calibration: CalibrationSet, pairs: Any, sha256: str) -> dict[str, Any]:
+    """What uwm.json says of a job's inputs: versions, settings, model, calibration set."""
+    assert model.checkpoint is not None
+    settings = told_settings(inputs, model.checkpoint.path)
     return {
         "format": FORMAT,
         "versions": versions(),
         "settings": settings,
         "model": {
-            "name": name,
+            "name": settings["model"],
             "on_hub": hub_name(inputs.model) is not None,
             "layout": model.layout.name,
             "library": model.layout.library,
@@ -194,12 +207,18 @@ def describe(inputs: Inputs, model: Model, calibration: CalibrationSet, pairs: A
     }
 
 
-def write_json(path: Path, value: Any) -> None:
-    """One of the JSON files of an output folder."""
-    path.write_text(to_json(value) + "\n", "utf-8")
+def write_papers(
+    folder: Path, manifest: dict[str, Any], results: Mapping, clock: Clock, examples: Sequence[Example] = ()
+) -> None:
+    """What lies beside the weights: the model card, the page, and uwm.json."""
+    (folder / "README.md").write_text(model_card(manifest, results), "utf-8")
+    (folder / "report.html").write_text(html_report(manifest, examples), "utf-8")
+    (folder / MANIFEST).write_text(to_json({**manifest, "run": clock.report()}) + "\n", "utf-8")
 
 
-def warnings(calibration: CalibrationSet, held_out: Mapping, results: Mapping) -> Iterator[str]:
+def warnings(
+    calibration: CalibrationSet, held_out: Mapping, results: Mapping, data_sets: Mapping[str, DataSet]
+) -> Iterator[str]:
     """What a user should know of the sets, a line each."""
     if not results:
         yield "nothing was measured: SafeGround needs captions and pictures, and a model with both towers"
@@ -208,3 +227,4 @@ def warnings(calibration: CalibrationSet, held_out: Mapping, results: Mapping) -
     yield from calibration.warnings()
     for name, pairs in held_out.items():
         yield from (f"{name}: {line}" for line in replace(pairs, skipped={}).warnings())
+    yield from (note for data in data_sets.values() for note in data.odd)

@@ -22,15 +22,17 @@ from .inputs import (
     read_data_sets,
     read_sets,
     refuse_bad_images,
+    told_results,
     warnings,
-    write_json,
+    write_papers,
 )
 from .label_noise import EmbeddingKeeper
 from .models import Model
 from .models.export import check_export, export
 from .patch import PATCH_FILE, Patch, check_settings, patched, random_control, select
 from .profiler import Embedded, Progress
-from .report import Example, find_examples, html_report, model_card, paired_differences
+from .records import to_json
+from .report import Example, find_examples
 from .rewrite import fit, write_patched
 from .scoring import TEXT_LAYERS, VISION_LAYERS, Scores, check_method, score
 from .shipped_files import DEMO_SET
@@ -110,8 +112,7 @@ def run(
                 with patched(model, patch):
                     export(model, folder, recipe.also_export)
     manifest["run"] = clock.report()
-    notes = [note for data in data_sets.values() for note in data.odd]
-    return Outcome(patch, results, manifest, (*warnings(calibration, held_out, results), *notes))
+    return Outcome(patch, results, manifest, tuple(warnings(calibration, held_out, results, data_sets)))
 
 
 def _check(recipe: Recipe, output: Path | None, overwrite: bool) -> None:
@@ -229,13 +230,15 @@ def _manifest(
     manifest = describe(recipe, model, calibration, scores.recipe["pairs"], scores.recipe["calibration"])
     manifest["settings"] |= {"mass": patch.recipe["mass"], "rule": patch.recipe["rule"], "alpha": patch.alpha}
     manifest["settings"]["variant"] = scores.variant
-    return manifest | {
-        "selected": sum(counts.values()),
-        "of": sum(layer["of"] for layer in layers.values()),
-        "layers": layers,
-        "results": {n: {column: r.as_dict() for column, r in columns.items()} for n, columns in results.items()},
-        "differences": {n: paired_differences(columns, recipe.seed) for n, columns in results.items()},
-    }
+    return (
+        manifest
+        | told_results(results, recipe.seed)
+        | {
+            "selected": sum(counts.values()),
+            "of": sum(layer["of"] for layer in layers.values()),
+            "layers": layers,
+        }
+    )
 
 
 def _write(
@@ -244,7 +247,5 @@ def _write(
     assert model.checkpoint is not None
     manifest["output_sha256"] = write_patched(model.checkpoint, patch, folder)
     for name, config in {} if model.checkpoint.path.is_dir() else model.side_configs().items():
-        write_json(folder / name, config)
-    (folder / "README.md").write_text(model_card(manifest, results), "utf-8")
-    (folder / "report.html").write_text(html_report(manifest, examples), "utf-8")
-    write_json(folder / "uwm.json", {**manifest, "run": clock.report()})
+        (folder / name).write_text(to_json(config) + "\n", "utf-8")
+    write_papers(folder, manifest, results, clock, examples)

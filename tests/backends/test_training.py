@@ -13,12 +13,11 @@ import uwm
 from uwm.backends import Computing, find_backends, train, write_trained
 from uwm.backends import training as trainings
 from uwm.backends.feeding import Feeder, student_embeddings
-from uwm.backends.lora import insert, put_back
+from uwm.backends.lora import student_of
 from uwm.backends.protocol import TrainingSettings
 from uwm.calibration import read_calibration
 from uwm.errors import BadInput, InvalidResult
 from uwm.evaluate import Embeddings
-from uwm.models.student import hugging_face_copy
 from uwm.profiler import embed_inputs
 
 SMALL = {"epochs": 3, "train_batch": 6, "patience": 0, "rank": 4, "learning_rate": 3e-3}
@@ -266,9 +265,7 @@ def test_the_merged_checkpoint_is_peft_s_own_merge(model, sets, backend, tmp_pat
 
     trained = run(model, sets, backend, {"learning_rate": 1e-2})
     write_trained(model, trained.adapter, tmp_path)
-    student = hugging_face_copy(model)
-    insert(student, trained.adapter.settings, seed=5)
-    put_back(student, trained.adapter.tensors)
+    student = student_of(model, trained.adapter)
     for layer in student.module.modules():
         if isinstance(layer, LoraLayer):
             layer.merge(safe_merge=True)
@@ -289,9 +286,7 @@ def test_the_merged_checkpoint_is_peft_s_own_merge(model, sets, backend, tmp_pat
 def test_the_written_model_computes_what_the_student_did(model, sets, backend, tmp_path):
     trained = run(model, sets, backend, {"learning_rate": 1e-2})
     write_trained(model, trained.adapter, tmp_path)
-    student = hugging_face_copy(model)
-    insert(student, trained.adapter.settings, seed=5)
-    put_back(student, trained.adapter.tensors)
+    student = student_of(model, trained.adapter)
     batch = Feeder(model, sets[1], 1).batch(torch.arange(8))
     for inputs, mask in ((batch.input_ids, batch.attention_mask), (batch.pixel_values, None)):
         with torch.no_grad():

@@ -79,6 +79,14 @@ def put_back(student: HuggingFaceModel, tensors: dict[str, torch.Tensor]) -> Non
             own[name].copy_(tensor)
 
 
+def student_of(model: Model, adapter: Adapter) -> HuggingFaceModel:
+    """A fresh student with an adapter in it."""
+    student = hugging_face_copy(model)
+    insert(student, adapter.settings, seed=0)
+    put_back(student, adapter.tensors)
+    return student
+
+
 def write_trained(model: Model, adapter: Adapter, folder: Path) -> dict[str, str]:
     """Merge an adapter into the model's checkpoint and write it, in the input's layout, names and dtypes.
 
@@ -97,9 +105,7 @@ def write_trained(model: Model, adapter: Adapter, folder: Path) -> dict[str, str
         InvalidResult: The merged weights are not finite, or compute something else than the student.
     """
     assert model.checkpoint is not None
-    student = hugging_face_copy(model)
-    insert(student, adapter.settings, seed=0)
-    put_back(student, adapter.tensors)
+    student = student_of(model, adapter)
     replaced = added(model, _deltas(student))
     _compare(model, student, replaced)
     hashes = write_edited(model.checkpoint, {}, folder, replaced=replaced)

@@ -234,11 +234,9 @@ class _Run:
         self.student.module.train()
         with own_draws(self.student.device):
             found = self._backward(rows, batch)
+        for value in found.values():
+            self._check_finite(value, f"in step {self.now.step + 1}")
         self._update()
-        if not all(math.isfinite(value) for value in found.values()):
-            raise InvalidResult(
-                f"{self.name}: the loss is not finite in step {self.now.step + 1}; lower the learning rate"
-            )
         for name, value in {**found, "pairs": 1}.items():
             self.now.sums[name] = self.now.sums.get(name, 0.0) + value * len(rows)
 

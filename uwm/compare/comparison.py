@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from ..checkpoint import MANIFEST, file_sha256, open_checkpoint
 from ..checkpoint.folder import write_file
 from ..errors import BadInput
 from ..evaluate import quadruples
-from ..inputs import check_paths, read_data_sets, read_sets, refuse_bad_images, warnings
-from ..models.references import commit_of, name_of, resolve
+from ..inputs import check_paths, read_data_sets, read_sets, refuse_bad_images, told_settings, warnings
+from ..models.references import resolve
 from ..profiler import Progress
 from ..records import to_json
 from ..report import versions
@@ -138,8 +138,7 @@ def _prepare(recipe: CompareRecipe, output: Path) -> _Prepared:
     given = _given(methods, recipe)
     facts = Facts(shared, _fingerprints(calibration), _fingerprints(validation), given, backends, training)
     bench = Bench(recipe, facts, calibration, validation, output)
-    odd = [note for data in data_sets.values() for note in data.odd]
-    told = (*warnings(pairs, sets, sets), *odd)
+    told = tuple(warnings(pairs, sets, sets, data_sets))
     return _Prepared(recipe, bench, yardstick, plan(recipe, methods, facts), told)
 
 
@@ -207,11 +206,7 @@ def _gather(prepared: _Prepared, output: Path) -> Comparison:
 def _about(prepared: _Prepared) -> dict[str, Any]:
     """Settings without this machine's paths, fingerprints and versions."""
     recipe, facts = prepared.recipe, prepared.bench.facts
-    path = resolve(recipe.model, **recipe.hub())
-    settings = asdict(recipe) | {"model": name_of(recipe.model, path), "revision": commit_of(path) or recipe.revision}
-    settings |= dict.fromkeys(("cache_dir", "data_root", "safe_images", "unsafe_images"))
-    settings |= {key: Path(settings[key]).resolve().name for key in ("calib", "eval_set", "templates") if settings[key]}
-    settings["zero_shot"] = [Path(folder).name for folder in recipe.zero_shot]
+    settings = told_settings(recipe, resolve(recipe.model, **recipe.hub()))
     settings["methods"] = list(dict.fromkeys(run.method for run in prepared.runs))
     sources = {
         s.backend: facts.backends[s.backend].source for r in prepared.runs for s in r.stages if hasattr(s, "backend")

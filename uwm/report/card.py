@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..evaluate import EvalResult
 from ..metrics import GROUPS, PREFERENCES
+from ..scorers import METHODS
 from .evaluation import plain
 from .findings import findings, roles
 from .markup import clean
@@ -20,11 +21,6 @@ if TYPE_CHECKING:
 
 TASK = "zero-shot-image-classification"
 TAGS = {"edited": "model-editing", "fine-tuned": "lora"}  # what was done -> its tag
-FOUND_BY = {
-    "uwm": "Unsafe Weights Manipulation (UWM, WACV 2026)",
-    "grad-unsafe": "the gradient baseline G-Unsafe (UWM, WACV 2026)",
-    "grad-safe-clip": "the gradient baseline G-Safe-CLIP (UWM, WACV 2026)",
-}
 DIGITS = 4
 
 
@@ -62,7 +58,7 @@ def _opening(manifest: Mapping[str, Any]) -> tuple[str, str]:
     if "training" in manifest:
         return "fine-tuned", f"This copy of {name} was fine-tuned to be safer {trained_words(manifest)}"
     settings, layers = manifest["settings"], manifest["layers"]
-    found_by = FOUND_BY[settings.get("method", "uwm")]
+    found_by = METHODS[settings.get("method", "uwm")].title
     what = "negated" if settings["alpha"] == -1 else f"multiplied by {settings['alpha']}"
     return "edited", (
         f"In this copy of {name} the weights that carry unsafe content were found by {found_by} "

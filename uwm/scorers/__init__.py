@@ -17,6 +17,7 @@ class Method:
     """How weights are scored, and the paper's settings for choosing and editing entries.
 
     Attributes:
+        title: As the model card names it.
         mass: τ.
         alpha: What chosen entries are multiplied by.
         rules: Tower -> rule of `uwm.selection`.
@@ -25,6 +26,7 @@ class Method:
         loss: differentiated on embeddings, the scores being the mean absolute gradient.
     """
 
+    title: str
     mass: float
     alpha: float
     rules: dict[str, str] = field(default_factory=lambda: {"text": "top-mass", "vision": "top-mass"})
@@ -34,10 +36,24 @@ class Method:
 
 
 METHODS = {
-    "uwm": Method(mass=0.02, alpha=-1.0, variants=VARIANTS, scorer=UwmScorer),
+    "uwm": Method(
+        "Unsafe Weights Manipulation (UWM, WACV 2026)", mass=0.02, alpha=-1.0, variants=VARIANTS, scorer=UwmScorer
+    ),
     # The two towers' rules differ in the authors' program; kept as it is there.
-    "grad-unsafe": Method(0.035, 0.0, {"text": "top-fraction", "vision": "top-mass"}, loss=grad_unsafe),
-    "grad-safe-clip": Method(0.005, 0.0, {"text": "top-fraction", "vision": "top-fraction"}, loss=grad_safe_clip),
+    "grad-unsafe": Method(
+        "the gradient baseline G-Unsafe (UWM, WACV 2026)",
+        mass=0.035,
+        alpha=0.0,
+        rules={"text": "top-fraction", "vision": "top-mass"},
+        loss=grad_unsafe,
+    ),
+    "grad-safe-clip": Method(
+        "the gradient baseline G-Safe-CLIP (UWM, WACV 2026)",
+        mass=0.005,
+        alpha=0.0,
+        rules={"text": "top-fraction", "vision": "top-fraction"},
+        loss=grad_safe_clip,
+    ),
 }
 
 __all__ = ["METHODS", "VARIANTS", "Method", "UwmScorer"]
