@@ -5,7 +5,7 @@
 Prints, round by round in turn, the wall time of the copy (copied and synced) and of apply as a program, with the ratio
 of the whole and of each stage: start-up (the interpreter, imports, the patch), fit (the base matrices are hashed) and
 write (read, edit, write, hash, sync, read back, compare). Beside them the processor's seconds, which do not depend on
-who else uses the machine; and apply's peak memory, all of it. With ``cold`` the checkpoint has to come from the disk,
+who else uses the machine; at last the ratios' median and range and apply's peak memory, all of it. With ``cold`` the checkpoint has to come from the disk,
 as it does the first time; without, it is in memory already.
 """
 
@@ -120,14 +120,17 @@ def main() -> None:
         Patch(flips, dict.fromkeys(chosen, (WIDTH, 4 * WIDTH)), base).save(folder / "p.safetensors")
         os.sync()
         size = (folder / "m.safetensors").stat().st_size / 1e9
+        ratios = []
         for _ in range(rounds):
             (copied, copied_cpu), done = timed_copy(folder), timed_apply(folder)
             parts = ", ".join(f"{name} {value:.2f} s ({value / copied:.2f})" for name, value in done["stages"].items())
+            ratios.append(done["seconds"] / copied)
             print(
                 f"{size:.1f} GB: cp {copied:.2f} s (processor {copied_cpu:.2f}), apply {done['seconds']:.2f} s "
-                f"(processor {done['cpu']:.2f}), ratio {done['seconds'] / copied:.2f}: {parts}",
+                f"(processor {done['cpu']:.2f}), ratio {ratios[-1]:.2f}: {parts}",
                 flush=True,
             )
+    print(f"ratio: median {np.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}")
     print(f"peak memory of apply: {done['memory']} MB; largest tensor {16 * WIDTH**2 / 1e6:.0f} MB")
 
 

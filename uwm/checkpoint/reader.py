@@ -26,7 +26,7 @@ from .tensors import StoredTensor, Tensors, Unfit
 if TYPE_CHECKING:
     import torch
 
-CHUNK = 1 << 20  # bytes read at once; a few of them stay in the processor's own memory
+CHUNK = 1 << 19  # bytes read at once; a few of them stay in the processor's own memory
 CASTS = ("float32", "float16", "bfloat16")
 PREFIXES = ("module.", "_orig_mod.")  # of wrappers for many devices and for compiling
 BARE_PREFIXES = (*PREFIXES, "model.")  # and of trainers; a folder's config may want that one

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import hashlib
 import io
 import itertools
@@ -13,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,9 +25,7 @@ from .reader import CHUNK, Checkpoint, TensorInfo, WeightsFile, read_into
 if TYPE_CHECKING:
     import torch
 
-AHEAD = 8  # chunks that may wait to be hashed
-SYNC = 1 << 27  # bytes written before the disk is asked to take them
-WRITE = 1 << 17  # bytes, as much as cp writes at once
+BATCH = 16  # pieces written before the disk is asked to take them; two batches stay in the processor's own memory
 LazyTensor = tuple[Any, tuple[int, ...], Callable[[], "torch.Tensor"]]  # type as for `dtypes.dtype_of`, shape, maker
 
 
@@ -152,12 +148,12 @@ def _plans(checkpoint: Checkpoint, edits: Mapping[WeightId, Edit], aliases: Mapp
 
 
 def _pieces(file: WeightsFile, plans: Plans) -> Iterator[np.ndarray]:
-    """The tensors' bytes as they shall be written, in order; the last `AHEAD` + 1 pieces stay good, of a torch file 2.
+    """The tensors' bytes as they shall be written, in order; those of the last two batches stay good.
 
     A torch file's tensors come whole, all others in chunks through the same buffers, since fresh memory can cost more
     than the copy.
     """
-    buffers = itertools.cycle([np.empty(CHUNK, np.uint8) for _ in range(AHEAD + 1)])
+    buffers = itertools.cycle([np.empty(CHUNK, np.uint8) for _ in range(2 * BATCH)])
     with file.origin.open("rb", buffering=0) as stream:
         for plan, infos in _stretches(file, plans):
             if file.pickled is not None:
@@ -198,72 +194,54 @@ def _edited(info: TensorInfo, raw: np.ndarray, plan: Plan, begin: int = 0) -> np
 
 
 def _write_file(file: WeightsFile, plans: Plans, target: Path) -> str:
-    """Write a file; close behind, one thread hashes it and another syncs and verifies it. Returns its sha256."""
-    written: SimpleQueue[int | None] = SimpleQueue()
-    with target.open("wb", buffering=0) as stream, ThreadPoolExecutor(1) as hasher, ThreadPoolExecutor(1) as checker:
-        checked = checker.submit(_verify_file, file, plans, stream, target, written)
-        try:
-            return _write_and_hash(file, plans, stream, hasher, written, checked)
-        finally:
-            written.put(None)
+    """Write a file batch by batch; each is synced, read back and verified while the disk takes the next.
 
+    Returns:
+        sha256 of the file.
 
-def _write_and_hash(
-    file: WeightsFile,
-    plans: Plans,
-    stream: io.RawIOBase,
-    hasher: ThreadPoolExecutor,
-    written: SimpleQueue[int | None],
-    checked: Future,
-) -> str:
-    digest = hashlib.sha256(file.header)
-    _write_all(stream, file.header)
-    position, told = len(file.header), 0
-    ahead = AHEAD if file.pickled is None else 1
-    hashed: collections.deque[Future] = collections.deque()
-    for piece in _pieces(file, plans):
-        hashed.append(hasher.submit(digest.update, piece.data))
-        _write_all(stream, piece.data)
-        position += len(piece)
-        if len(hashed) > ahead:
-            hashed.popleft().result()
-        if position - told >= SYNC and file.pickled is None:  # else a third tensor would be in memory
-            written.put(position)
-            told = position
-            if checked.done():
-                break
-    written.put(position)
-    for future in (*hashed, checked):
-        future.result()
+    Raises:
+        InvalidResult: What the disk gives back is not what was planned.
+    """
+    digest, before = hashlib.sha256(), None
+    pieces = itertools.chain([np.frombuffer(file.header, np.uint8)], _pieces(file, plans))
+    with (
+        target.open("wb", buffering=0) as stream,
+        target.open("rb", buffering=0) as back,
+        ThreadPoolExecutor(1) as hasher,
+        ThreadPoolExecutor(1) as syncer,
+    ):
+        while batch := list(itertools.islice(pieces, BATCH if file.pickled is None else 1)):
+            for piece in batch:
+                _write_all(stream, piece.data)
+            synced, hashed = syncer.submit(os.fsync, stream.fileno()), hasher.submit(_hash, digest, batch)
+            if before is not None:
+                _verify(back, *before)
+            before = batch, synced, hashed
+        assert before is not None
+        _verify(back, *before)
+        if back.read(1):
+            raise InvalidResult(f"{target.name}: longer than planned; nothing kept")
     return digest.hexdigest()
 
 
-def _verify_file(
-    file: WeightsFile, plans: Plans, stream: io.RawIOBase, target: Path, written: SimpleQueue[int | None]
-) -> None:
-    """Read back what was written and synced: every byte is the input's, but for exactly what the plan changes.
+def _hash(digest: hashlib._Hash, batch: list[np.ndarray]) -> None:
+    for piece in batch:
+        digest.update(piece.data)
+
+
+def _verify(back: io.FileIO, batch: list[np.ndarray], synced: Future[None], hashed: Future[None]) -> None:
+    """Once the disk has a batch, read it back: every byte is the planned one.
 
     Raises:
         InvalidResult: It is not so, or less was written than planned.
     """
-    position, synced = 0, _synced(stream, written)
-    with target.open("rb", buffering=0) as back:
-        for piece in itertools.chain([np.frombuffer(file.header, np.uint8)], _pieces(file, plans)):
-            position += len(piece)
-            while synced is not None and synced < position:
-                synced = _synced(stream, written)
-            if synced is None or not _reads_back(back, piece):
-                raise InvalidResult(f"{target.name}: what is on disk is not what was planned; nothing kept")
-        if back.read(1):
-            raise InvalidResult(f"{target.name}: longer than planned; nothing kept")
-
-
-def _synced(stream: io.RawIOBase, written: SimpleQueue[int | None]) -> int | None:
-    """Wait until more is written, and then until the disk has it; how many bytes, or None when no more will come."""
-    position = written.get()
-    if position is not None:
-        os.fsync(stream.fileno())
-    return position
+    synced.result()
+    begin = back.tell()
+    if not all(_reads_back(back, piece) for piece in batch):
+        raise InvalidResult(f"{Path(back.name).name}: what is on disk is not what was planned; nothing kept")
+    if hasattr(os, "posix_fadvise"):  # memory given back at once is cheaper for the system than ever more of it
+        os.posix_fadvise(back.fileno(), begin, back.tell() - begin, os.POSIX_FADV_DONTNEED)
+    hashed.result()
 
 
 def _reads_back(stream: io.RawIOBase, piece: np.ndarray) -> bool:
@@ -298,4 +276,4 @@ def _write_all(stream: io.RawIOBase, data: bytes | memoryview) -> None:
     """An unbuffered write may take only a part; small ones spare the kernel the search for large pages."""
     rest = memoryview(data)
     while rest:
-        rest = rest[stream.write(rest[:WRITE]) :]
+        rest = rest[stream.write(rest[:CHUNK]) :]
