@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 from . import records
 from .checkpoint import MANIFEST, Checkpoint, Edit, check_output, new_folder, open_checkpoint, write_edited
 from .checkpoint.dtypes import Bits
-from .checkpoint.reader import CHUNK, cast_sha256, matrix_sha256
+from .checkpoint.reader import CHUNK, cast_sha256, matrix_sha256, same_bytes
 from .errors import BadInput
 from .models.references import resolve
 from .patch_file import PATCH_FILE, Patch, StoredTensors
@@ -299,30 +300,38 @@ def diff(first: str | Path, second: str | Path, key: str | None = None) -> dict[
     Raises:
         BadInput: They do not hold the same tensor names and shapes.
     """
-    sides: list[Checkpoint] = [open_checkpoint(resolve(reference), key) for reference in (first, second)]
+    sides = open_checkpoint(resolve(first), key), open_checkpoint(resolve(second), key)
     shapes = [side.shapes() for side in sides]
     if odd := sorted(shapes[0].keys() ^ shapes[1].keys()):
         raise BadInput(f"{first} and {second} hold different tensors, such as {', '.join(odd[:5])}")
-    result = {}
     for name in sorted(shapes[0]):
         if shapes[0][name] != shapes[1][name]:
             raise BadInput(f"{name} is {list(shapes[0][name])} in {first} and {list(shapes[1][name])} in {second}")
-        a, b = (side.bits(name) for side in sides)
-        differ, negated = _count(a, b)
-        if differ:
-            result[name] = {"differ": differ, "negated": negated, "of": a.array.size}
-    return result
+    with ThreadPoolExecutor(HASHERS) as pool:
+        counts = zip(sorted(shapes[0]), pool.map(lambda name: _count(*sides, name), sorted(shapes[0])), strict=True)
+        return {name: count for name, count in counts if count["differ"]}
 
 
-def _count(first: Bits, second: Bits) -> tuple[int, int]:
+def _count(first: Checkpoint, second: Checkpoint, name: str) -> dict[str, int]:
     """How many values differ, −0 from 0 and NaN by its bits too, and how many of those are exactly −1×."""
     differ = negated = 0
-    flat = [(bits.dtype, bits.array.reshape(-1)) for bits in (first, second)]
-    for begin in range(0, first.array.size, CHUNK):
-        a, b = (Bits(dtype, values[begin : begin + CHUNK]) for dtype, values in flat)
-        if a.dtype != b.dtype:
-            a, b = (Bits.of(part.torch().double() + 0.0) for part in (a, b))  # + 0.0 makes one zero of both
+    for a, b in _side_by_side(first, second, name):
         odd = a.array != b.array
         differ += int(odd.sum())
         negated += int((odd & a.dtype.are_negated(a.array, b.array)).sum())
-    return differ, negated
+    return {"differ": differ, "negated": negated, "of": math.prod(first.entries[name][1].shape)}
+
+
+def _side_by_side(first: Checkpoint, second: Checkpoint, name: str) -> Iterator[tuple[Bits, Bits]]:
+    """One tensor of both in pieces, in one dtype; pieces that are equal bit for bit are left out."""
+    (file, info), (other_file, other) = (side.entries[name] for side in (first, second))
+    if info.dtype != other.dtype:
+        flat = [side.bits(name).torch().reshape(-1) for side in (first, second)]
+        for begin in range(0, len(flat[0]), CHUNK):
+            a, b = (Bits.of(values[begin : begin + CHUNK].double() + 0.0) for values in flat)  # + 0.0: one zero of both
+            yield a, b
+        return
+    chunks = (f.chunks(i, 0, i.nbytes) for f, i in ((file, info), (other_file, other)))
+    for raw, other_raw in zip(*chunks, strict=True):
+        if not same_bytes(raw, other_raw):
+            yield Bits(info.dtype, raw.view(info.dtype.bits)), Bits(info.dtype, other_raw.view(info.dtype.bits))

@@ -26,6 +26,14 @@ PLANNED = {  # the same by tensor name
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 
+@pytest.fixture(params=[None, 64], ids=["one piece", "many batches"])
+def pieces(request, monkeypatch):
+    """Bytes that are read and written at once, as they are or so few that a tiny file takes many batches."""
+    if request.param:
+        monkeypatch.setattr("uwm.checkpoint.reader.CHUNK", request.param)
+        monkeypatch.setattr("uwm.checkpoint.writer.CHUNK", request.param)
+
+
 def sign(dtype):
     return torch.iinfo(BITS[dtype.itemsize]).min
 
@@ -47,6 +55,7 @@ def assert_only_signs_differ(before, after, flipped):
         assert all(int(value) == sign(old.dtype) for value in changed[changed != 0])
 
 
+@pytest.mark.usefixtures("pieces")
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_only_the_signs_of_the_planned_entries_differ(tmp_path, dtype):
     source = hf_folder(tmp_path / "in", dtype=dtype)
@@ -54,6 +63,7 @@ def test_only_the_signs_of_the_planned_entries_differ(tmp_path, dtype):
     assert_only_signs_differ(load_file(source / "model.safetensors"), after, PLANNED)
 
 
+@pytest.mark.usefixtures("pieces")
 def test_in_a_fused_tensor_only_the_weights_own_rows_change(tmp_path):
     save_file(to_open_clip(hf_state()), tmp_path / "in.safetensors")
     slots = ("q_proj", "k_proj", "v_proj")

@@ -20,7 +20,7 @@ from ..errors import BadInput, InvalidResult, ResourceFault
 from ..weights import WeightId, WeightRef
 from .dtypes import Bits, Dtype
 from .header import make_header
-from .reader import CHUNK, Checkpoint, TensorInfo, WeightsFile, read_into
+from .reader import CHUNK, Checkpoint, TensorInfo, WeightsFile, read_into, same_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -250,17 +250,9 @@ def _reads_back(stream: io.RawIOBase, piece: np.ndarray) -> bool:
     for begin in range(0, len(piece), CHUNK):
         planned = piece[begin : begin + CHUNK]
         found = buffer[: len(planned)]
-        if stream.readinto(found.data) != len(planned) or not _same(found, planned):
+        if stream.readinto(found.data) != len(planned) or not same_bytes(found, planned):
             return False
     return True
-
-
-def _same(first: np.ndarray, second: np.ndarray) -> bool:
-    """Whether two byte arrays of one length are equal, compared eight bytes at a time."""
-    whole = len(first) // 8 * 8
-    return np.array_equal(first[:whole].view(np.int64), second[:whole].view(np.int64)) and np.array_equal(
-        first[whole:], second[whole:]
-    )
 
 
 def write_tensors(target: Path, tensors: Mapping[str, LazyTensor]) -> None:

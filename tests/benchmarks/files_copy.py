@@ -1,12 +1,12 @@
-"""`uwm apply` against copying the file, on a synthetic open_clip checkpoint.
+"""What works on files, against copying the file: apply, revert, diff and inspect on a synthetic open_clip checkpoint.
 
-    python tests/benchmarks/apply_copy.py [GIGABYTES] [ROUNDS] [cold]
+    python tests/benchmarks/files_copy.py [GIGABYTES] [ROUNDS] [cold]
 
-Prints, round by round in turn, the wall time of the copy (copied and synced) and of apply as a program, with the ratio
-of the whole and of each stage: start-up (the interpreter, imports, the patch), fit (the base matrices are hashed) and
-write (read, edit, write, hash, sync, read back, compare). Beside them the processor's seconds, which do not depend on
-who else uses the machine; at last the ratios' median and range and apply's peak memory, all of it. With ``cold`` the checkpoint has to come from the disk,
-as it does the first time; without, it is in memory already.
+Prints, round by round in turn, the wall time of the copy (copied and synced) and of each of them as a program, with its
+ratio and stages: start-up (the interpreter, imports, the patch), fit (the base matrices are hashed) and write (read,
+edit, write, hash, sync, read back, compare). Beside them the processor's seconds, which do not depend on who else uses
+the machine; at last the ratios' median and range, and the peak memory, all of it. With ``cold`` the checkpoint has to
+come from the disk, as it does the first time; without, it is in memory already. `diff` compares two such files.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ from uwm.checkpoint.header import make_header
 from uwm.patch import Patch
 
 WIDTH = 1024
+VERBS = ("apply", "revert", "diff", "inspect")
 CHILD = """
 import json, resource, sys, time
-from uwm import rewrite
+from pathlib import Path
+from uwm import inspection, rewrite
 from uwm.patch_file import Patch
 stages = {}
 def timed(name, function):
@@ -41,8 +43,18 @@ def timed(name, function):
         finally:
             stages[name] = time.perf_counter() - start
     return call
-rewrite.fit, rewrite.write_patched = timed("fit", rewrite.fit), timed("write", rewrite.write_patched)
-rewrite.apply(sys.argv[1], Patch.load(sys.argv[2]), output=sys.argv[3])
+rewrite.fit, rewrite.write_edited = timed("fit", rewrite.fit), timed("write", rewrite.write_edited)
+source, done, back = (Path(sys.argv[2], name) for name in ("m.safetensors", "done", "back"))
+patch = Path(sys.argv[2], "p.safetensors")
+match sys.argv[1]:
+    case "apply":
+        rewrite.apply(source, Patch.load(patch), output=done)
+    case "revert":
+        rewrite.revert(done, Patch.load(done), output=back)
+    case "diff":
+        assert timed("compare", rewrite.diff)(source, done)
+    case "inspect":
+        assert timed("read", inspection.inspect)(source)
 used = resource.getrusage(resource.RUSAGE_SELF)
 status = open("/proc/self/status").read()  # ru_maxrss would count the parent, up to the exec
 peak = int(status.split("VmHWM:")[1].split()[0]) // 1024
@@ -76,9 +88,13 @@ def warm_up(folder: Path) -> None:
     """Fill and free the page cache: on a virtual machine the first touch of a free page can cost more than the copy."""
     shutil.copyfile(folder / "m.safetensors", folder / "scratch")
     (folder / "scratch").unlink()
-    if "cold" in sys.argv:
-        with (folder / "m.safetensors").open("rb") as stream:
-            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    for path in folder.rglob("*.safetensors"):
+        with path.open("rb") as stream:
+            if "cold" in sys.argv:
+                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            else:
+                while stream.read(1 << 20):
+                    pass
 
 
 def timed_copy(folder: Path) -> tuple[float, float]:
@@ -95,16 +111,14 @@ def timed_copy(folder: Path) -> tuple[float, float]:
     return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def timed_apply(folder: Path) -> dict:
-    arguments = [sys.executable, "-c", CHILD, *(str(folder / n) for n in ("m.safetensors", "p.safetensors", "out"))]
+def timed_verb(verb: str, folder: Path) -> dict:
     warm_up(folder)
     start = time.perf_counter()
-    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", CHILD, verb, str(folder)], capture_output=True, text=True, check=True)
     seconds = time.perf_counter() - start
-    shutil.rmtree(folder / "out")
     found = json.loads(done.stdout)
-    startup = seconds - sum(found["stages"].values())
-    return found | {"seconds": seconds, "stages": {"start-up": startup, **found["stages"]}}
+    rest = seconds - sum(found["stages"].values())
+    return found | {"seconds": seconds, "stages": {"start-up and the rest": rest, **found["stages"]}}
 
 
 def main() -> None:
@@ -120,18 +134,26 @@ def main() -> None:
         Patch(flips, dict.fromkeys(chosen, (WIDTH, 4 * WIDTH)), base).save(folder / "p.safetensors")
         os.sync()
         size = (folder / "m.safetensors").stat().st_size / 1e9
-        ratios = []
+        ratios: dict[str, list[float]] = {verb: [] for verb in VERBS}
+        memory = {}
         for _ in range(rounds):
-            (copied, copied_cpu), done = timed_copy(folder), timed_apply(folder)
-            parts = ", ".join(f"{name} {value:.2f} s ({value / copied:.2f})" for name, value in done["stages"].items())
-            ratios.append(done["seconds"] / copied)
-            print(
-                f"{size:.1f} GB: cp {copied:.2f} s (processor {copied_cpu:.2f}), apply {done['seconds']:.2f} s "
-                f"(processor {done['cpu']:.2f}), ratio {ratios[-1]:.2f}: {parts}",
-                flush=True,
-            )
-    print(f"ratio: median {np.median(ratios):.2f}, from {min(ratios):.2f} to {max(ratios):.2f}")
-    print(f"peak memory of apply: {done['memory']} MB; largest tensor {16 * WIDTH**2 / 1e6:.0f} MB")
+            copied, copied_cpu = timed_copy(folder)
+            print(f"{size:.1f} GB: cp {copied:.2f} s (processor {copied_cpu:.2f})", flush=True)
+            for verb in VERBS:
+                done = timed_verb(verb, folder)
+                ratios[verb].append(done["seconds"] / copied)
+                memory[verb] = done["memory"]
+                parts = ", ".join(f"{name} {value:.2f} s" for name, value in done["stages"].items())
+                print(
+                    f"  {verb} {done['seconds']:.2f} s (processor {done['cpu']:.2f}), ratio {ratios[verb][-1]:.2f}: {parts}",  # noqa: E501
+                    flush=True,
+                )
+            shutil.rmtree(folder / "done")
+            shutil.rmtree(folder / "back")
+    for verb, values in ratios.items():
+        spread = f"median {np.median(values):.2f}, from {min(values):.2f} to {max(values):.2f}"
+        print(f"{verb}: ratio {spread}; peak memory {memory[verb]} MB")
+    print(f"largest tensor {16 * WIDTH**2 / 1e6:.0f} MB")
 
 
 if __name__ == "__main__":
