@@ -236,9 +236,8 @@ def test_diff_piece_by_piece_counts_as_the_whole(tmp_path, monkeypatch, pickled)
     monkeypatch.setattr("uwm.checkpoint.reader.CHUNK", 64)
     generator = torch.Generator().manual_seed(0)
     before = hf_state()
-    after = {
-        name: tensor * (torch.rand(tensor.shape, generator=generator) - 0.3).sign() for name, tensor in before.items()
-    }
+    signs = {name: (torch.rand(tensor.shape, generator=generator) - 0.3).sign() for name, tensor in before.items()}
+    after = {name: tensor * signs[name].to(tensor.dtype) for name, tensor in before.items()}
     first = hf_folder(tmp_path / "a", before)
     if pickled:
         torch.save(after, tmp_path / "b.pt")
