@@ -12,8 +12,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "uwm"
 ORDER = """
-    version lazy clock errors weights layouts checkpoint records patch_file shipped_files models images calibration
-    taps profiler losses scorers scoring selection patch rewrite push metrics knowledge cache evaluate backends
+    version lazy clock text_tables errors weights layouts checkpoint records patch_file shipped_files models images
+    calibration taps profiler losses scorers scoring selection patch rewrite push metrics knowledge cache evaluate backends
     label_noise gate report inputs recipe finetune compare inspection flags launch cli __main__
 """.split()
 MODEL_LIBRARIES = {"transformers", "open_clip"}
@@ -64,6 +64,7 @@ def test_what_works_on_files_loads_no_torch(tiny_hf, tmp_path):
 import sys, numpy as np
 from uwm import apply, diff, revert, Patch, WeightId
 from uwm.checkpoint import open_checkpoint
+from uwm.cli import uwm
 from uwm.inspection import inspect
 weight = WeightId("vision", 0, "fc2")
 checkpoint = open_checkpoint({str(tiny_hf)!r})
@@ -73,10 +74,14 @@ apply({str(tiny_hf)!r}, Patch.load("patch"), output="out")
 revert("out", Patch.load("out"), output="back")
 assert len(diff({str(tiny_hf)!r}, "out")) == 1 and not diff({str(tiny_hf)!r}, "back")
 assert inspect("out")[0]["edited by uwm"] and inspect("patch")[0]["entries"] == 3
+uwm(["revert", "out", "out", "-o", "again"], standalone_mode=False)
+uwm(["diff", "out", "again"], standalone_mode=False)
+uwm(["inspect", "out"], standalone_mode=False)
 print({{"torch", "transformers", "open_clip", "PIL"}} & sys.modules.keys())
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert found.stdout.strip() == "set()"
+    assert "vision_model.encoder.layers.0.mlp.fc2.weight" in found.stdout
+    assert found.stdout.splitlines()[-1] == "set()"
 
 
 def test_no_file_and_no_function_is_too_long():

@@ -1,11 +1,11 @@
-"""Tables line up."""
+"""Figures as rows of cells."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from uwm.evaluate import EvalResult
-from uwm.report import layer_table, markdown_table, rows, text_table
+from uwm.report import layer_table, rows
 
 
 def result(gs):
@@ -36,18 +36,6 @@ def test_rows_of_zero_shot_accuracy():
         ["zero-shot (more)", "50.0 [40.0, 100.0]"],
         ["zero-shot, mean of 2 sets", "70.0"],
     ]
-
-
-def test_text_table_first_column_left_the_others_right():
-    assert text_table([["name", "n"], ["a", "10"], ["long name", "3"]]) == "name        n\na          10\nlong name   3"
-
-
-def test_text_table_has_no_trailing_spaces():
-    assert text_table([["x", ""], ["long", ""]]) == "x\nlong"
-
-
-def test_markdown_table():
-    assert markdown_table([["", "a"], ["x", "1"]]) == "|  | a |\n|---|---|\n| x | 1 |"
 
 
 def test_layer_table():

@@ -91,7 +91,8 @@ def _run(recipe: Any, output: Path | None, overwrite: bool, show_examples: bool,
 
 def show_results(results: Mapping[str, Any], used: Mapping[str, Any], output: Path | None, legend: str) -> None:
     """A table for every evaluation set, and what the run took."""
-    from ..report import heading, rows, text_table
+    from ..report import heading, rows
+    from ..text_tables import text_table
 
     for name, columns in results.items():
         click.echo(f"\n{heading(name, next(iter(columns.values())).pairs)}\n{text_table(rows(columns))}")

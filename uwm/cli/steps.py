@@ -59,8 +59,9 @@ def score(output: Path, overwrite: bool, **flags: Any) -> None:
 def select(scores: Path, output: Path, overwrite: bool, **flags: Any) -> None:
     """A patch from stored scores."""
     from ..patch import select as make
-    from ..report import layer_table, text_table
+    from ..report import layer_table
     from ..scoring import Scores
+    from ..text_tables import text_table
 
     settings, show = split_flags(flags)
     _refuse_existing(output, overwrite, str(scores))
@@ -127,8 +128,8 @@ def _file_to_file(verb: str, model: str, patch_path: Path, flags: dict[str, Any]
 @COMMON
 def diff(first: str, second: str, key: str | None, **flags: Any) -> None:
     """Which tensors of two checkpoints differ, and in how many entries."""
-    from ..report import text_table
     from ..rewrite import diff as compare
+    from ..text_tables import text_table
 
     settings, show = split_flags(flags)
     found = compare(resolved(first, dict(settings)), resolved(second, settings), key)
@@ -144,7 +145,7 @@ def diff(first: str, second: str, key: str | None, **flags: Any) -> None:
 def inspect(file: str, key: str | None, **flags: Any) -> None:
     """What a patch, a scores file or a checkpoint holds."""
     from ..inspection import inspect as look
-    from ..report import text_table
+    from ..text_tables import text_table
 
     settings, show = split_flags(flags)
     about, table = look(resolved(file, settings), key)

@@ -7,7 +7,7 @@ from .document import paired_differences, versions
 from .evaluation import as_markdown, as_text, sections
 from .examples import Example, find_examples
 from .page import html_report, write_evaluation
-from .tables import LEGEND, RANDOM_LEGEND, heading, layer_table, markdown_table, rows, text_table
+from .tables import LEGEND, RANDOM_LEGEND, heading, layer_table, rows
 
 __all__ = [
     "LEGEND",
@@ -19,12 +19,10 @@ __all__ = [
     "heading",
     "html_report",
     "layer_table",
-    "markdown_table",
     "model_card",
     "paired_differences",
     "rows",
     "sections",
-    "text_table",
     "versions",
     "write_evaluation",
 ]

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from ..evaluate import EvalResult
 from ..metrics import GROUPS, PREFERENCES
 from ..scorers import METHODS
+from ..text_tables import markdown_table
 from .evaluation import plain
 from .findings import findings, roles
 from .markup import clean
-from .tables import LEGEND, RANDOM_LEGEND, label, markdown_table, rows
+from .tables import LEGEND, RANDOM_LEGEND, label, rows
 from .training import trained_words
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import Any
 from ..evaluate import EvalResult
 from ..gate import Verdict
 from ..metrics import GROUPS, PREFERENCES
-from .tables import HEADLINE, LABELS, LEGEND, heading, markdown_table, rows, text_table
+from ..text_tables import markdown_table, text_table
+from .tables import HEADLINE, LABELS, LEGEND, heading, rows
 
 Section = tuple[str, list[list[str]]]  # a title and a table
 CHANGE_LEGEND = (

@@ -63,19 +63,6 @@ def _cell(mean: float, low: float, high: float) -> str:
     return f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def text_table(table: Sequence[Sequence[str]]) -> str:
-    """Aligned columns for a terminal."""
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    lines = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))) for row in table]  # noqa: E501  # fmt: skip
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def markdown_table(table: Sequence[Sequence[str]]) -> str:
-    """The same as Markdown."""
-    head, *body = ["| " + " | ".join(row) + " |" for row in table]
-    return "\n".join([head, "|" + "---|" * len(table[0]), *body])
-
-
 def layer_table(layers: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """Selected entries by weight, as rows of cells."""
     body = [[n, f"{v['selected']}", f"{v['of']}", f"{100 * v['selected'] / v['of']:.3f} %"] for n, v in layers.items()]
