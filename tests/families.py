@@ -140,6 +140,9 @@ def as_transformers_4(key):
     return key if ".vision_model." in key else key.replace("vision_tower.", "vision_tower.vision_model.", 1)
 
 
+XL = {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"}
+
+
 def make_pipeline(encoders):
     """A diffusers folder: its text encoders, tokenizer, and a big part that nobody loads."""
 
@@ -153,6 +156,15 @@ def make_pipeline(encoders):
         (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
 
     return make
+
+
+def make_sharded_pipeline(folder):
+    """Stable Diffusion XL, its second text encoder in shards of a few tensors each, as a big one is released."""
+    make_pipeline(XL)(folder)
+    big = transformers.CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2")
+    (folder / "text_encoder_2" / "model.safetensors").unlink()
+    big.save_pretrained(folder / "text_encoder_2", max_shard_size="20KB")
+    assert (folder / "text_encoder_2" / "model.safetensors.index.json").is_file()
 
 
 def make_sentence_transformers(folder):
@@ -228,11 +240,10 @@ def by_transformers(kind, *, sub="", masked=True, key=None, **spelling):
     return embed
 
 
-def both(*ways):
-    def embed(folder, inputs):
-        return {name: value for way in ways for name, value in way(folder, inputs).items()}
-
-    return embed
+def by_both_encoders(folder, inputs):
+    first = by_transformers("CLIPTextModel", sub="text_encoder")
+    second = by_transformers("CLIPTextModelWithProjection", sub="text_encoder_2", key="text_2")
+    return first(folder, inputs) | second(folder, inputs)
 
 
 def by_llava(folder, inputs):
@@ -273,14 +284,8 @@ FAMILIES = {
         make_pipeline({"text_encoder": "CLIPTextModel"}), by_transformers("CLIPTextModel", sub="text_encoder"),
         "hf-clip (text)",
     ),
-    "stable diffusion xl": Family(
-        make_pipeline({"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"}),
-        both(
-            by_transformers("CLIPTextModel", sub="text_encoder"),
-            by_transformers("CLIPTextModelWithProjection", sub="text_encoder_2", key="text_2"),
-        ),
-        "hf-clip (text, text_2)",
-    ),
+    "stable diffusion xl": Family(make_pipeline(XL), by_both_encoders, "hf-clip (text, text_2)"),
+    "stable diffusion xl, shards": Family(make_sharded_pipeline, by_both_encoders, "hf-clip (text, text_2)"),
     "sentence-transformers": Family(
         make_sentence_transformers, by_transformers("CLIPModel", sub="0_CLIPModel"), "hf-clip"
     ),

@@ -55,6 +55,14 @@ def offline(hub):
         ("model.fp16.safetensors pytorch_model.bin", "model.fp16.safetensors"),
         ("model-1-of-2.safetensors model-2-of-2.safetensors model.safetensors.index.json model.safetensors",
          "model-1-of-2.safetensors model-2-of-2.safetensors model.safetensors.index.json"),
+        ("model-1-of-2.safetensors model-2-of-2.safetensors model.safetensors.index.json "
+         "model.fp16-1-of-2.safetensors model-2-of-2.fp16.safetensors model.safetensors.index.fp16.json",
+         "model-1-of-2.safetensors model-2-of-2.safetensors model.safetensors.index.json"),
+        ("model.fp16-1-of-2.safetensors model-2-of-2.fp16.safetensors model.safetensors.index.fp16.json unet/a.bin "
+         "text_encoder/model-1-of-1.fp16.safetensors text_encoder/model.safetensors.index.fp16.json unet/a.fp16.bin",
+         "model-2-of-2.fp16.safetensors model.fp16-1-of-2.safetensors model.safetensors.index.fp16.json "
+         "text_encoder/model-1-of-1.fp16.safetensors text_encoder/model.safetensors.index.fp16.json unet/a.bin"),
+        ("model.safetensors model.fp16-1-of-1.safetensors model.safetensors.index.fp16.json", "model.safetensors"),
         ("a.safetensors b.safetensors model.safetensors.index.json",
          "a.safetensors b.safetensors model.safetensors.index.json"),
         ("pytorch_model-1-of-1.bin pytorch_model.bin.index.json",

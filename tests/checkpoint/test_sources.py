@@ -74,6 +74,29 @@ def test_shards_come_before_half_precision_and_before_pickles(tmp_path):
     assert len(open_checkpoint(tmp_path).files) == 2
 
 
+def test_a_variant_s_shards_come_after_every_other_index(tmp_path):
+    sharded(tmp_path, hf_state(), stem="z")
+    (tmp_path / "a.safetensors.index.fp16.json").write_text("never opened")
+    assert [file.name for file in open_checkpoint(tmp_path).files] == [
+        f"z-0000{n}-of-00002.safetensors" for n in (1, 2)
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_a_variant_s_shards_are_edited_under_its_index(tmp_path, suffix):
+    state = hf_state(torch.float16)
+    weight_map = sharded(tmp_path / "in", state, suffix, stem="pytorch_model.fp16")
+    index = next((tmp_path / "in").glob("*.index.json"))
+    index.rename(tmp_path / "in" / f"pytorch_model{suffix}.index.fp16.json")
+    (tmp_path / "out").mkdir()
+    write_edited(open_checkpoint(tmp_path / "in"), {FC2: Edit(FLIPS)}, tmp_path / "out")
+    written = open_checkpoint(tmp_path / "out")
+    assert len(written.files) == len(set(weight_map.values()))
+    assert written.state_dict().keys() == state.keys()
+    name = "pytorch_model.safetensors.index.fp16.json" if suffix == ".safetensors" else "model.safetensors.index.json"
+    assert [path.name for path in (tmp_path / "out").glob("*.json")] == [name]
+
+
 # ---------------------------------------------------------------- shards
 
 

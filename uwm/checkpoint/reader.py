@@ -113,7 +113,7 @@ class Checkpoint:
         layout: Which encoders it holds, recognised from the keys.
         weights: Every editable weight and where it lives.
         side_files: For a folder, what else belongs to it (config, tokenizer), relative to `path`.
-        index: Name and content of the shard index to write, if there is one.
+        indices: Name and content of the shard indices to write.
     """
 
     path: Path
@@ -121,7 +121,7 @@ class Checkpoint:
     layout: Layout
     weights: dict[WeightId, WeightRef]
     side_files: tuple[Path, ...] = ()
-    index: tuple[str, bytes] | None = None
+    indices: tuple[tuple[str, bytes], ...] = ()
 
     @cached_property
     def entries(self) -> dict[str, tuple[WeightsFile, TensorInfo]]:
@@ -262,8 +262,11 @@ def open_checkpoint(path: str | Path, key: str | None = None) -> Checkpoint:
     """
     path = Path(path)
     source = find_sources(path)
-    prefixes = () if source.promised else PREFIXES if path.is_dir() else BARE_PREFIXES
-    files = tuple(_open_file(place, name, component, key, prefixes) for place, name, component in source.files)
+    prefixes = PREFIXES if path.is_dir() else BARE_PREFIXES
+    files = tuple(
+        _open_file(place, name, component, key, () if place in source.promised else prefixes)
+        for place, name, component in source.files
+    )
     _check_promised(path, source, files)
     keys = [file.component + info.name for file in files for info in file.tensors]
     layout = recognise(keys, str(path))
@@ -271,7 +274,7 @@ def open_checkpoint(path: str | Path, key: str | None = None) -> Checkpoint:
         files = (replace(files[0], name=layout.file_name),)
     elif len(files) == 1 and files[0].pickled is not None:
         files = (replace(files[0], name=str(Path(files[0].name).with_name(layout.file_name))),)
-    return Checkpoint(path, files, layout, find_weights(layout, keys), source.side_files, source.index)
+    return Checkpoint(path, files, layout, find_weights(layout, keys), source.side_files, source.indices)
 
 
 def _check_promised(path: Path, source: Source, files: tuple[WeightsFile, ...]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ CANDIDATES = (  # in this order, then any other index; a pickle only when there 
     "model.fp16.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin",
 )  # fmt: skip
 WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx"}
-SUFFIXES = (".safetensors", ".bin")  # of shards
+SHARD_INDEX = re.compile(r"(.*)(\.safetensors|\.bin)\.index(\.\w+)?\.json")  # stem, suffix, variant as .fp16
 OWN = {"uwm.json", "README.md", "report.html", "uwm_patch.safetensors"}
 OTHER_FORMATS = {"onnx", "openvino"}  # folders with unedited copies in other formats
 EXPORTS = {"hf", "open_clip"}  # in a folder of ours, what --also-export wrote
@@ -33,7 +33,7 @@ class Source:
     files: list[tuple[Path, str, str]]
     side_files: tuple[Path, ...] = ()
     promised: dict[Path, set[str]] = field(default_factory=dict)  # shard -> the tensors its index promises
-    index: tuple[str, bytes] | None = None
+    indices: tuple[tuple[str, bytes], ...] = ()  # to write: name relative to the folder, content
     total_size: int | None = None  # bytes in all shards, as the index says
 
 
@@ -67,10 +67,10 @@ def _pipeline(path: Path) -> Source:
             f"{path}: a diffusers pipeline without a CLIP text encoder (no text_encoder*/config.json of CLIP)"
         )
     found = [_one_folder(folder, f"{folder.name}/") for folder in folders]
-    if any(part.index is not None for part in found):
-        raise BadInput(f"{path}: text encoders in shards are not supported; save them in one file each")
     files = [(place, name, f"{folder.name}/") for folder, part in zip(folders, found, strict=True) for place, name, _ in part.files]  # noqa: E501  # fmt: skip
-    return Source(files, tuple(_side_files(path, *folders)))
+    promised = {place: names for part in found for place, names in part.promised.items()}
+    indices = tuple(index for part in found for index in part.indices)
+    return Source(files, tuple(_side_files(path, *folders)), promised, indices)
 
 
 def _first_module(path: Path) -> Path:
@@ -85,15 +85,25 @@ def _first_module(path: Path) -> Path:
 
 
 def _one_folder(folder: Path, prefix: str) -> Source:
-    indices = sorted(index for suffix in SUFFIXES for index in folder.glob(f"*{suffix}.index.json"))
+    indices = [folder / name for name, _, _ in shard_indices(path.name for path in folder.iterdir())]
     ranked = [path for path in (*(folder / name for name in CANDIDATES), *indices) if path.is_file()]
     ranked.sort(key=lambda path: ".safetensors" not in path.name)
     if not ranked:
         there = ", ".join(CANDIDATES)
         raise BadInput(f"{folder}: no weights in this folder{_unfinished(folder)}; expected one of {there}")
-    if ranked[0].name.endswith(".index.json"):
+    if SHARD_INDEX.fullmatch(ranked[0].name):
         return _shards(ranked[0], prefix)
     return Source([(ranked[0], prefix + ranked[0].name, "")])
+
+
+def shard_indices(names: Iterable[str]) -> list[tuple[str, str, str]]:
+    """The shard indices among file names, variants last: the name, the shards' suffix, a pattern of their names."""
+    found = sorted((m[3] or "", m[0], m[1], m[2]) for m in map(SHARD_INDEX.fullmatch, names) if m)
+    return [
+        (name, suffix, rf"{re.escape(stem)}({v}-\d+-of-\d+|-\d+-of-\d+{v})\.\w+")
+        for variant, name, stem, suffix in found
+        for v in [re.escape(variant)]
+    ]
 
 
 def _unfinished(folder: Path) -> str:
@@ -103,7 +113,7 @@ def _unfinished(folder: Path) -> str:
 def _shards(index: Path, prefix: str) -> Source:
     """The shard files of an index, checked to lie in the index's own folder."""
     content = _read_index(index)
-    suffix = next(suffix for suffix in SUFFIXES if index.name.endswith(f"{suffix}.index.json"))
+    _, suffix, _ = shard_indices([index.name])[0]
     promised: dict[Path, set[str]] = {}
     for tensor, name in content["weight_map"].items():
         promised.setdefault(index.parent / name, set()).add(tensor)
@@ -122,7 +132,7 @@ def _shards(index: Path, prefix: str) -> Source:
     places = [(path, prefix + path.name, "") for path in files]
     metadata = content.get("metadata")
     total = metadata.get("total_size") if suffix == ".safetensors" and isinstance(metadata, dict) else None
-    return Source(places, (), promised, (prefix + written[0], written[1]), total)
+    return Source(places, (), promised, ((prefix + written[0], written[1]),), total)
 
 
 def safetensors_name(name: str) -> str:
@@ -168,7 +178,7 @@ def _side_files(root: Path, *edited: Path) -> Iterator[Path]:
         exported = place.parts[0] in EXPORTS and (root / "uwm.json").is_file()
         if not path.is_file() or hidden or exported or (path.name in OWN and path.parent == root):
             continue
-        weights = path.suffix in WEIGHT_SUFFIXES or path.name.endswith(tuple(f"{s}.index.json" for s in SUFFIXES))
+        weights = path.suffix in WEIGHT_SUFFIXES or SHARD_INDEX.fullmatch(path.name)
         ours = path.parent in edited or root in edited or OTHER_FORMATS.intersection(place.parts)
         if not (weights and ours):
             yield place

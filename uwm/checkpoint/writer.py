@@ -111,8 +111,9 @@ def write_edited(
         for name in checkpoint.side_files:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(checkpoint.path / name, folder / name)
-        if checkpoint.index is not None:
-            (folder / checkpoint.index[0]).write_bytes(checkpoint.index[1])
+        for index, content in checkpoint.indices:
+            (folder / index).parent.mkdir(parents=True, exist_ok=True)
+            (folder / index).write_bytes(content)
         hashes = {}
         for file in checkpoint.files:
             (folder / file.name).parent.mkdir(parents=True, exist_ok=True)

@@ -12,11 +12,10 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..checkpoint.sources import CANDIDATES, OTHER_FORMATS, OWN, WEIGHT_SUFFIXES
+from ..checkpoint.sources import CANDIDATES, OTHER_FORMATS, OWN, SHARD_INDEX, WEIGHT_SUFFIXES, shard_indices
 from ..errors import BadInput, ResourceFault, UwmError
 
 UNWANTED = (".git*", "*.md", "*.ot", "*.gguf", "*.tflite", "*.onnx_data", "*.mlmodel", "events.out.tfevents.*")
-INDEX = re.compile(r".*\.(safetensors|bin)\.index(\.\w+)?\.json")
 FORMATS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")  # in the order in which they are preferred
 REFUSALS = (400, 402, 403, 404, 409, 413, 422)  # statuses that a second try does not change
 MISSING_OFFLINE = "no such file or folder, and not in the Hub's cache (offline)"
@@ -113,7 +112,7 @@ def wanted(names: list[str]) -> list[str]:
             fnmatch(part, u) for part in path.parts for u in UNWANTED
         ):
             continue
-        weights = path.suffix in WEIGHT_SUFFIXES or INDEX.fullmatch(path.name)
+        weights = path.suffix in WEIGHT_SUFFIXES or SHARD_INDEX.fullmatch(path.name)
         if weights and name not in OWN:
             folders.setdefault(str(path.parent), []).append(path.name)
         else:
@@ -128,13 +127,20 @@ def _weights(names: list[str], root: bool) -> list[str]:
     """The weights of one folder in the first format that it has; in the root only what `uwm` can open."""
     for suffix in FORMATS:
         stored = [name for name in names if name.endswith(suffix)]
-        for index in (name for name in names if name.endswith(f"{suffix}.index.json")):
-            shard = re.compile(re.escape(index.removesuffix(f"{suffix}.index.json")) + r"-\d+-of-\d+\.\w+")
-            return [index, *([name for name in stored if shard.fullmatch(name)] or stored)]
+        plain = [name for name in stored if "." not in name.removesuffix(suffix)]  # no fp16, no non_ema
+        shards = [
+            [index, *([name for name in stored if re.fullmatch(shard, name)] or stored)]
+            for index, kind, shard in shard_indices(names)
+            if kind == suffix
+        ]
+        if shards and shards[0][0].endswith(".index.json"):
+            return shards[0]
         if known := [name for name in CANDIDATES if name in stored]:
             return known[:1]
-        if stored and not root:
-            return [name for name in stored if "." not in name.removesuffix(suffix)] or stored  # no fp16, no non_ema
+        if plain and not root:
+            return plain
+        if shards or (stored and not root):
+            return shards[0] if shards else stored
     return []
 
 
