@@ -73,7 +73,7 @@ def document(
         "settings": {"alpha": -1.0, "mass": {"text": 0.02}, "calib": "sét", "text_layers": "out_proj", "limit": None},
         "model": {
             "name": name,
-            "on_hub": False,
+            "base_model": None,
             "layout": "hf-clip",
             "library": "transformers",
             "sha256": {"model.safetensors": HASH},

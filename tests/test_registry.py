@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from terminal import done, refused
 
 import uwm
+from uwm.models.references import hub_name
 from uwm.models.registry import registered
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
@@ -167,3 +168,7 @@ def test_a_file_of_this_machine(tags, run_uwm, tmp_path, tiny_open_clip):
     save_file(load_file(tiny_open_clip / "open_clip_model.safetensors"), tmp_path / "mine.safetensors")
     tags["mine"] = {"file": str(tmp_path / "mine.safetensors")}
     assert "layout: open_clip" in done(run_uwm("inspect", f"open_clip:{ARCH}/mine"))
+
+
+def test_where_the_hub_has_what_the_registry_names():
+    assert hub_name("open_clip:ViT-B-32/laion2b_s34b_b79k") == "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"

@@ -192,7 +192,7 @@ def describe(inputs: Inputs, model: Model, calibration: CalibrationSet, pairs: A
         "settings": settings,
         "model": {
             "name": settings["model"],
-            "on_hub": hub_name(inputs.model) is not None,
+            "base_model": hub_name(inputs.model),
             "layout": model.layout.name,
             "library": model.layout.library,
             "quick_gelu": model.quick_gelu,

@@ -107,10 +107,8 @@ def run(
     manifest = _manifest(recipe, model, calibration, scores, patch, results) | noise
     if output is not None:
         with clock("write"), new_folder(output) as folder:
-            _write(folder, model, patch, manifest, results, examples, clock)
-            if recipe.also_export is not None:
-                with patched(model, patch):
-                    export(model, folder, recipe.also_export)
+            manifest["output_sha256"] = _write_weights(folder, model, patch, recipe.also_export)
+            write_papers(folder, manifest, results, clock, examples)
     manifest["run"] = clock.report()
     return Outcome(patch, results, manifest, tuple(warnings(calibration, held_out, results, data_sets)))
 
@@ -241,11 +239,13 @@ def _manifest(
     )
 
 
-def _write(
-    folder: Path, model: Model, patch: Patch, manifest: dict, results: Mapping, examples: list[Example], clock: Clock
-) -> None:
+def _write_weights(folder: Path, model: Model, patch: Patch, also_export: str | None) -> dict[str, str]:
+    """The edited weights with all that is needed to load them, and the export -> sha256 by file name."""
     assert model.checkpoint is not None
-    manifest["output_sha256"] = write_patched(model.checkpoint, patch, folder)
+    hashes = write_patched(model.checkpoint, patch, folder)
     for name, config in {} if model.checkpoint.path.is_dir() else model.side_configs().items():
         (folder / name).write_text(to_json(config) + "\n", "utf-8")
-    write_papers(folder, manifest, results, clock, examples)
+    if also_export is not None:
+        with patched(model, patch):
+            hashes |= export(model, folder, also_export)
+    return hashes

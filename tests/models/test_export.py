@@ -15,7 +15,7 @@ from terminal import ALL_OF_CALIB, refused
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
 import uwm
-from uwm.checkpoint import open_checkpoint
+from uwm.checkpoint import file_sha256, open_checkpoint
 from uwm.errors import InvalidResult
 from uwm.images import load_image
 from uwm.models.export import export
@@ -42,6 +42,8 @@ def close(a, b):
 
 def test_hugging_face_to_open_clip(run_uwm, tiny_hf, tiny_set, tmp_path, pictures):
     out = edit(run_uwm, tiny_hf, tiny_set, tmp_path / "out", "open_clip")
+    written = json.loads((out / "uwm.json").read_text())["output_sha256"]
+    assert written == {n: file_sha256(out / n) for n in ("model.safetensors", "open_clip/open_clip_model.safetensors")}
     module, _, transform = open_clip.create_model_and_transforms(f"local-dir:{out / 'open_clip'}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{out / 'open_clip'}")
     theirs = CLIPModel.from_pretrained(str(out)).eval()

@@ -28,7 +28,9 @@ def cache(tiny_hf, tmp_path):
 def test_paths_and_the_demo(tiny_hf):
     assert resolve("demo") == DEMO_MODEL
     assert resolve(str(tiny_hf)) == tiny_hf
-    with pytest.raises(BadInput, match="no such file or folder$"):
+    with pytest.raises(
+        BadInput, match="no such file or folder; expected one, or ORG/NAME, hf-hub:ORG/NAME, open_clip:"
+    ):
         resolve("no/such/model")
 
 

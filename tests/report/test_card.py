@@ -23,7 +23,7 @@ def classified(top1):
 
 
 MANIFEST = {
-    "model": {"name": "tiny", "layout": "hf-clip", "library": "transformers", "on_hub": False},
+    "model": {"name": "tiny", "layout": "hf-clip", "library": "transformers", "base_model": None},
     "settings": {"alpha": -1.0, "mass": 0.02, "calib": "sét"},
     "selected": 30,
     "of": 4000,
@@ -47,7 +47,8 @@ def test_of_one_tower_the_hub_is_told_no_task():
 
 
 def test_card_names_a_base_model_where_the_hub_has_it():
-    model = {"name": "openai/clip-vit-base-patch32", "layout": "hf-clip", "library": "transformers", "on_hub": True}
+    model = {"name": "openai/clip-vit-base-patch32", "layout": "hf-clip", "library": "transformers"}
+    model["base_model"] = model["name"]
     assert ModelCard(model_card(MANIFEST | {"model": model}, RESULTS)).data.base_model == model["name"]
     assert ModelCard(model_card(MANIFEST, RESULTS)).data.base_model is None
 
@@ -113,7 +114,7 @@ def test_without_figures_there_is_no_model_index():
 def test_names_cannot_break_the_card(name):
     columns = {"before": drawn(1), "after": drawn(2, data_sets=(name,))}
     columns["before"] = drawn(1, data_sets=(name,))
-    card = model_card(MANIFEST | {"model": MANIFEST["model"] | {"name": name, "on_hub": True}}, {name: columns})
+    card = model_card(MANIFEST | {"model": MANIFEST["model"] | {"name": name, "base_model": name}}, {name: columns})
     plain, data = metadata(card)
     assert plain["tags"] == ["uwm", "model-editing", "safety", "clip"]
     assert len(data.eval_results) == 9 + 1

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import open_checkpoint
+from ..checkpoint import file_sha256, open_checkpoint
 from ..errors import BadInput, InvalidResult
 from .base import Model
 from .conversion import convert, plain_clip
@@ -37,7 +37,7 @@ def check_export(model: Model, to: str) -> None:
         plain_clip(model.checkpoint, to)
 
 
-def export(model: Model, edited: Path, to: str) -> None:
+def export(model: Model, edited: Path, to: str) -> dict[str, str]:
     """Write the folder ``edited/<to>`` with the same model in the other layout, and compare their embeddings.
 
     Args:
@@ -45,24 +45,28 @@ def export(model: Model, edited: Path, to: str) -> None:
         edited: The folder with the edited weights.
         to: ``"hf"`` or ``"open_clip"``.
 
+    Returns:
+        sha256 of the weight file written, by its name in `edited`.
+
     Raises:
         BadInput: No plain CLIP. InvalidResult: The export computes something else.
     """
     target = edited / to
     target.mkdir()
     checkpoint = open_checkpoint(edited)
+    weights = target / ("open_clip_model.safetensors" if to == "open_clip" else "model.safetensors")
+    convert(checkpoint, to, weights)
     if isinstance(model, HuggingFaceModel):
-        convert(checkpoint, to, target / "open_clip_model.safetensors")
         local = _copy_tokenizer(model, target)
         _write(target / "open_clip_config.json", _open_clip_config(model, local))
     else:
         assert isinstance(model, OpenClipModel)
-        convert(checkpoint, to, target / "model.safetensors")
         _write(target / "config.json", _hugging_face_config(model))
         _write(target / "preprocessor_config.json", _preprocessor(model))
         if not _copy_tokenizer(model, target):
             _openai_tokenizer(target, model.config["text_cfg"].get("context_length", 77))
     _compare(model, target)
+    return {f"{to}/{weights.name}": file_sha256(weights)}
 
 
 def _compare(model: Model, target: Path) -> None:

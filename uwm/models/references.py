@@ -42,13 +42,16 @@ def resolve(
     if found is None and text.startswith(HUB_PREFIX):
         raise BadInput(f"{text}: expected {HUB_PREFIX}ORG/NAME or {HUB_PREFIX}ORG/NAME@REVISION")
     if found is None:
-        raise BadInput(f"{reference}: no such file or folder")
+        forms = f"ORG/NAME, {HUB_PREFIX}ORG/NAME, {PREFIX}ARCH/TAG or demo"
+        raise BadInput(f"{reference}: no such file or folder; expected one, or {forms}")
     revision = found["revision"] or revision
     return fetch(found["repository"], wanted, revision=revision, cache_dir=cache_dir, offline=offline, reference=text)
 
 
 def hub_name(reference: str) -> str | None:
-    """ORG/NAME of a reference that leads to the Hub; None for a path or the demo."""
+    """ORG/NAME of a reference that leads to the Hub, through open_clip's registry too; None for any other."""
+    if (entry := registered(reference)) is not None:
+        return "/".join(entry.source.get("hf_hub", "").split("/")[:2]) or None
     found = HUB.fullmatch(reference)
     path = not reference.startswith(HUB_PREFIX) and Path(reference).exists()
     return None if path or found is None else found["repository"]

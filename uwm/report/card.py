@@ -102,7 +102,7 @@ def _metadata(manifest: Mapping[str, Any], results: Mapping[str, Mapping[str, Ev
     name = clean(model["name"])
     figures = [figure for set_name, columns in results.items() for figure in _figures(clean(set_name), columns)]
     return ModelCardData(
-        base_model=name if model["on_hub"] else None,
+        base_model=clean(model["base_model"]) if model["base_model"] else None,
         library_name=model["library"],
         pipeline_tag=None if model["layout"].endswith(")") else TASK,  # of one tower: inside LLaVA, Stable Diffusion, …
         tags=["uwm", TAGS[done], "safety", "clip"],
