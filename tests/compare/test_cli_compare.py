@@ -34,6 +34,7 @@ def test_tables_on_the_terminal(compared, tmp_path):
     assert [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("| ")] == [
         "method", "none", "uwm", "uwm", "random", "random",
     ]  # fmt: skip
+    assert "Zero-shot accuracy was not measured" in out
     assert out.endswith(f"written to {tmp_path / 'out'}\n")
 
 

@@ -86,6 +86,7 @@ def test_the_terminal_shows_the_headline_figures():
     assert head[2:9] == ["GS", "PU", "R@1 Ts→Vs", "R@1 Vs→Ts", "R@1 Tu→V∪", "R@1 Vu→T∪", "zero-shot"]
     assert "P_ts" not in head
     assert body[1][2] == "40.0 ±6.0"
+    assert "not measured" not in terminal(TABLES, PAIRS)
     assert max(map(len, terminal(TABLES, PAIRS).split("\n\n")[1].splitlines())) < 200
 
 

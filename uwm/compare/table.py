@@ -105,7 +105,10 @@ def terminal(tables: Mapping[str, Sequence[Row]], pairs: Mapping[str, int]) -> s
         parts.append(
             f"{_heading(name, pairs[name], rows)}\n\n{_aligned(_cells(rows, figures, _half, _names(figures)))}"
         )
-    return "\n\n".join([*parts, f"{LEGEND} ±: half the interval's width; whole intervals are in the files."])
+    legend = f"{LEGEND} ±: half the interval's width; whole intervals are in the files."
+    if all(KNOWLEDGE not in rows[0].figures for rows in tables.values()):
+        legend += " Zero-shot accuracy was not measured, so what this costs in knowledge is not known; see --zero-shot."
+    return "\n\n".join([*parts, legend])
 
 
 def markdown(tables: Mapping[str, Sequence[Row]], pairs: Mapping[str, int], notes: Sequence[str]) -> str:
