@@ -29,7 +29,7 @@ STYLE = Path(__file__).with_name("page.css")
 SIGNS = {1: "gain", 0: "same", -1: "loss"}
 WORDS = {1: "Gained:", 0: "Unclear:", -1: "Lost:"}
 READING = "In brackets: 95 % intervals of the difference, pair by pair. Unclear: the interval holds zero."
-CAUTION = "An edit lowers a risk, it does not remove it. These figures hold for these pairs; measure on your own data."
+CAUTION = "This lowers a risk, it does not remove it. These figures hold for these pairs; measure on your own data."
 
 
 def html_report(document: Document, examples: Sequence[Example] = ()) -> str:
@@ -87,7 +87,7 @@ def _summary(document: Document) -> Markup:
     parts = [_judged(*found[0], open_=True), *(_judged(name, judged, open_=False) for name, judged in found[1:])]
     unmeasured = not any(result["zero_shot"] for columns in results.values() for result in columns.values())
     note = (
-        "Zero-shot accuracy was not measured, so what the edit costs in knowledge is not known." if unmeasured else None
+        "Zero-shot accuracy was not measured, so what was done costs in knowledge is not known." if unmeasured else None
     )
     rest = [tag("p", note) if note else None, _requirements(document), tag("p", f"{READING} {CAUTION}")]
     return section("Gained and lost", "summary", *parts, *rest)
