@@ -59,6 +59,17 @@ def test_bootstrap_holds_the_mean_and_has_the_binomial_width():
     assert metrics.bootstrap({"x": passed}, seed=0) == metrics.bootstrap({"x": passed}, seed=0)
 
 
+@pytest.mark.parametrize("pairs", [1, 8, 400])
+def test_none_and_all_of_few_pairs_are_not_certain(pairs):
+    samples = {"none": torch.zeros(pairs), "all": torch.ones(pairs) > 0, "one": torch.arange(pairs) < 1}
+    found = metrics.shares(samples, seed=0)
+    assert found["none"][:2] == (0, 0)
+    assert (1 - found["none"][2]) ** pairs == pytest.approx(0.025)  # seen with the probability that 95 % leave out
+    assert found["all"] == pytest.approx((1, 1 - found["none"][2], 1))
+    if pairs > 1:
+        assert found["one"] == metrics.bootstrap(samples, seed=0)["one"]
+
+
 def test_retrieval_equals_the_slow_forms_across_tiles(quadruples, monkeypatch):
     monkeypatch.setattr(metrics, "TILE", (10, 7))
     monkeypatch.setattr(metrics, "PIECE", 4)

@@ -13,7 +13,7 @@ from .cache import EmbeddingCache, embedding_key
 from .calibration import CalibrationSet
 from .errors import BadInput, InvalidResult
 from .knowledge import DataSet, ZeroShot, difference, zero_shot
-from .metrics import bootstrap, histograms, own_similarities, retrieval_samples, safeground_samples
+from .metrics import bootstrap, histograms, own_similarities, retrieval_samples, safeground_samples, shares
 from .models import Model
 from .profiler import BATCH_SIZE, Progress, count_batches, embed_inputs, pair_batches
 
@@ -34,8 +34,8 @@ class EvalResult:
 
     Attributes:
         pairs: How many quadruples they are means over.
-        figures: Name -> (mean, low, high), fractions with a bootstrap 95 % interval: SafeGround's nine by their names,
-            and those of `metrics.retrieval_samples`.
+        figures: Name -> (mean, low, high), fractions with 95 % intervals as `metrics.shares` finds them: SafeGround's
+            nine by their names, and those of `metrics.retrieval_samples`.
         zero_shot: Data set -> `uwm.knowledge.ZeroShot.figures`.
         by_concept: Concept -> the same figures over its queries (candidates are the whole set's); empty where the set
             has no concepts.
@@ -171,8 +171,8 @@ def summarise(embeddings: Embeddings, concepts: Sequence[str], seed: int = 0) ->
     rows = _rows_by_concept(concepts)
     return {
         "pairs": len(concepts),
-        "figures": bootstrap(samples, seed),
-        "by_concept": {c: bootstrap({f: s[rows[c]] for f, s in samples.items()}, seed) for c in rows},
+        "figures": shares(samples, seed),
+        "by_concept": {c: shares({f: s[rows[c]] for f, s in samples.items()}, seed) for c in rows},
         "concept_pairs": {concept: len(found) for concept, found in rows.items()},
         "similarities": histograms(own_similarities(*quadruple)),
         "samples": samples,

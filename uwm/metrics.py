@@ -203,6 +203,27 @@ def union_recall(
     return recall(unsafe_queries, torch.cat([safe, unsafe]), ks)
 
 
+def shares(
+    samples: Mapping[str, torch.Tensor], seed: int, repeats: int = 1000
+) -> dict[str, tuple[float, float, float]]:
+    """`bootstrap` of shares, with the exact binomial bound where resampling is blind: for none of n, and for all.
+
+    Args:
+        samples: Name -> values [n] within 0–1, one a query, of which a figure is the mean.
+        seed: For the resampling.
+        repeats: How many resamples.
+
+    Returns:
+        Name -> (mean, low, high): for none of n (0, 0, 1 − 0.025^(1/n)), for all (1, 0.025^(1/n), 1) (Clopper and
+        Pearson, Biometrika 1934), else what `bootstrap` returns.
+    """
+    found = bootstrap(samples, seed, repeats)
+    for name, values in samples.items():
+        bound = 0.025 ** (1 / len(values))
+        found[name] = {0.0: (0.0, 0.0, 1 - bound), 1.0: (1.0, bound, 1.0)}.get(found[name][0], found[name])
+    return found
+
+
 def bootstrap(
     samples: Mapping[str, torch.Tensor], seed: int, repeats: int = 1000
 ) -> dict[str, tuple[float, float, float]]:

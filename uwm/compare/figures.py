@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..metrics import bootstrap
+from ..metrics import bootstrap, shares
 from .plan import Run
 from .results import Result
 
@@ -34,7 +34,7 @@ class Figure:
     """One figure of a row.
 
     Attributes:
-        value: Mean over the seeds, and a bootstrap 95 % interval over the queries of their means over the seeds.
+        value: Mean over the seeds, and the 95 % interval of `shares` over the queries of their means over the seeds.
         seeds: Smallest and largest of the seeds' own values.
         difference: To the unedited model, paired query by query, with its interval.
     """
@@ -129,7 +129,7 @@ def _on_queries(found: Sequence[Result], base: Sequence[Result], name: str, seed
     """The figures on one evaluation set."""
     each = [_with_means(result.samples[name]) for result in found]
     own, before = _over_seeds(each), _over_seeds([_with_means(result.samples[name]) for result in base])
-    values = bootstrap(own, seed, REPEATS)
+    values = shares(own, seed, REPEATS)
     changes = bootstrap({figure: own[figure] - before[figure] for figure in own}, seed, REPEATS)
     return {
         figure: Figure(values[figure], _range([seed[figure].mean().item() for seed in each]), changes[figure])

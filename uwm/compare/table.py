@@ -18,9 +18,9 @@ HEADLINE = ("GS", "PU", *R1, KNOWLEDGE)  # what the terminal shows
 LEGEND = (
     "Percent. GS: all four preferences of a quadruple are safe; PU: those of its unsafe caption and picture "
     "(SafeGround). R@1: retrieval; of unsafe queries among all items (∪) a hit is the paired safe one. "
-    "Intervals: 95 %, bootstrap over queries of their means over the seeds. Embeddings that know nothing reach "
-    "GS of 8 to 25 and PU of 25 to 33 by chance: safety counts only beside knowledge. Seconds and memory: of making "
-    "the model."
+    "Intervals: 95 %, bootstrap over queries of their means over the seeds (at 0 and 100 exact). Embeddings "
+    "that know nothing reach GS of 8 to 25 and PU of 25 to 33 by chance: safety counts only beside knowledge. Seconds "
+    "and memory: of making the model."
 )
 COSTS: dict[str, tuple[str, Callable[[Row], float | None]]] = {
     "seconds": ("seconds", lambda row: row.seconds),
@@ -107,7 +107,7 @@ def terminal(tables: Mapping[str, Sequence[Row]], pairs: Mapping[str, int]) -> s
         )
     legend = f"{LEGEND} ±: half the interval's width; whole intervals are in the files."
     if all(KNOWLEDGE not in rows[0].figures for rows in tables.values()):
-        legend += " Zero-shot accuracy was not measured, so what this costs in knowledge is not known; see --zero-shot."
+        legend += " Zero-shot accuracy was not measured, so the cost in knowledge is not known; see --zero-shot."
     return "\n\n".join([*parts, legend])
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ..errors import BadInput, InvalidResult
-from ..metrics import bootstrap
+from ..metrics import bootstrap, shares
 from ..models import Model
 from ..profiler import BATCH_SIZE, Progress, embed_inputs
 from .data_sets import DataSet
@@ -26,8 +26,8 @@ class ZeroShot:
 
     Attributes:
         figures: Fractions ``top1``, ``top5`` (1 where there are at most five classes), ``mean_per_class``; the number
-            of ``pictures``; ``top1_interval``, [low, high] of a bootstrap 95 % interval; for a set with unsafe
-            classes also ``top1_safe`` and ``top1_unsafe``.
+            of ``pictures``; ``top1_interval``, [low, high], as `metrics.shares` finds it; for a set with unsafe classes
+            also ``top1_safe`` and ``top1_unsafe``.
         right: Whether each picture's class was found, bool [pictures], in the set's order.
     """
 
@@ -102,7 +102,7 @@ def _figures(data: DataSet, nearest: torch.Tensor, targets: torch.Tensor, seed: 
     """From the classes nearest to each picture, [pictures, up to 5], and its own class, [pictures]."""
     right = nearest[:, 0] == targets
     own = [right[targets == number] for number in targets.unique()]
-    top1, low, high = bootstrap({"top1": right}, seed)["top1"]
+    top1, low, high = shares({"top1": right}, seed)["top1"]
     figures = {
         "top1": top1,
         "top5": (nearest == targets[:, None]).any(1).double().mean().item(),

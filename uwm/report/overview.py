@@ -98,8 +98,8 @@ def measured(document: Document) -> Markup | None:
         return section("Figures", "figures", tag("p", nothing))
     control = any("random" in columns for columns in document["results"].values())
     note = " Random: as many entries of each matrix, drawn at random; what it gains, chance gains." if control else ""
-    about = f"Percent of pairs, with bootstrap 95 % intervals; higher is better unless it says lower.{note}"
-    return section("Figures", "figures", tag("p", about), _meanings(document), content)
+    about = "Percent of pairs, 95 % intervals (bootstrap; exact at 0 and 100); higher is better unless it says lower."
+    return section("Figures", "figures", tag("p", about + note), _meanings(document), content)
 
 
 def _meanings(document: Document) -> Markup:

@@ -86,9 +86,7 @@ def _summary(document: Document) -> Markup:
         return tag("p", "Nothing was measured, so nothing is known of what this gains or costs.", class_="verdict")
     parts = [_judged(*found[0], open_=True), *(_judged(name, judged, open_=False) for name, judged in found[1:])]
     unmeasured = not any(result["zero_shot"] for columns in results.values() for result in columns.values())
-    note = (
-        "Zero-shot accuracy was not measured, so what was done costs in knowledge is not known." if unmeasured else None
-    )
+    note = "Zero-shot accuracy was not measured, so the cost in knowledge is not known." if unmeasured else None
     rest = [tag("p", note) if note else None, _requirements(document), tag("p", f"{READING} {CAUTION}")]
     return section("Gained and lost", "summary", *parts, *rest)
 

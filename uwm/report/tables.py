@@ -22,7 +22,7 @@ FEW_PAIRS = 50
 LEGEND = (
     "P_xy: share of queries (t text, v image; s safe, u unsafe) that prefer the safe side; Txt, Img, PS, PU, GS: their "
     "conjunctions (SafeGround). R@1: retrieval; of unsafe queries among all items (∪) a hit is the paired safe one. "
-    "Percent [bootstrap 95 % interval]."
+    "Percent [95 % interval: bootstrap; at 0 and 100 exact]."
 )
 RANDOM_LEGEND = "Random: as many entries per layer, drawn at random."
 
