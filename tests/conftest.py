@@ -21,6 +21,7 @@ from layouts_by_hand import to_open_clip
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from terminal import ALL_OF_CALIB
+from tiny_files import hf_folder
 
 from uwm import cli
 
@@ -119,6 +120,18 @@ def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A folder of Hugging Face weights of a few kilobytes, for everything that needs no model library."""
+    return hf_folder(tmp_path / "in")
+
+
+@pytest.fixture
+def out(tmp_path):
+    """Where a test may write."""
+    return tmp_path / "out"
 
 
 @pytest.fixture

@@ -7,18 +7,12 @@ import torch
 from conftest import ARCH
 from random_patches import EVERY_SLOT, FC2, patch_of
 from safetensors.torch import load_file, save_file
-from tiny_files import hf_folder
 
 import uwm
 from uwm.errors import BadInput
 from uwm.patch import magnitude_control, random_control
 
 FC2_KEY = "vision_model.encoder.layers.1.mlp.fc2.weight"
-
-
-@pytest.fixture
-def source(tmp_path):
-    return hf_folder(tmp_path / "in")
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch
 from conftest import ARCH
 from random_patches import EVERY_SLOT, FC2, patch_of, scores_of
 from safetensors.torch import save_file
-from tiny_files import bits, hf_folder
+from tiny_files import bits
 
 import uwm
 from uwm import records
@@ -18,27 +18,6 @@ from uwm.checkpoint import open_checkpoint
 from uwm.errors import BadInput, InvalidResult
 from uwm.patch import PATCH_FILE, Patch
 from uwm.weights import WeightId
-
-FLOATS = [torch.float32, torch.float16, torch.bfloat16]
-
-
-def state_of(folder):
-    return open_checkpoint(folder).state_dict()
-
-
-def same_bits(a, b):
-    return a.keys() == b.keys() and all(torch.equal(bits(a[name]), bits(b[name])) for name in a)
-
-
-@pytest.fixture
-def source(tmp_path):
-    return hf_folder(tmp_path / "in")
-
-
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out"
-
 
 # ---------------------------------------------------------------- select
 

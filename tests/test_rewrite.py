@@ -29,16 +29,6 @@ def same_bits(a, b):
     return a.keys() == b.keys() and all(torch.equal(bits(a[name]), bits(b[name])) for name in a)
 
 
-@pytest.fixture
-def source(tmp_path):
-    return hf_folder(tmp_path / "in")
-
-
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out"
-
-
 # ---------------------------------------------------------------- files
 
 

@@ -324,14 +324,14 @@ def _count(first: Checkpoint, second: Checkpoint, name: str) -> dict[str, int]:
 
 def _side_by_side(first: Checkpoint, second: Checkpoint, name: str) -> Iterator[tuple[Bits, Bits]]:
     """One tensor of both in pieces, in one dtype; pieces that are equal bit for bit are left out."""
-    (file, info), (other_file, other) = (side.entries[name] for side in (first, second))
-    if info.dtype != other.dtype:
+    dtype, other = (side.entries[name][1].dtype for side in (first, second))
+    if dtype != other:
         flat = [side.bits(name).torch().reshape(-1) for side in (first, second)]
         for begin in range(0, len(flat[0]), CHUNK):
             a, b = (Bits.of(values[begin : begin + CHUNK].double() + 0.0) for values in flat)  # + 0.0: one zero of both
             yield a, b
         return
-    chunks = (f.chunks(i, 0, i.nbytes) for f, i in ((file, info), (other_file, other)))
-    for raw, other_raw in zip(*chunks, strict=True):
-        if not same_bytes(raw, other_raw):
-            yield Bits(info.dtype, raw.view(info.dtype.bits)), Bits(info.dtype, other_raw.view(info.dtype.bits))
+    for pair in zip(first.raw_chunks(name), second.raw_chunks(name), strict=True):
+        if not same_bytes(*pair):
+            a, b = (Bits(dtype, raw.view(dtype.bits)) for raw in pair)
+            yield a, b

@@ -159,6 +159,11 @@ class Checkpoint:
         raw = file.raw(info) if info.nbytes else np.empty(0, np.uint8)
         return Bits(info.dtype, raw.view(info.dtype.bits).reshape(info.shape))
 
+    def raw_chunks(self, key: str) -> Iterator[np.ndarray]:
+        """A stored tensor's bytes, piece by piece; each is good until the next is asked for."""
+        file, info = self.entries[key]
+        return file.chunks(info, 0, info.nbytes)
+
     def state_dict(self) -> dict[str, torch.Tensor]:
         """All tensors, by their keys."""
         return {name: self.read(name) for name in self.shapes()}
@@ -169,11 +174,10 @@ class Checkpoint:
 
     def same(self, key: str, other: str) -> bool:
         """Whether two stored tensors have the same dtype, shape and bytes."""
-        (file, info), (other_file, other_info) = self.entries[key], self.entries[other]
+        (_, info), (_, other_info) = self.entries[key], self.entries[other]
         if (info.dtype, info.shape) != (other_info.dtype, other_info.shape):
             return False
-        chunks = (f.chunks(i, 0, i.nbytes) for f, i in ((file, info), (other_file, other_info)))
-        return all(same_bytes(a, b) for a, b in zip(*chunks, strict=True))
+        return all(same_bytes(a, b) for a, b in zip(self.raw_chunks(key), self.raw_chunks(other), strict=True))
 
     def matrix(self, weight: WeightId) -> torch.Tensor:
         """One weight's stored values, [out, in]."""
