@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from uwm.evaluate import EvalResult
+from uwm.evaluation import EvalResult
 from uwm.metrics import GROUPS, KS, PREFERENCES, RETRIEVALS, bootstrap
 from uwm.report import paired_differences
 

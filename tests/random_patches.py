@@ -6,7 +6,7 @@ import torch
 
 import uwm
 from uwm.checkpoint import open_checkpoint
-from uwm.scoring import Scores
+from uwm.editing.entries.scoring import Scores
 from uwm.weights import SLOTS, WeightId
 
 FC2 = WeightId("vision", 1, "fc2")

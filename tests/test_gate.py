@@ -11,7 +11,7 @@ import torch
 from terminal import done, refused
 
 from uwm.errors import BadInput, RequirementNotMet
-from uwm.evaluate import EvalResult, differences
+from uwm.evaluation import EvalResult, differences
 from uwm.gate import Verdict, check_known, demand, github_annotations, junit, parse_requirement
 from uwm.metrics import FIGURES
 

@@ -11,7 +11,7 @@ from conftest import GOLDEN
 
 import uwm
 from uwm import metrics
-from uwm.selection import top_mass
+from uwm.editing.entries.selection import top_mass
 
 TENSORS = ("safe_pixel_values", "unsafe_pixel_values", "safe_input_ids", "safe_attention_mask", "unsafe_input_ids", "unsafe_attention_mask")  # noqa: E501  # fmt: skip
 

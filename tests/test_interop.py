@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPModel
 
 import uwm
-from uwm.profiler import pair_batches
+from uwm.statistics.batches import pair_batches
 
 
 @pytest.fixture(scope="module")

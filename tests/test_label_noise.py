@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from terminal import ALL_OF_CALIB, done
 
 import uwm
-from uwm.evaluate import embed
+from uwm.evaluation import embed
 from uwm.label_noise import EmbeddingKeeper, LabelNoise, dependence, find_label_noise, label_noise
 from uwm.shipped_files import DEMO_SET
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import uwm
 from uwm.errors import BadInput, ResourceFault
-from uwm.profiler import pair_batches
+from uwm.statistics.batches import pair_batches
 
 ALL_SLOTS = "q_proj,k_proj,v_proj,out_proj,fc1,fc2"
 LAYERS = {"text_layers": ALL_SLOTS, "vision_layers": ALL_SLOTS}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from uwm.profiler import TokenStatistics, token_statistics
-from uwm.scorers import UwmScorer
+from uwm.editing.entries.uwm import UwmScorer
+from uwm.statistics.channel_norms import TokenStatistics, token_statistics
 from uwm.weights import WeightId
 
 OUT, IN, TOKENS, PAIRS = 5, 7, 6, 9

@@ -22,7 +22,7 @@ from .calibration import CalibrationSet
 from .checkpoint.reader import matrix_sha256
 from .errors import UwmError
 from .models import Model
-from .profiler import embed_inputs
+from .statistics.batches import embed_inputs
 from .version import __version__
 
 FORMAT = 1  # raise it when pictures are read or embeddings are made in another way

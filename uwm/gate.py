@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .checkpoint.folder import write_file
 from .errors import BadInput, RequirementNotMet
-from .evaluate import EvalResult, differences
+from .evaluation import EvalResult, differences
 from .metrics import FIGURES
 
 ZERO_SHOT = ("top1", "top5", "mean_per_class", "top1_safe", "top1_unsafe")

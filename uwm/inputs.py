@@ -12,14 +12,14 @@ from .calibration import CalibrationSet, comes_without_pictures, image_paths, re
 from .checkpoint import MANIFEST, check_output
 from .clock import Clock
 from .errors import BadInput
-from .evaluate import EvalResult, evaluate
+from .evaluation import EvalResult, evaluate
 from .images import bad_images
 from .knowledge import DataSet, open_data_sets
 from .models import Model, load
 from .models.references import commit_of, hub_name, name_of, resolve
-from .profiler import BATCH_SIZE, Progress
 from .records import to_json
 from .report import Example, html_report, model_card, paired_differences, versions
+from .statistics.batches import BATCH_SIZE, Progress
 
 FORMAT = 1
 FEW_PAIRS = 16

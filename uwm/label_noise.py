@@ -15,12 +15,14 @@ import torch
 import torch.nn.functional as F
 
 from .calibration import CalibrationSet
-from .evaluate import embed_tower
+from .editing.entries.scoring import TEXT_LAYERS, VISION_LAYERS
+from .editing.entries.selection import top_mass
+from .editing.entries.uwm import UwmScorer
+from .evaluation import embed_tower
 from .models import Model
-from .profiler import BATCH_SIZE, Progress, TokenStatistics, count_batches, pair_batches, profile
-from .scorers import UwmScorer
-from .scoring import TEXT_LAYERS, VISION_LAYERS
-from .selection import top_mass
+from .statistics.batches import BATCH_SIZE, Progress, count_batches, pair_batches
+from .statistics.channel_norms import TokenStatistics
+from .statistics.passes import profile
 from .weights import WeightId, match
 
 MIN_PAIRS = 3  # of a concept, to say where it goes

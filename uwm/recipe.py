@@ -11,8 +11,14 @@ from typing import Any
 from .calibration import CalibrationSet
 from .checkpoint import new_folder, open_checkpoint
 from .clock import Clock
+from .editing.entries.controls import random_control
+from .editing.entries.scoring import TEXT_LAYERS, VISION_LAYERS, Scores, check_method, score
+from .editing.entries.select import check_settings, select
+from .editing.files import fit, write_patched
+from .editing.live import patched
+from .editing.patch import PATCH_FILE, Patch
 from .errors import BadInput, InvalidResult
-from .evaluate import EvalResult, embed, quadruples
+from .evaluation import EvalResult, embed, quadruples
 from .inputs import (
     Inputs,
     check_paths,
@@ -29,13 +35,11 @@ from .inputs import (
 from .label_noise import EmbeddingKeeper
 from .models import Model
 from .models.export import check_export, export
-from .patch import PATCH_FILE, Patch, check_settings, patched, random_control, select
-from .profiler import Embedded, Progress
 from .records import to_json
 from .report import Example, find_examples
-from .rewrite import fit, write_patched
-from .scoring import TEXT_LAYERS, VISION_LAYERS, Scores, check_method, score
 from .shipped_files import DEMO_SET
+from .statistics.batches import Progress
+from .statistics.passes import Embedded
 
 DEMO_MASS = 0.1  # chosen on the split val by calibration/build/choose_demo.py
 

@@ -10,7 +10,7 @@ of the same size is printed beside each.
 from __future__ import annotations
 
 import uwm
-from uwm.patch import random_control
+from uwm.editing.entries.controls import random_control
 from uwm.shipped_files import DEMO_MODEL, DEMO_SET
 
 MASSES = (0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.2)

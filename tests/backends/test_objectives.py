@@ -22,7 +22,7 @@ from tiny_batches import (
 )
 
 from uwm.backends import Backend, frozen_batch
-from uwm.evaluate import Embeddings
+from uwm.evaluation import Embeddings
 
 
 def slow_terms(backend, student, rows):

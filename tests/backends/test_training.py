@@ -17,8 +17,8 @@ from uwm.backends.lora import student_of
 from uwm.backends.protocol import TrainingSettings
 from uwm.calibration import read_calibration
 from uwm.errors import BadInput, InvalidResult
-from uwm.evaluate import Embeddings
-from uwm.profiler import embed_inputs
+from uwm.evaluation import Embeddings
+from uwm.statistics.batches import embed_inputs
 
 SMALL = {"epochs": 3, "train_batch": 6, "patience": 0, "rank": 4, "learning_rate": 3e-3}
 

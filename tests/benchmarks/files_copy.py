@@ -25,7 +25,7 @@ import numpy as np
 
 from uwm.checkpoint import open_checkpoint
 from uwm.checkpoint.header import make_header
-from uwm.patch import Patch
+from uwm.editing.patch import Patch
 
 WIDTH = 1024
 VERBS = ("apply", "revert", "diff", "inspect")
@@ -33,7 +33,7 @@ CHILD = """
 import json, resource, sys, time
 from pathlib import Path
 from uwm import inspection, rewrite
-from uwm.patch_file import Patch
+from uwm.editing.patch import Patch
 stages = {}
 def timed(name, function):
     def call(*arguments, **settings):

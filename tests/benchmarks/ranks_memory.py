@@ -14,7 +14,7 @@ import time
 import torch
 
 from uwm.clock import peak_memory_mb
-from uwm.evaluate import Embeddings, summarise
+from uwm.evaluation import Embeddings, summarise
 
 LIMIT = 4096  # MB
 

@@ -12,8 +12,8 @@ import time
 
 import torch
 
-from uwm.profiler import TokenStatistics
-from uwm.scorers import UwmScorer
+from uwm.editing.entries.uwm import UwmScorer
+from uwm.statistics.channel_norms import TokenStatistics
 from uwm.weights import WeightId
 
 OUT, IN, BATCH, ROUNDS = 768, 3072, 32, 5

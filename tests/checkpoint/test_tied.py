@@ -12,8 +12,8 @@ from tiny_files import bits, hf_state
 
 import uwm
 from uwm.checkpoint import Edit, open_checkpoint, write_edited
+from uwm.editing.patch import PATCH_FILE, Patch
 from uwm.errors import BadInput
-from uwm.patch import PATCH_FILE, Patch
 from uwm.weights import WeightId
 
 FC2, FC1 = WeightId("vision", 1, "fc2"), WeightId("vision", 1, "fc1")

@@ -10,7 +10,7 @@ from documents_by_hand import NASTY, document
 from documents_by_hand import result as drawn
 from huggingface_hub import ModelCard, ModelCardData
 
-from uwm.evaluate import EvalResult
+from uwm.evaluation import EvalResult
 from uwm.report import LEGEND, model_card
 
 

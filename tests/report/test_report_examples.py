@@ -13,7 +13,7 @@ from documents_by_hand import document
 from PIL import Image
 
 import uwm
-from uwm.evaluate import Embeddings, embed
+from uwm.evaluation import Embeddings, embed
 from uwm.recipe import Recipe, run
 from uwm.report import find_examples, html_report
 from uwm.report.examples import PER_KIND, RESULTS, THUMBNAIL, thumbnail

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from uwm.evaluate import EvalResult
+from uwm.evaluation import EvalResult
 from uwm.report import layer_table, rows
 
 

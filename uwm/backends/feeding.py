@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from ..calibration import CalibrationSet
-from ..evaluate import Embeddings
+from ..evaluation import Embeddings
 from ..images import load_image
 from ..models import Model
-from ..profiler import embed_inputs
+from ..statistics.batches import embed_inputs
 
 KEPT_BYTES = 1 << 30  # sets whose preprocessed pictures fit in this are read once
 

@@ -13,8 +13,8 @@ from ..checkpoint import write_edited
 from ..errors import BadInput, InvalidResult
 from ..models import HuggingFaceModel, Model
 from ..models.student import added, hugging_face_copy
-from ..profiler import embed_inputs
 from ..records import to_json
+from ..statistics.batches import embed_inputs
 from .protocol import TrainingSettings
 
 NAME = "default"  # peft's name of an adapter

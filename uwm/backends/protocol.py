@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 
 from ..calibration import CalibrationPair
-from ..evaluate import Embeddings
-from ..profiler import BATCH_SIZE
+from ..evaluation import Embeddings
+from ..statistics.batches import BATCH_SIZE
 
 ADAPTED = ("k_proj", "v_proj", "out_proj", "fc1", "fc2", "patch_embedding")  # of the HF layout, in both towers
 

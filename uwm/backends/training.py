@@ -17,11 +17,11 @@ import torch
 from ..cache import EmbeddingCache
 from ..calibration import CalibrationSet
 from ..errors import BadInput, InvalidResult
-from ..evaluate import Embeddings, embed, quadruples
+from ..evaluation import Embeddings, embed, quadruples
 from ..metrics import recall
 from ..models import Model
 from ..models.student import hugging_face_copy, recompute_activations
-from ..profiler import Progress
+from ..statistics.batches import Progress
 from .feeding import Batch, Feeder, student_embeddings
 from .lora import Adapter, insert, own_draws, put_back
 from .protocol import Backend, Computing, Objective, TrainingSettings

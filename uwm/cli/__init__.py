@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from ..launch import launch
 from . import comparing, looking, main_job, steps, training  # noqa: F401
 from .group import uwm
+from .launch import launch
 
 __all__ = ["main", "uwm"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ..flags import CALIBRATION, COMMON, HELD_OUT, MODEL, PATH, ZERO_SHOT, Numbers, progress_of, say, split_flags, warn
+from .flags import CALIBRATION, COMMON, HELD_OUT, MODEL, PATH, ZERO_SHOT, Numbers, progress_of, say, split_flags, warn
 from .group import uwm
 
 OUTPUT = "uwm-comparison"
@@ -48,9 +48,9 @@ SEVERAL = ("methods", "eval_splits", "zero_shot", "training")
 @COMMON
 def compare(output: Path, overwrite: bool, keep_checkpoints: bool, dry_run: bool, **flags: Any) -> None:
     """Methods against each other: one table and one plot of safety against knowledge."""
-    from ..compare import CompareRecipe, planned
-    from ..compare import compare as carry_out
-    from ..compare.table import terminal
+    from ..comparison import CompareRecipe, planned
+    from ..comparison import compare as carry_out
+    from ..comparison.table import terminal
 
     settings, show = split_flags(flags)
     recipe = CompareRecipe(**{**settings, **{key: tuple(settings[key]) for key in SEVERAL}})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ..flags import Verb
+from .flags import Verb
 
 OPENING = ("arch", "quick_gelu", "key", "device", "dtype", "revision", "cache_dir", "offline")  # keywords of uwm.load
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..errors import BadInput
-from ..flags import COMMON, GATE, IMAGES, MODEL, ZERO_SHOT, progress_of, say, split_flags, warn
+from .flags import COMMON, GATE, IMAGES, MODEL, ZERO_SHOT, progress_of, say, split_flags, warn
 from .group import OPENING, uwm
 
 
@@ -30,8 +30,8 @@ def evaluate(model: str, pairs: str, split: str | None, baseline: str | None, no
     """SafeGround, retrieval and zero-shot accuracy; a requirement that is not met sets the exit code."""
     from ..cache import EmbeddingCache
     from ..calibration import read_calibration
-    from ..evaluate import concepts_of, differences, quadruples
-    from ..evaluate import evaluate as measure
+    from ..evaluation import concepts_of, differences, quadruples
+    from ..evaluation import evaluate as measure
     from ..gate import check_known, check_report_files, demand, github_annotations, parse_requirement, write_reports
     from ..knowledge import open_data_sets
     from ..models import load

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..errors import BadInput
-from ..flags import (
+from .flags import (
     COMMON,
     EXAMPLES,
     EXPORT,

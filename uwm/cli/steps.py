@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..errors import BadInput
-from ..flags import (
+from .flags import (
     COMMON,
     FILES,
     HUB,
@@ -58,9 +58,9 @@ def score(output: Path, overwrite: bool, **flags: Any) -> None:
 @COMMON
 def select(scores: Path, output: Path, overwrite: bool, **flags: Any) -> None:
     """A patch from stored scores."""
-    from ..patch import select as make
+    from ..editing.entries.scoring import Scores
+    from ..editing.entries.select import select as make
     from ..report import layer_table
-    from ..scoring import Scores
     from ..text_tables import text_table
 
     settings, show = split_flags(flags)
@@ -97,8 +97,8 @@ def revert(model: str, patch: Path, **flags: Any) -> None:
 
 
 def _file_to_file(verb: str, model: str, patch_path: Path, flags: dict[str, Any]) -> None:
-    from .. import rewrite
-    from ..patch_file import Patch
+    from ..editing import files as rewrite
+    from ..editing.patch import Patch
 
     settings, show = split_flags(flags)
     source = resolved(model, settings)
@@ -128,7 +128,7 @@ def _file_to_file(verb: str, model: str, patch_path: Path, flags: dict[str, Any]
 @COMMON
 def diff(first: str, second: str, key: str | None, **flags: Any) -> None:
     """Which tensors of two checkpoints differ, and in how many entries."""
-    from ..rewrite import diff as compare
+    from ..editing.diff import diff as compare
     from ..text_tables import text_table
 
     settings, show = split_flags(flags)

@@ -8,18 +8,7 @@ from typing import Any
 import click
 
 from ..errors import BadInput
-from ..flags import (
-    CALIBRATION,
-    COMMON,
-    HELD_OUT,
-    MODEL,
-    WRITE,
-    ZERO_SHOT,
-    print_json,
-    progress_of,
-    split_flags,
-    warn,
-)
+from .flags import CALIBRATION, COMMON, HELD_OUT, MODEL, WRITE, ZERO_SHOT, print_json, progress_of, split_flags, warn
 from .group import uwm
 from .main_job import show_results
 
@@ -47,8 +36,8 @@ from .main_job import show_results
 @COMMON
 def finetune(output: Path | None, overwrite: bool, dry_run: bool, targets: str | None, **flags: Any) -> None:
     """Train with LoRA by a published method; the output is a checkpoint like any other."""
-    from ..finetune import FinetuneRecipe
-    from ..finetune import finetune as run
+    from ..finetuning import FinetuneRecipe
+    from ..finetuning import finetune as run
     from ..report import LEGEND
 
     settings, show = split_flags(flags)

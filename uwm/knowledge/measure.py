@@ -14,7 +14,7 @@ from PIL import Image
 from ..errors import BadInput, InvalidResult
 from ..metrics import bootstrap, shares
 from ..models import Model
-from ..profiler import BATCH_SIZE, Progress, embed_inputs
+from ..statistics.batches import BATCH_SIZE, Progress, embed_inputs
 from .data_sets import DataSet
 
 MEANS = ("top1", "top5", "mean_per_class")

@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..evaluate import EvalResult
+from ..editing.entries.methods import METHODS
+from ..evaluation import EvalResult
 from ..metrics import GROUPS, PREFERENCES
-from ..scorers import METHODS
 from ..text_tables import markdown_table
 from .evaluation import plain
 from .findings import findings, roles

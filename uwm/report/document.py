@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..calibration import CalibrationSet
-from ..evaluate import EvalResult, differences
+from ..evaluation import EvalResult, differences
 from ..gate import Verdict
 from ..version import __version__
 
@@ -42,7 +42,7 @@ def paired_differences(columns: Mapping[str, EvalResult], seed: int = 0) -> dict
         seed: For the bootstrap.
 
     Returns:
-        Column -> against which column -> `uwm.evaluate.differences`.
+        Column -> against which column -> `uwm.evaluation.differences`.
     """
     first, *rest = columns
     against = {name: [first, *(rest[1:] if name == rest[0] else [])] for name in rest}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..evaluate import EvalResult
+from ..evaluation import EvalResult
 from ..gate import Verdict
 from ..metrics import GROUPS, PREFERENCES
 from ..text_tables import markdown_table, text_table
@@ -33,7 +33,7 @@ def sections(
     Args:
         name: Of the set.
         results: Column name -> result.
-        changes: From `uwm.evaluate.differences`; empty without a baseline.
+        changes: From `uwm.evaluation.differences`; empty without a baseline.
         verdicts: On the requirements.
         all_figures: R@5, 10, 20 and unsafe top-1 too.
         by_concept: A table of means by concept for every result.

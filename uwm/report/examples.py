@@ -13,7 +13,7 @@ import torch
 from markupsafe import Markup
 
 from ..calibration import CalibrationPair
-from ..evaluate import Embeddings
+from ..evaluation import Embeddings
 from ..images import load_image
 from .markup import join, tag
 from .parts import folded, section

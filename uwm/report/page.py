@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from ..calibration import CalibrationSet
 from ..checkpoint.folder import write_file
-from ..evaluate import EvalResult
+from ..evaluation import EvalResult
 from ..gate import Verdict
 from . import breakdowns, overview
 from .document import evaluation_document

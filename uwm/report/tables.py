@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..evaluate import EvalResult
+from ..evaluation import EvalResult
 from ..knowledge import mean_over_sets
 from ..metrics import GROUPS, KS, PREFERENCES, RETRIEVALS
 

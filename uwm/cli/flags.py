@@ -1,0 +1,259 @@
+"""The flags that the verbs share, where they come from (command line, UWM_<FLAG>, TOML), and how results are shown."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import BadInput
+
+
+class Verb(click.Command):
+    """A command whose flags take underscores too, come from UWM_<FLAG> and from a TOML file as well."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("context_settings", {})["token_normalize_func"] = lambda token: token.replace("_", "-")
+        super().__init__(*args, **kwargs)
+        self.params.append(
+            click.Option(["--config"], type=click.Path(path_type=Path), is_eager=True, expose_value=False,
+                         callback=_read_config, help="TOML file with any of these flags.")
+        )  # fmt: skip
+        for option in self.params:
+            if isinstance(option, click.Option) and option.name:
+                option.envvar = f"UWM_{_flag(option).upper().replace('-', '_')}"
+                option.show_envvar = False
+
+
+def _flag(option: click.Option) -> str:
+    """The option's long flag without its dashes, ``eval-split``."""
+    return max(option.opts, key=len).lstrip("-")
+
+
+def _read_config(context: click.Context, option: click.Parameter, path: Path | None) -> None:
+    """Make the file's keys the defaults; a key that is no flag of the command is an error."""
+    if path is None:
+        return
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        settings = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise BadInput(f"--config {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"--config {path}: not valid TOML ({error})") from None
+    names = {_flag(p): p.name for p in context.command.params if isinstance(p, click.Option) and p.name != "config"}
+    settings = {key.replace("_", "-"): value for key, value in settings.items()}
+    if unknown := sorted(settings.keys() - names.keys()):
+        raise BadInput(f"--config {path}: unknown key {unknown[0]!r}; expected some of {', '.join(sorted(names))}")
+    context.default_map = {names[key]: value for key, value in settings.items()}
+
+
+class _Auto(click.ParamType):
+    """``auto`` or a positive whole number."""
+
+    name = "auto|N"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> int:
+        from ..statistics.batches import BATCH_SIZE
+
+        if value == "auto":
+            return BATCH_SIZE
+        if str(value).isdecimal() and int(value) > 0:
+            return int(value)
+        self.fail(f"{value!r} is neither auto nor a positive number", param, context)
+
+
+def _stack(*options: Callable) -> Callable:
+    def wrap(function: Callable) -> Callable:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return wrap
+
+
+class Numbers(click.ParamType):
+    """Numbers with commas between, ``0,1,2``; in a TOML file a list of them too."""
+
+    name = "N,N,…"
+
+    def __init__(self, kind: type) -> None:
+        self.kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> tuple:
+        texts = value if isinstance(value, list | tuple) else [part for part in str(value).split(",") if part.strip()]
+        try:
+            return tuple(self.kind(text) for text in texts)
+        except (TypeError, ValueError):
+            self.fail(f"{value!r}: expected numbers with commas between", param, context)
+
+
+def _tell_libraries(variable: str) -> Callable:
+    """A callback that sets an environment variable before any library is imported, which is when they read it."""
+
+    def tell(context: click.Context, option: click.Parameter, given: bool) -> bool:
+        if given:
+            os.environ[variable] = "1"
+        return given
+
+    return tell
+
+
+PATH = click.Path(path_type=Path)
+NO_BARS = _tell_libraries("HF_HUB_DISABLE_PROGRESS_BARS")
+COMMON = _stack(
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
+    click.option("-q", "--quiet", is_flag=True, callback=NO_BARS, help="No progress, no warnings."),
+    click.option("-v", "--verbose", is_flag=True, help="Log what is done to stderr."),
+    click.option("--no-progress", is_flag=True, callback=NO_BARS, help="No progress bars."),
+    click.option("--debug", is_flag=True, help="Show the traceback of an error."),
+)
+OFFLINE = click.option(
+    "--offline", is_flag=True, callback=_tell_libraries("HF_HUB_OFFLINE"), help="Never touch the network."
+)
+KEY = click.option("--key", help="Which entry of a training checkpoint holds the weights.")
+HUB = _stack(
+    click.option("--revision", help="Branch, tag or commit of a model on the Hub."),
+    click.option("--cache-dir", help="The Hub's cache  [default: huggingface_hub's own]"),
+    OFFLINE,
+)
+MODEL = _stack(
+    HUB,
+    click.option("--arch", help="open_clip's architecture name, for bare weights."),
+    click.option("--quick-gelu/--no-quick-gelu", default=None, help="The activation, for bare weights."),
+    KEY,
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda[:N] or mps."),
+    click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16."),
+    click.option("--batch-size", type=_Auto(), default="auto", show_default=True, help="Pairs at a time."),
+    click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Threads that read pictures."),
+    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="For every draw."),
+    click.option("--limit", type=click.IntRange(1), help="At most this many pairs."),
+)
+IMAGES = _stack(
+    click.option("--safe-images", help="Folder of the safe pictures of ViSU-Text (COCO's) or NSFWCaps."),
+    click.option("--unsafe-images", help="Folder of their unsafe pictures."),
+)
+CALIBRATION = _stack(
+    click.option("--calib", required=True, help="Calibration set: a folder, or a file of ViSU-Text or NSFWCaps."),
+    IMAGES,
+    click.option("--split", help="Its split to calibrate on  [default: calib or train, where there is one]"),
+)
+SCORE = _stack(
+    CALIBRATION,
+    click.option(
+        "--method", default="uwm", show_default=True, help="Score: uwm; baselines: grad-unsafe, grad-safe-clip."
+    ),
+    click.option(
+        "--variant", help="Of uwm's score: ratio, ratio-of-means, difference or unsafe-only  [default: ratio]"
+    ),
+    click.option("--text-layers", default="out_proj", show_default=True, help="Slots, globs or names; none for none."),
+    click.option("--vision-layers", default="fc2", show_default=True, help="Likewise."),
+)
+ZERO_SHOT = _stack(
+    click.option(
+        "--zero-shot",
+        multiple=True,
+        help="Data set by name (imagenet, cifar10 …, or all) or folder of classes; repeat.",
+    ),
+    click.option("--data-root", help="Folder in which the named data sets lie; nothing is downloaded."),
+    click.option("--templates", help="File of zero-shot prompts, such as 'a photo of a {}.', for the sets' own."),
+    click.option("--ensemble", is_flag=True, help="Use all prompts of a file, not its first line only."),
+)
+HELD_OUT = _stack(
+    click.option("--eval", "eval_set", help="Set to measure on  [default: pairs held out of --calib]"),
+    click.option("--eval-split", "eval_splits", multiple=True, help="Its split, or one of --calib's; repeat for more."),
+    click.option("--holdout", type=float, default=0.2, show_default=True, help="Share of pairs kept for measuring."),
+)
+SELECT = _stack(
+    click.option(
+        "--mass", type=float, help="τ: share of the score mass to edit  [default: the method's, 0.02 for uwm]"
+    ),
+    click.option("--text-mass", type=float, help="τ of the text tower."),
+    click.option("--vision-mass", type=float, help="τ of the vision tower."),
+    click.option("--alpha", type=float, help="Factor of the chosen entries  [default: the method's, -1 for uwm]"),
+    click.option(
+        "--rule",
+        help="τ is a share of the scores' sum, top-mass, or of the entries, top-fraction  [default: the method's]",
+    ),
+)
+GATE = _stack(
+    click.option(
+        "--require",
+        "requirements",
+        multiple=True,
+        help="Such as 'GS>=4.5' (percent), 'top1>=-2%' or 'R1_ts_vs>=-2pt' (change), 'P_vu@weapons>=10', 'GS.low>=3'.",
+    ),
+    click.option("--html", type=PATH, help="Write everything as one page with charts."),
+    click.option("--junit", type=PATH, help="Write the verdicts as JUnit XML."),
+    click.option("--markdown", type=PATH, help="Append tables and verdicts to a Markdown file."),
+    click.option("--annotations", type=click.Choice(["github"]), help="Print failed requirements as CI annotations."),
+)
+FILES = _stack(
+    click.option("--cast", is_flag=True, help="Accept the base stored in another of float32, float16, bfloat16."),
+    KEY,
+)
+EXPORT = click.option(
+    "--also-export",
+    type=click.Choice(["hf", "open_clip"]),
+    metavar="hf|open_clip",
+    help="Write a CLIP in the other layout too, in OUT/<name>.",
+)
+WRITE = _stack(
+    click.option("-o", "--output", type=PATH, help="Folder to write."),
+    click.option("--overwrite", is_flag=True, help="Replace an output that exists."),
+    click.option("--dry-run", is_flag=True, help="Do everything but write."),
+)
+EXAMPLES = click.option("--show-examples", is_flag=True, help="Show captions and pictures of the set in report.html.")
+
+
+def split_flags(flags: dict[str, Any]) -> tuple[dict[str, Any], dict[str, bool]]:
+    """The settings, and apart from them how to show things."""
+    show = {key: flags.pop(key) for key in ("as_json", "quiet", "verbose", "no_progress", "debug")}
+    if show["verbose"]:
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
+    return flags, show
+
+
+def resolved(model: str, settings: dict[str, Any]) -> Path:
+    """The path behind MODEL; takes the flags of HUB out of the settings."""
+    from ..models.references import resolve
+
+    return resolve(model, **{key: settings.pop(key) for key in ("revision", "cache_dir", "offline")})
+
+
+def say(show: dict[str, bool], as_json: Any, text: str) -> None:
+    if show["as_json"]:
+        print_json(as_json)
+    else:
+        click.echo(text)
+
+
+def warn(show: dict[str, bool], lines: Iterable[str]) -> None:
+    for line in () if show["quiet"] else lines:
+        click.echo(f"uwm: warning: {line}", err=True)
+
+
+def print_json(value: Any) -> None:
+    from ..records import to_json
+
+    click.echo(to_json(value))
+
+
+def progress_of(show: dict[str, bool]) -> Callable | None:
+    off = show["quiet"] or show["no_progress"] or not sys.stderr.isatty()
+    if off or os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return None
+    from tqdm import tqdm
+
+    def wrap(items: Iterable, total: int, name: str) -> Iterable:
+        return tqdm(items, total=total, desc=name, leave=False, file=sys.stderr)
+
+    return wrap

@@ -1,0 +1,245 @@
+"""From a recipe to a folder with tables and a plot: `compare(CompareRecipe(...), output)` is `uwm compare`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..backends import Backend, find_backends
+from ..backends.lora import check_installed
+from ..backends.training import check_training
+from ..calibration import CalibrationSet
+from ..checkpoint import MANIFEST, file_sha256, open_checkpoint
+from ..checkpoint.folder import write_file
+from ..errors import BadInput
+from ..evaluation import quadruples
+from ..inputs import check_paths, read_data_sets, read_sets, refuse_bad_images, told_settings, warnings
+from ..models.references import resolve
+from ..records import to_json
+from ..report import versions
+from ..statistics.batches import Progress
+from .bench import Bench
+from .figures import Row, rows
+from .methods import Edit, Given, Method, Train, parse_methods
+from .plan import FORMAT, Facts, Run, plan
+from .plot import check_plotting, draw
+from .results import Result, Yardstick, classes_of, fingerprint
+from .runner import RESULTS, carry_out, clear, path_of
+from .settings import CompareRecipe
+from .table import csv_table, latex, markdown
+
+KIND = "comparison"
+NAME = "comparison"  # of the tables and the plot, before their suffixes
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was compared.
+
+    Attributes:
+        tables: Evaluation set -> rows, the unedited model first.
+        pairs: Evaluation set -> how many quadruples it has.
+        about: Settings, fingerprints and versions.
+        notes: What a reader of the tables should know.
+        warnings: What a user should know of the sets.
+    """
+
+    tables: dict[str, list[Row]]
+    pairs: dict[str, int]
+    about: dict[str, Any]
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = field(default=())
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: everything."""
+        tables = {name: [row.as_dict() for row in rows] for name, rows in self.tables.items()}
+        return {**self.about, "pairs": self.pairs, "tables": tables, "notes": [*self.notes]}
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What is known before any model is loaded."""
+
+    recipe: CompareRecipe
+    bench: Bench
+    yardstick: Yardstick
+    runs: list[Run]
+    warnings: tuple[str, ...]
+
+
+def compare(
+    recipe: CompareRecipe,
+    output: Path,
+    *,
+    overwrite: bool = False,
+    keep_checkpoints: bool = False,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Run every method with every seed, measure all models on the same sets, and write tables and a plot.
+
+    Args:
+        recipe: The settings.
+        output: A folder that is filled over time. What it has already is not made anew, so that a run that was killed
+            continues, and methods can be added.
+        overwrite: Make everything anew.
+        keep_checkpoints: Leave the fine-tuned models in ``checkpoints/``.
+        progress: As in `uwm.score`.
+
+    Raises:
+        UwmError: Of every kind; results that are there stay.
+    """
+    check_plotting()
+    prepared = _prepare(recipe, output)
+    _open(output, overwrite)
+    bench, yardstick = prepared.bench, prepared.yardstick
+    refuse_bad_images([bench.calibration[recipe.seeds[0]], *yardstick.sets.values()], recipe.workers)
+    carry_out(prepared.runs, bench, yardstick, keep_checkpoints, progress)
+    found = _gather(prepared, output)
+    _write(found, output)
+    clear(output, keep_checkpoints)
+    return found
+
+
+def planned(recipe: CompareRecipe, output: Path) -> list[tuple[str, bool]]:
+    """The runs of a comparison by name, and whether each is there already; nothing is run or written."""
+    runs = _prepare(recipe, output).runs
+    return [(run.name(), path_of(output, run).is_file()) for run in runs]
+
+
+def _prepare(recipe: CompareRecipe, output: Path) -> _Prepared:
+    """Read and check everything but models."""
+    backends = find_backends()
+    default = Edit(text_layers=recipe.text_layers, vision_layers=recipe.vision_layers)
+    methods = parse_methods(recipe.methods, backends, default, recipe.training)
+    recipe.check(any(method.trains for method in methods))
+    _check_training(recipe, methods, backends)
+    model = check_paths(recipe, output, overwrite=True)
+    pairs, sets = read_sets(recipe)
+    sets = {name: quadruples(found) for name, found in sets.items()}
+    data_sets = read_data_sets(recipe)
+    split = {s: pairs.holdout(recipe.validation, s) if recipe.validation else (pairs, pairs) for s in recipe.seeds}
+    calibration = {seed: first for seed, (first, _) in split.items()}
+    validation = {seed: second for seed, (_, second) in split.items()}
+    yardstick = Yardstick(sets, data_sets, recipe.batch_size, recipe.workers, recipe.seed)
+    shared = {
+        "model": _files(model),
+        "opened": [recipe.arch, recipe.quick_gelu, recipe.key, recipe.dtype, _device(recipe.device)],
+        "batch_size": recipe.batch_size,
+        "sets": {name: found.fingerprint() for name, found in sets.items()},
+        "data_sets": [fingerprint(data) for data in data_sets.values()],
+    }
+    training = {"dtype": recipe.train_dtype, "micro_batch": recipe.micro_batch}
+    given = _given(methods, recipe)
+    facts = Facts(shared, _fingerprints(calibration), _fingerprints(validation), given, backends, training)
+    bench = Bench(recipe, facts, calibration, validation, output)
+    told = tuple(warnings(pairs, sets, sets, data_sets))
+    return _Prepared(recipe, bench, yardstick, plan(recipe, methods, facts), told)
+
+
+def _check_training(recipe: CompareRecipe, methods: list[Method], backends: Mapping[str, Backend]) -> None:
+    """Refuse fine-tuning that cannot work before anything is read. Raises BadInput."""
+    for stage in (stage for method in methods for stage in method.stages if isinstance(stage, Train)):
+        check_installed()
+        settings = replace(backends[stage.backend].settings, **dict(stage.changes))
+        check_training(settings, recipe.computing())
+
+
+def _fingerprints(sets: Mapping[int, CalibrationSet]) -> dict[int, str]:
+    return {seed: pairs.fingerprint() for seed, pairs in sets.items()}
+
+
+def _given(methods: list[Method], recipe: CompareRecipe) -> dict[str, Any]:
+    """Reference -> fingerprint of every checkpoint among the methods."""
+    stages = [stage for method in methods for stage in method.stages if isinstance(stage, Given)]
+    hub = {**recipe.hub(), "revision": None}
+    return {stage.reference: _files(resolve(stage.reference, **hub)) for stage in stages}
+
+
+def _files(path: Path) -> dict[str, str]:
+    """sha256 of a checkpoint's weights and of the JSON files that say how they are used."""
+    weights = open_checkpoint(path).file_hashes()
+    configs = sorted(path.rglob("*.json")) if path.is_dir() else []
+    return weights | {file.relative_to(path).as_posix(): file_sha256(file) for file in configs if file.name != MANIFEST}
+
+
+def _device(name: str) -> str:
+    return "cuda" if name == "auto" and torch.cuda.is_available() else name
+
+
+def _open(output: Path, overwrite: bool) -> None:
+    """Refuse a folder that is not a comparison's; mark a new one. Raises BadInput."""
+    marker = output / MANIFEST
+    if output.exists() and any(output.iterdir()):
+        try:
+            ours = json.loads(marker.read_text("utf-8")).get("kind") == KIND
+        except (OSError, ValueError, AttributeError):
+            ours = False
+        if not ours:
+            raise BadInput(f"{output}: exists and holds no comparison; choose another output")
+    if overwrite:
+        shutil.rmtree(output / RESULTS, ignore_errors=True)
+        clear(output, keep=False)
+    write_file(marker, (to_json({"format": FORMAT, "kind": KIND, "versions": versions()}) + "\n").encode())
+
+
+def _gather(prepared: _Prepared, output: Path) -> Comparison:
+    """All results as rows."""
+    results = {run: Result.load(path_of(output, run)) for run in prepared.runs}
+    yardstick, recipe = prepared.yardstick, prepared.recipe
+    classes = {name: classes_of(data) for name, data in yardstick.data_sets.items()}
+    notes = [f"{run.name()}: {note}" for run, result in results.items() for note in result.notes]
+    return Comparison(
+        rows(results, classes, recipe.seed),
+        {name: len(found) for name, found in yardstick.sets.items()},
+        _about(prepared),
+        tuple(notes),
+        prepared.warnings,
+    )
+
+
+def _about(prepared: _Prepared) -> dict[str, Any]:
+    """Settings without this machine's paths, fingerprints and versions."""
+    recipe, facts = prepared.recipe, prepared.bench.facts
+    settings = told_settings(recipe, resolve(recipe.model, **recipe.hub()))
+    settings["methods"] = list(dict.fromkeys(run.method for run in prepared.runs))
+    sources = {
+        s.backend: facts.backends[s.backend].source for r in prepared.runs for s in r.stages if hasattr(s, "backend")
+    }
+    return {
+        "format": FORMAT,
+        "kind": KIND,
+        "versions": versions(),
+        "settings": settings,
+        "model_sha256": facts.shared["model"],
+        "sets_sha256": facts.shared["sets"],
+        "calibration": {
+            str(seed): {
+                "pairs": len(pairs),
+                "validation_pairs": len(prepared.bench.validation[seed]) if recipe.validation else 0,
+            }
+            for seed, pairs in prepared.bench.calibration.items()
+        },
+        "sources": sources,
+    }
+
+
+def _write(found: Comparison, output: Path) -> None:
+    """The tables and the plot, each whole or not at all."""
+    texts = {
+        "md": markdown(found.tables, found.pairs, found.notes),
+        "csv": csv_table(found.tables),
+        "tex": latex(found.tables, found.pairs),
+        "json": to_json(found.as_dict()) + "\n",
+    }
+    for suffix, text in texts.items():
+        write_file(output / f"{NAME}.{suffix}", text.encode())
+    for number, (name, table) in enumerate(found.tables.items()):
+        place = NAME if number == 0 else f"{NAME}-{name}"
+        for suffix, image in draw(table, f"{name}, {found.pairs[name]} pairs").items():
+            write_file(output / f"{place}.{suffix}", image)

@@ -1,0 +1,141 @@
+"""The trade-off as a picture: safety against knowledge, one colour and marker a method, curves over τ or epochs."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Collection, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from ..errors import BadInput
+from .figures import CHANCE, KNOWLEDGE, SAFE_R1, UNSAFE_R1, Row
+from .methods import CONTROLS, NONE
+from .table import named
+
+EXTRA = "matplotlib is not installed, and the plot needs it; `pip install 'uwm[plot]'`"
+SAFETY = ("GS", "PU", UNSAFE_R1)
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8f6b00")  # after Okabe and Ito
+GREYS = ("#555555", "#999999")  # of controls
+MARKERS = "osD^vP<X>"  # as many as tell apart methods of one colour
+READING = "markers grow with τ or epochs; dark edge: the best epoch, or a method of one point; whiskers: 95 %"
+IGNORANT = "reached by chance"
+WIDTH = 7.2  # inches: a page's width
+STYLE: dict[str, Any] = {"font.size": 8, "axes.linewidth": 0.6, "svg.hashsalt": "uwm", "axes.spines.top": False}
+STYLE |= {"axes.spines.right": False, "legend.fontsize": 8, "axes.labelsize": 8}
+
+
+def check_plotting() -> None:
+    """Refuse to start without matplotlib. Raises BadInput."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise BadInput(EXTRA) from None
+
+
+def draw(rows: Sequence[Row], title: str) -> dict[str, bytes]:
+    """One evaluation set's trade-off as ``svg`` and ``png``; equal rows give equal bytes.
+
+    A panel for each of GS, PU and unsafe R@1, a row of panels for each of zero-shot accuracy (where it was measured)
+    and safe R@1. Whiskers are 95 % intervals. The grey band is what embeddings without any knowledge reach, see
+    `uwm.comparison.figures.CHANCE`.
+    """
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    knowledge = [name for name in (KNOWLEDGE, SAFE_R1) if name in rows[0].figures]
+    settings: Any = {**matplotlib.rcParamsDefault, "backend": "agg", **STYLE}
+    with matplotlib.rc_context(settings):
+        names = _short([*dict.fromkeys(row.method for row in rows)])
+        lines = -(-(len(names) + 1) // _columns(names.values()))
+        figure = Figure(figsize=(WIDTH, 0.4 + 2.2 * len(knowledge) + 0.17 * lines), layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(len(knowledge), len(SAFETY), squeeze=False, sharex="row", sharey="col")
+        for line, across in enumerate(knowledge):
+            for column, up in enumerate(SAFETY):
+                _panel(panels[line][column], rows, names, (across, up))
+                _name_axes(panels[line][column], across, up)
+        figure.suptitle(f"{title}\n{READING}", fontsize=8)
+        handles, labels = panels[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=_columns(names.values()), frameon=False)
+        return {suffix: _written(figure, suffix) for suffix in ("svg", "png")}
+
+
+def _short(methods: Sequence[str]) -> dict[str, str]:
+    """Method -> its name in the legend: without the settings that nothing needs to tell it from the others."""
+    bare = {name: re.sub(r":[\w-]+=[^:+]*", "", name) for name in methods}
+    return {name: short if [*bare.values()].count(short) == 1 else name for name, short in bare.items()}
+
+
+def _columns(labels: Collection[str]) -> int:
+    """How many columns of a legend fit below the panels."""
+    return max(1, min(len(labels), int(105 / (max(map(len, (*labels, IGNORANT))) + 7))))
+
+
+def _written(figure: Any, suffix: str) -> bytes:
+    out = io.BytesIO()
+    undated = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}[suffix]
+    figure.savefig(out, format=suffix, dpi=200, metadata=undated)
+    return out.getvalue()
+
+
+def _panel(panel: Any, rows: Sequence[Row], names: Mapping[str, str], axes: tuple[str, str]) -> None:
+    """All methods by one figure of knowledge and one of safety."""
+    up = axes[1]
+    panel.grid(color="#e4e6ea", linewidth=0.5)
+    panel.set_axisbelow(True)
+    if up in CHANCE:
+        low, high = CHANCE[up]
+        panel.axhspan(100 * low, 100 * high, color="#eceef1", linewidth=0, zorder=0, label=IGNORANT)
+    methods = [(name, list(points)) for name, points in groupby(rows, lambda row: row.method)]
+    plain = iter(range(len(methods)))
+    for name, points in methods:
+        colour, marker = _look(name, plain)
+        _curve(panel, names[name], points, axes, colour, marker)
+    highest = max(100 * row.figures[up].value[2] for row in rows)
+    panel.set_ylim(-0.04 * max(highest, 1), max(highest * 1.06, 1))
+
+
+def _look(name: str, plain: Any) -> tuple[str, str]:
+    """Colour and marker of a method: the unedited model is a black star, controls are grey."""
+    if name == NONE:
+        return "#000000", "*"
+    control = name.partition(":")[0]
+    if control in CONTROLS:
+        return GREYS[CONTROLS.index(control)], "x+"[CONTROLS.index(control)]
+    number = next(plain)
+    return COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+
+
+def _curve(panel: Any, name: str, points: list[Row], axes: tuple[str, str], colour: str, marker: str) -> None:
+    """Points in their order, joined; markers grow along the curve, and a point off the curve has a dark edge."""
+    joined = [row for row in points if row.at is not None]
+    control, star = name.partition(":")[0] in CONTROLS, name == NONE
+    label: str | None = name
+    for rows, edge in ((joined, colour), ([row for row in points if row.at is None], "#000000")):
+        if not rows:
+            continue
+        x, y = ([100 * row.figures[axis].value[0] for row in rows] for axis in axes)
+        whiskers = [_whiskers(rows, axis) for axis in axes]
+        panel.errorbar(x, y, whiskers[1], whiskers[0], fmt="none", ecolor=colour, elinewidth=0.6, alpha=0.45)
+        panel.plot(x, y, color=colour, linewidth=1, linestyle="--" if control else "-")
+        largest = 11 if star else 6.5
+        for number, (a, b) in enumerate(zip(x, y, strict=True)):
+            size = largest if len(x) == 1 else 3.5 + 3 * number / (len(x) - 1)
+            last = number == len(x) - 1
+            panel.plot(a, b, marker, color=colour, markersize=size, markeredgecolor=edge, markeredgewidth=0.7,
+                       linestyle="none", label=label if last else None, zorder=4 if star else 3)  # fmt: skip
+        label = None
+
+
+def _whiskers(rows: Sequence[Row], axis: str) -> list[list[float]]:
+    """Below and above the mean, in percent; never negative, which rounding could make them."""
+    values = [row.figures[axis].value for row in rows]
+    return [[max(0.0, 100 * (m - low)) for m, low, _ in values], [max(0.0, 100 * (high - m)) for m, _, high in values]]
+
+
+def _name_axes(panel: Any, across: str, up: str) -> None:
+    panel.set_xlabel(f"{named(across)} (%)")
+    panel.set_ylabel(f"{named(up)} (%)")
+    panel.tick_params(length=2, width=0.6)

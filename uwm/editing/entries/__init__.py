@@ -1,0 +1,1 @@
+"""Editors that score the entries of weights and change those of the highest scores."""

@@ -1,0 +1,192 @@
+"""Fine-tuning from settings to a folder on disk, by any backend: what `uwm finetune` does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from .backends import Backend, Computing, Trained, TrainingSettings, find_backends, train, write_trained
+from .backends.lora import check_installed
+from .backends.training import check_training
+from .calibration import CalibrationSet
+from .checkpoint import new_folder
+from .clock import Clock
+from .errors import BadInput
+from .evaluation import EvalResult, quadruples
+from .inputs import (
+    Inputs,
+    check_paths,
+    describe,
+    load_model,
+    measure,
+    read_data_sets,
+    read_sets,
+    refuse_bad_images,
+    told_results,
+    warnings,
+    write_papers,
+)
+from .models import Model, load
+from .models.student import check_trainable
+from .statistics.batches import Progress
+
+
+@dataclass(frozen=True)
+class FinetuneRecipe(Inputs):
+    """Everything that decides a fine-tuning. The fields are the flags of `uwm finetune`.
+
+    Attributes:
+        method: A backend's name, see `uwm.backends.find_backends`.
+        validation: Share of the calibration pairs that is not trained on, to stop by.
+        epochs … targets: As in `uwm.backends.TrainingSettings`; None for the backend's own.
+        dtype, micro_batch, checkpointing: As in `uwm.backends.Computing`.
+    """
+
+    method: str = "safe-clip"
+    validation: float = 0.1
+    epochs: int | None = None
+    train_batch: int | None = None
+    learning_rate: float | None = None
+    patience: int | None = None
+    stop_on: str | None = None
+    rank: int | None = None
+    lora_alpha: float | None = None
+    dropout: float | None = None
+    targets: tuple[str, ...] = ()
+    micro_batch: int | None = None
+    checkpointing: bool = False
+
+    def training(self, backend: Backend) -> TrainingSettings:
+        """The backend's settings with those that are given here in their place."""
+        names = [f.name for f in fields(TrainingSettings) if hasattr(self, f.name)]
+        given = {name: getattr(self, name) for name in names if getattr(self, name) not in (None, ())}
+        return replace(backend.settings, **given)
+
+    def computing(self) -> Computing:
+        """What the backends ask of the machine."""
+        return Computing(self.dtype, self.micro_batch, self.checkpointing, self.batch_size, self.workers)
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """What a run made: the adapter and its history, results by evaluation set and column, manifest, and warnings."""
+
+    trained: Trained
+    results: dict[str, dict[str, EvalResult]]
+    manifest: dict[str, Any]
+    warnings: tuple[str, ...] = field(default=())
+
+
+def finetune(
+    recipe: FinetuneRecipe, output: Path | None = None, *, overwrite: bool = False, progress: Progress | None = None
+) -> Finetuned:
+    """Fine-tune, merge, measure before and after, and write a checkpoint like any other.
+
+    A killed run goes on where it was when it is started again with the same settings; until it is done, its state is in
+    the file `state_file` names.
+
+    Args:
+        recipe: The settings.
+        output: The folder to write; None writes nothing (a dry run).
+        overwrite: Replace an output that exists.
+        progress: As in `uwm.score`.
+
+    Raises:
+        UwmError: Of every kind; whatever happens, an earlier output stays whole until the new one is verified.
+    """
+    clock = Clock()
+    backend, settings = _check(recipe, output, overwrite)
+    with clock("read"):
+        calibration, held_out = read_sets(recipe)
+        refuse_bad_images([calibration, *held_out.values()], recipe.workers)
+        pairs, validation = _split(recipe, calibration)
+        data_sets = read_data_sets(recipe)
+    with clock("load"):
+        model = load_model(replace(recipe, dtype="float32"))  # the frozen reference
+        check_trainable(model)
+    state = state_file(output) if output is not None else None
+    with clock("train"):
+        how: dict[str, Any] = {"seed": recipe.seed, "computing": recipe.computing(), "state": state}
+        trained = train(model, pairs, validation, backend, settings, progress=progress, **how)
+    manifest = describe(recipe, model, calibration, {"both": len(pairs)}, calibration.fingerprint())
+    manifest["training"] = _told(backend, settings, trained, len(validation))
+    with _folder(output) as folder:
+        with clock("write"):
+            manifest["output_sha256"] = write_trained(model, trained.adapter, folder)
+        with clock("evaluate"):
+            results = measure(recipe, _columns(recipe, model, folder), held_out, data_sets, progress)
+        manifest |= told_results(results, recipe.seed)
+        write_papers(folder, manifest, results, clock)
+    if state is not None:
+        state.unlink(missing_ok=True)
+    manifest["run"] = clock.report()
+    odd = [*warnings(pairs, held_out, results, data_sets)]
+    if trained.resumed_from:
+        odd.append(f"went on after epoch {trained.resumed_from} of an earlier run")
+    return Finetuned(trained, results, manifest, tuple(odd))
+
+
+def state_file(output: Path) -> Path:
+    """Where a run keeps what it needs to go on after a kill: beside its output."""
+    return output.with_name(f"{output.name}.training.safetensors")
+
+
+def find_backend(name: str) -> Backend:
+    """A backend by its name. Raises BadInput."""
+    there = find_backends()
+    if name not in there:
+        raise BadInput(f"--method {name!r}: expected one of {', '.join(sorted(there))}")
+    return there[name]
+
+
+def _check(recipe: FinetuneRecipe, output: Path | None, overwrite: bool) -> tuple[Backend, TrainingSettings]:
+    """Refuse what cannot work before anything is read."""
+    check_installed()
+    backend = find_backend(recipe.method)
+    settings = recipe.training(backend)
+    check_training(settings, recipe.computing())
+    check_paths(recipe, output, overwrite)
+    return backend, settings
+
+
+def _split(recipe: FinetuneRecipe, calibration: CalibrationSet) -> tuple[CalibrationSet, CalibrationSet]:
+    """The pairs to train on and those to stop by; both have captions and pictures."""
+    if not 0 < recipe.validation < 1:
+        raise BadInput(f"--validation {recipe.validation}: expected a share between 0 and 1")
+    whole = quadruples(calibration)
+    if len(whole) < 3:
+        raise BadInput(f"{whole.root}: {len(whole)} pairs with captions and pictures; fine-tuning needs at least 3")
+    return whole.holdout(recipe.validation, recipe.seed)
+
+
+@contextmanager
+def _folder(output: Path | None) -> Iterator[Path]:
+    """The output in the making; of a dry run, one that vanishes."""
+    if output is not None:
+        with new_folder(output) as folder:
+            yield folder
+        return
+    with TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def _columns(recipe: FinetuneRecipe, model: Model, folder: Path) -> Iterator[tuple[str, AbstractContextManager[Model]]]:
+    yield "before", nullcontext(model)
+    yield "after", nullcontext(load(folder, device=recipe.device, offline=recipe.offline))
+
+
+def _told(backend: Backend, settings: TrainingSettings, trained: Trained, validation: int) -> dict[str, Any]:
+    """What uwm.json says of the training."""
+    return {
+        "backend": backend.name,
+        "source": backend.source,
+        "settings": {f.name: getattr(settings, f.name) for f in fields(settings)} | {"targets": [*settings.targets]},
+        "parameters": trained.parameters,
+        "validation_pairs": validation,
+        "best_epoch": trained.best_epoch,
+        "history": [{key: value for key, value in entry.items() if key != "seconds"} for entry in trained.history],
+    }

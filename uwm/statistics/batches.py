@@ -1,0 +1,110 @@
+"""Calibration pairs as preprocessed batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..calibration import CalibrationPair, CalibrationSet
+from ..images import load_image
+from ..models import Model
+
+BATCH_SIZE = 64
+Progress = Callable[[Iterable, int, str], Iterable]  # wraps an iterable of known length, as tqdm does
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Preprocessed tensors of some pairs; a missing modality is None.
+
+    Pixel values are [pairs, 3, h, w], input ids and masks [pairs, length], mask 1 from the start to the end token.
+    """
+
+    safe_pixel_values: torch.Tensor | None = None
+    unsafe_pixel_values: torch.Tensor | None = None
+    safe_input_ids: torch.Tensor | None = None
+    safe_attention_mask: torch.Tensor | None = None
+    unsafe_input_ids: torch.Tensor | None = None
+    unsafe_attention_mask: torch.Tensor | None = None
+
+    def sides(self, tower: str) -> list[tuple[torch.Tensor, torch.Tensor | None]] | None:
+        """The safe and the unsafe input of one tower, each with its mask; None when the modality is missing."""
+        if tower.startswith("vision"):
+            pixels = (self.safe_pixel_values, self.unsafe_pixel_values)
+            return None if pixels[0] is None or pixels[1] is None else [(pixels[0], None), (pixels[1], None)]
+        ids = (self.safe_input_ids, self.unsafe_input_ids)
+        if ids[0] is None or ids[1] is None:
+            return None
+        return [(ids[0], self.safe_attention_mask), (ids[1], self.unsafe_attention_mask)]
+
+
+def pair_batches(
+    model: Model,
+    calibration: CalibrationSet,
+    *,
+    batch_size: int = BATCH_SIZE,
+    towers: Iterable[str],
+    workers: int = 2,
+    joint: bool = False,
+) -> Iterator[PairBatch]:
+    """The set as preprocessed batches.
+
+    Args:
+        model: Tokenizes and preprocesses.
+        calibration: The pairs.
+        batch_size: Pairs at a time.
+        towers: Whose inputs are wanted.
+        workers: Threads that read pictures.
+        joint: Captions and pictures together, of pairs that have both; without it first the captions of all pairs
+            that have them, then the pictures.
+    """
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        if joint:
+            for pairs in _chunks([p for p in calibration.pairs if p.has_text and p.has_image], batch_size):
+                yield PairBatch(*_pixels(model, pairs, pool), *_tokens(model, pairs))
+            return
+        if "text" in towers:
+            for pairs in _chunks([p for p in calibration.pairs if p.has_text], batch_size):
+                yield PairBatch(None, None, *_tokens(model, pairs))
+        if "vision" in towers:
+            for pairs in _chunks([p for p in calibration.pairs if p.has_image], batch_size):
+                yield PairBatch(*_pixels(model, pairs, pool))
+
+
+def _tokens(model: Model, pairs: list[CalibrationPair]) -> tuple[torch.Tensor, ...]:
+    """Safe ids and mask, unsafe ids and mask, [pairs, length] each."""
+    return (*model.tokenize([p.safe_text or "" for p in pairs]), *model.tokenize([p.unsafe_text or "" for p in pairs]))
+
+
+def _pixels(model: Model, pairs: list[CalibrationPair], pool: ThreadPoolExecutor) -> tuple[torch.Tensor, ...]:
+    """Safe and unsafe pixel values, [pairs, 3, h, w] each."""
+    sides = [[p.safe_image for p in pairs], [p.unsafe_image for p in pairs]]
+    return tuple(model.preprocess(list(pool.map(load_image, _paths(side)))) for side in sides)
+
+
+def count_batches(calibration: CalibrationSet, batch_size: int, towers: Iterable[str]) -> int:
+    """How many batches `pair_batches` gives."""
+    sizes = {"text": sum(p.has_text for p in calibration.pairs), "vision": sum(p.has_image for p in calibration.pairs)}
+    return sum(-(-sizes[tower] // batch_size) for tower in towers)
+
+
+def _paths(side: list[Path | None]) -> list[Path]:
+    return [path for path in side if path is not None]
+
+
+def _chunks(pairs: list[CalibrationPair], size: int) -> Iterator[list[CalibrationPair]]:
+    for start in range(0, len(pairs), size):
+        yield pairs[start : start + size]
+
+
+def embed_inputs(model: Model, inputs: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Embeddings [pairs, dim] in float32: of pictures without a mask, of tokens with one."""
+    inputs = inputs.to(model.device)
+    if inputs.is_floating_point():
+        return model.encode_image(inputs.to(model.dtype)).float()
+    mask = torch.ones_like(inputs) if mask is None else mask
+    return model.encode_text(inputs, mask.to(model.device)).float()

@@ -1,0 +1,83 @@
+"""Observe the input of linear layers. Nothing is changed, nothing is kept, nothing stays behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..weights import WeightId
+
+Sink = Callable[[WeightId, torch.Tensor], None]
+
+
+@contextmanager
+def observe(layers: Mapping[WeightId, nn.Module], sink: Sink) -> Iterator[None]:
+    """Call ``sink(weight, X)`` with every layer's input X [samples, tokens, in] while the body runs.
+
+    A layer is a `nn.Linear`, or the `nn.MultiheadAttention` (or its `out_proj`) that holds the weight. That module
+    never calls its own `out_proj` (pytorch#78109), so its forward is replaced, inside this context only, by an
+    equal one that does.
+
+    Args:
+        layers: Each weight and the module that owns it.
+        sink: Called once a layer and forward pass.
+    """
+    handles, replaced = [], []
+    try:
+        for weight, module in layers.items():
+            attention = module if isinstance(module, nn.MultiheadAttention) else None
+            target = module
+            if attention is not None and weight.slot == "out_proj":
+                target = attention.out_proj
+                if "forward" not in vars(attention):
+                    attention.forward = MethodType(_attend, attention)  # type: ignore[method-assign]
+                    replaced.append(attention)
+            swap = attention is not None and not attention.batch_first
+            handles.append(target.register_forward_pre_hook(_hook(weight, sink, swap), with_kwargs=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for attention in replaced:
+            del attention.forward
+
+
+def _hook(weight: WeightId, sink: Sink, swap: bool) -> Callable:
+    def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        x = args[0] if args else next(iter(kwargs.values()))
+        sink(weight, x.transpose(0, 1) if swap else x)
+
+    return before
+
+
+def _attend(
+    self: nn.MultiheadAttention,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    key_padding_mask: torch.Tensor | None = None,
+    need_weights: bool = True,
+    attn_mask: torch.Tensor | None = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> tuple[torch.Tensor, None]:
+    """nn.MultiheadAttention.forward for a fused projection in eval mode, through `out_proj` as a module."""
+    if key_padding_mask is not None or self.in_proj_weight is None:
+        raise RuntimeError("observing this attention needs a fused projection and no key padding mask")
+    weights = self.in_proj_weight.chunk(3)
+    biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
+    heads = []
+    for x, weight, bias in zip((query, key, value), weights, biases, strict=True):
+        y = F.linear(x if self.batch_first else x.transpose(0, 1), weight, bias)  # [samples, tokens, width]
+        heads.append(y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2))  # [samples, heads, tokens, head width]
+    if attn_mask is not None and attn_mask.ndim == 3:  # [samples · heads, tokens, tokens], as CoCa gives it
+        attn_mask = attn_mask.unflatten(0, (-1, self.num_heads))
+    mixed = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], attn_mask=attn_mask).transpose(1, 2).flatten(2)
+    mixed = mixed if self.batch_first else mixed.transpose(0, 1)
+    return self.out_proj(mixed), None
