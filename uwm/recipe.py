@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,14 +32,15 @@ from .inputs import (
     warnings,
     write_papers,
 )
-from .label_noise import EmbeddingKeeper
+from .label_noise import label_noise_of
 from .models import Model
 from .models.export import check_export, export
 from .records import to_json
 from .report import Example, find_examples
 from .shipped_files import DEMO_SET
 from .statistics.batches import Progress
-from .statistics.passes import Embedded
+from .statistics.embeddings import PairEmbeddings
+from .statistics.passes import Reducer
 
 DEMO_MASS = 0.1  # chosen on the split val by calibration/build/choose_demo.py
 
@@ -145,7 +146,7 @@ def make_scores(
     model: Model,
     calibration: CalibrationSet,
     progress: Progress | None,
-    embedded: Embedded | None = None,
+    also: Sequence[Reducer] = (),
 ) -> Scores:
     """`uwm.score` with the recipe's settings."""
     return score(
@@ -158,7 +159,7 @@ def make_scores(
         batch_size=recipe.batch_size,
         workers=recipe.workers,
         progress=progress,
-        embedded=embedded,
+        also=also,
     )
 
 
@@ -166,9 +167,9 @@ def _score(
     recipe: Recipe, model: Model, calibration: CalibrationSet, progress: Progress | None
 ) -> tuple[Scores, dict[str, Any]]:
     """The scores, and what uwm.json says of doubted pairs: nothing where the method makes no embeddings of its own."""
-    keeper = EmbeddingKeeper()
-    scores = make_scores(recipe, model, calibration, progress, embedded=keeper)
-    noise = keeper.label_noise(calibration)
+    kept = PairEmbeddings()
+    scores = make_scores(recipe, model, calibration, progress, also=[kept])
+    noise = label_noise_of(kept, calibration)
     return scores, {} if noise is None else {"label_noise": noise.as_dict()}
 
 

@@ -21,6 +21,7 @@ Progress = Callable[[Iterable, int, str], Iterable]  # wraps an iterable of know
 class PairBatch:
     """Preprocessed tensors of some pairs; a missing modality is None.
 
+    A preservation batch has safe inputs without unsafe partners: its unsafe fields are None.
     Pixel values are [pairs, 3, h, w], input ids and masks [pairs, length], mask 1 from the start to the end token.
     """
 
@@ -31,15 +32,18 @@ class PairBatch:
     unsafe_input_ids: torch.Tensor | None = None
     unsafe_attention_mask: torch.Tensor | None = None
 
-    def sides(self, tower: str) -> list[tuple[torch.Tensor, torch.Tensor | None]] | None:
-        """The safe and the unsafe input of one tower, each with its mask; None when the modality is missing."""
+    def sides(self, tower: str) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+        """The inputs of one tower, each with its mask: safe and unsafe, or safe only; empty without the modality."""
+        sides: list[tuple[torch.Tensor | None, torch.Tensor | None]]
         if tower.startswith("vision"):
-            pixels = (self.safe_pixel_values, self.unsafe_pixel_values)
-            return None if pixels[0] is None or pixels[1] is None else [(pixels[0], None), (pixels[1], None)]
-        ids = (self.safe_input_ids, self.unsafe_input_ids)
-        if ids[0] is None or ids[1] is None:
-            return None
-        return [(ids[0], self.safe_attention_mask), (ids[1], self.unsafe_attention_mask)]
+            sides = [(self.safe_pixel_values, None), (self.unsafe_pixel_values, None)]
+        else:
+            sides = [
+                (self.safe_input_ids, self.safe_attention_mask),
+                (self.unsafe_input_ids, self.unsafe_attention_mask),
+            ]
+        there = [(inputs, mask) for inputs, mask in sides if inputs is not None]
+        return there if sides[0][0] is not None else []
 
 
 def pair_batches(

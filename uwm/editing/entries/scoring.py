@@ -14,8 +14,9 @@ from ...calibration import CalibrationSet
 from ...errors import BadInput, InvalidResult
 from ...models import Model
 from ...statistics.batches import BATCH_SIZE, PairBatch, Progress, count_batches, pair_batches
+from ...statistics.channel_norms import ChannelNorms
 from ...statistics.gradients import gradients
-from ...statistics.passes import Embedded, profile
+from ...statistics.passes import Reducer, run_pass
 from ...weights import WeightId, match
 from .methods import METHODS
 
@@ -94,7 +95,7 @@ def score(
     batch_size: int = BATCH_SIZE,
     workers: int = 2,
     progress: Progress | None = None,
-    embedded: Embedded | None = None,
+    also: Sequence[Reducer] = (),
 ) -> Scores:
     """Score the chosen weights by how strongly they carry the unsafe side (UWM, section 4).
 
@@ -107,7 +108,7 @@ def score(
         batch_size: Pairs at a time; it does not change UWM's scores, it does change the gradient baselines'.
         workers: Threads that read pictures.
         progress: Wraps the batches, as tqdm does: ``progress(batches, total, name)``.
-        embedded: Given the embeddings that UWM's pass makes anyway, see `uwm.statistics.passes.profile`.
+        also: Further reducers that UWM's pass feeds; the gradient baselines make no such pass and feed none.
 
     Raises:
         BadInput: A pattern that matches nothing, an unknown method or variant, no weight chosen.
@@ -129,7 +130,7 @@ def score(
         recipe["calibration"] = calib.fingerprint()
     else:
         batches = calib
-    tensors, guards, recipe["pairs"] = _compute(method, variant, model, batches, chosen, embedded)
+    tensors, guards, recipe["pairs"] = _compute(method, variant, model, batches, chosen, also)
     _check_finite(tensors)
     base = {weight: model.fingerprint(weight) for weight in chosen}
     return Scores(tensors, base, recipe, guards, {weight: model.casts(weight) for weight in chosen})
@@ -173,7 +174,7 @@ def _compute(
     model: Model,
     batches: Iterable[PairBatch],
     chosen: list[WeightId],
-    embedded: Embedded | None,
+    also: Sequence[Reducer],
 ) -> tuple[dict[WeightId, torch.Tensor], dict[WeightId, dict[str, int]], dict[str, int]]:
     """Scores, guards and pairs seen, by whichever way the method works."""
     method = METHODS[name]
@@ -183,7 +184,7 @@ def _compute(
     assert method.scorer is not None
     variant = variant or method.variants[0]
     scorers = {weight: method.scorer(weight, model.parameter(weight), variant) for weight in chosen}
-    seen = profile(model, batches, scorers, embedded)
+    seen = run_pass(model, batches, [ChannelNorms(scorers), *also], {w.tower for w in chosen})
     return {w: s.scores() for w, s in scorers.items()}, {w: s.guards for w, s in scorers.items()}, seen
 
 
