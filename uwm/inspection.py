@@ -13,7 +13,7 @@ from .editing.patch import PATCH_FILE, Patch
 from .models.references import resolve
 
 if TYPE_CHECKING:
-    from .editing.entries.scoring import Scores
+    from .editing.entries.scores import Scores
 
 PACKAGES = ("uwm", "torch", "torchvision", "transformers", "open_clip_torch", "safetensors", "huggingface_hub", "numpy", "pillow")  # fmt: skip  # noqa: E501
 
@@ -32,7 +32,7 @@ def inspect(reference: str | Path, key: str | None = None) -> tuple[dict[str, An
     if about is not None and about["kind"] == "patch":
         return _patch(Patch.load(path))
     if about is not None and about["kind"] == "scores":
-        from .editing.entries.scoring import Scores
+        from .editing.entries.scores import Scores
 
         return _scores(Scores.load(path))
     return _checkpoint(path, key)

@@ -17,6 +17,7 @@ from .flags import (
     OFFLINE,
     PATH,
     SCORE,
+    SCORING,
     SELECT,
     WRITE,
     progress_of,
@@ -37,15 +38,19 @@ from .group import uwm
 @COMMON
 def score(output: Path, overwrite: bool, **flags: Any) -> None:
     """Profile and score only; thresholds can then be tried for free."""
-    from ..inputs import calibration_pairs, load_model
-    from ..recipe import Recipe, make_scores
+    from ..editing.entries.scoring import entry_editor
+    from ..editing.entries.scoring import score as make
+    from ..inputs import Inputs, calibration_pairs, load_model
 
     settings, show = split_flags(flags)
-    recipe = Recipe(**settings)
+    how = {name: value for name in SCORING if (value := settings.pop(name)) is not None}
+    how["method"] = entry_editor(settings.pop("method")).name
+    recipe = Inputs(**settings)
     _refuse_existing(output, overwrite, recipe.model, recipe.calib)
     pairs = calibration_pairs(recipe)
     warn(show, pairs.warnings())
-    scores = make_scores(recipe, load_model(recipe), pairs, progress_of(show))
+    how |= {"batch_size": recipe.batch_size, "workers": recipe.workers, "progress": progress_of(show)}
+    scores = make(load_model(recipe), pairs, **how)
     scores.save(output)
     say(show, {"output": str(output), "weights": len(scores), **scores.recipe}, f"{len(scores)} weights → {output}")
 
@@ -58,7 +63,7 @@ def score(output: Path, overwrite: bool, **flags: Any) -> None:
 @COMMON
 def select(scores: Path, output: Path, overwrite: bool, **flags: Any) -> None:
     """A patch from stored scores."""
-    from ..editing.entries.scoring import Scores
+    from ..editing.entries.scores import Scores
     from ..editing.entries.select import select as make
     from ..report import layer_table
     from ..text_tables import text_table

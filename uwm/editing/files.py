@@ -199,7 +199,8 @@ def _renamed(checkpoint: Checkpoint, patch: Patch, found: dict[WeightId, Found],
         return dict(sorted(pairs, key=lambda pair: pair[0]))
 
     names = ("changes", "shapes", "base", "edited", "missed", "norms", "casts")
-    fitted = replace(patch, **{name: under(getattr(patch, name)) for name in names})
+    renamed: dict[str, Any] = {name: under(getattr(patch, name)) for name in names}
+    fitted = replace(patch, **renamed)
     traces = {place.name: place.trace for place in found.values() if place.trace is not None}
     if not traces:
         return fitted

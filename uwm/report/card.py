@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..editing.entries.methods import METHODS
+from ..editing.editors import find_editor
 from ..evaluation import EvalResult
 from ..metrics import GROUPS, PREFERENCES
 from ..text_tables import markdown_table
@@ -59,7 +59,7 @@ def _opening(manifest: Mapping[str, Any]) -> tuple[str, str]:
     if "training" in manifest:
         return "fine-tuned", f"This copy of {name} was fine-tuned to be safer {trained_words(manifest)}"
     settings, layers = manifest["settings"], manifest["layers"]
-    found_by = METHODS[settings.get("method", "uwm")].title
+    found_by = find_editor(settings.get("method", "uwm")).title
     what = "negated" if settings["alpha"] == -1 else f"multiplied by {settings['alpha']}"
     return "edited", (
         f"In this copy of {name} the weights that carry unsafe content were found by {found_by} "
