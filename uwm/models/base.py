@@ -12,7 +12,7 @@ from torch import nn
 
 from ..checkpoint import Checkpoint
 from ..checkpoint.reader import cast_sha256, matrix_sha256
-from ..layouts import find_weights, recognise
+from ..layouts import find_tensors, recognise
 from ..weights import WeightId
 
 
@@ -23,7 +23,8 @@ class Model(ABC):
         module: The torch module, in eval mode.
         checkpoint: Where its weights came from; None for a module made in memory.
         layout: Its encoders, by their keys in `module`.
-        weights: Every editable weight, by its key in `module`.
+        tensors: Everything that has a name, by its key in `module`.
+        weights: Of these the matrices of the blocks' linear layers.
         quick_gelu: Whether the activation is QuickGELU.
         edited: The weights that an open `patched` block has changed.
         offline, cache_dir: How `uwm.load` was told to fetch; a tokenizer is only loaded when it is asked for.
@@ -39,7 +40,8 @@ class Model(ABC):
         self.edited: set[WeightId] = set()
         self._parameters = dict(module.named_parameters())
         self.layout = recognise(self._parameters, type(module).__name__)
-        self.weights = find_weights(self.layout, self._parameters)
+        self.tensors = find_tensors(self.layout, self._parameters)
+        self.weights = {weight: ref for weight, ref in self.tensors.items() if weight.is_matrix_of_block}
 
     @property
     def device(self) -> torch.device:
@@ -52,31 +54,29 @@ class Model(ABC):
         return next(self.module.parameters()).dtype
 
     def trainable(self, weight: WeightId) -> nn.Parameter:
-        """The whole parameter that holds a weight, row blocks of other weights included."""
-        return self._parameters[self.weights[weight].key]
+        """The whole parameter that holds a named tensor as it is stored, row blocks of others included."""
+        return self._parameters[self.tensors[weight].key]
 
     def parameter(self, weight: WeightId) -> torch.Tensor:
-        """The live matrix [out, in], a view: writing to it edits the model."""
-        ref = self.weights[weight]
-        tensor = self._parameters[ref.key].detach()
-        return tensor[ref.rows(len(tensor))]
+        """The live values of a named tensor, a matrix as [out, in]; a view: writing to it edits the model."""
+        return self.tensors[weight].of(self.trainable(weight).detach())
 
     def owner(self, weight: WeightId) -> nn.Module:
         """The module to observe for a weight: its linear layer, or the `nn.MultiheadAttention` around it."""
-        own, _, _ = self.weights[weight].key.rpartition(".")
+        own, _, _ = self.tensors[weight].key.rpartition(".")
         around = self.module.get_submodule(own.rpartition(".")[0])
         return around if isinstance(around, nn.MultiheadAttention) else self.module.get_submodule(own)
 
     def stored(self, weight: WeightId) -> torch.Tensor:
-        """The unedited matrix [out, in] as the checkpoint stores it, or as it is in memory where there is none."""
+        """The unedited values, a matrix as [out, in]: the checkpoint's, or those in memory where there is none."""
         return self.parameter(weight).cpu() if self.checkpoint is None else self.checkpoint.matrix(weight)
 
     def fingerprint(self, weight: WeightId) -> str:
-        """sha256 of the stored matrix."""
+        """sha256 of the stored values."""
         return matrix_sha256(self.stored(weight))
 
     def casts(self, weight: WeightId) -> dict[str, str]:
-        """sha256 of the stored matrix in each floating dtype, by the dtype's name."""
+        """sha256 of the stored values in each floating dtype, by the dtype's name."""
         return cast_sha256(self.stored(weight))
 
     @property

@@ -10,6 +10,7 @@ import torch
 
 from ..checkpoint import Checkpoint, LazyTensor, write_tensors
 from ..errors import BadInput
+from ..weights import block_count
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,7 @@ def convert(checkpoint: Checkpoint, to: str, target: Path) -> None:
 
 def plain_clip(checkpoint: Checkpoint, to: str) -> list[Rule]:
     """The rules that spell this checkpoint; raises as `convert`."""
-    layers = {
-        modality: 1 + max((w.block for w in checkpoint.weights if w.tower == modality), default=-1)
-        for modality in ("text", "vision")
-    }
+    layers = {modality: block_count(checkpoint.weights, modality) for modality in ("text", "vision")}
     text = checkpoint.layout.tower("text")
     prefix = text.prefix if text is not None and to == "hf" else ""
     table = list(rules(layers["text"], layers["vision"], prefix))

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..errors import BadInput
+from ..weights import block_count
 from .registry import architectures_of, model_config
 
 OPENAI_HEAD_WIDTH = 64
@@ -32,12 +33,12 @@ def sizes_of(checkpoint: Checkpoint) -> dict[str, int]:
             raise BadInput(f"{checkpoint.path}: bare {tower.encoder.family} weights need their folder with its config")
         modality = tower.encoder.modality
         first, positions = (shapes.get(tower.prefix + names[what]) for what in (modality, "positions"))
-        blocks = [weight.block for weight in checkpoint.weights if weight.tower == tower.name]
+        blocks = block_count(checkpoint.weights, tower.name)
         if first is None or positions is None or not blocks:
             raise BadInput(
                 f"{checkpoint.path}: no plain CLIP ({tower.name} lacks some of its tensors); pass its folder"
             )
-        found |= {f"{modality}_layers": 1 + max(blocks)} | _tower(modality, first, positions)
+        found |= {f"{modality}_layers": blocks} | _tower(modality, first, positions)
     projection = shapes.get("text_projection.weight") or shapes.get("text_projection")
     if projection is not None:
         found["embed_dim"] = projection[0] if hugging_face else projection[1]

@@ -50,11 +50,11 @@ def select(
             raise InvalidResult(f"{weight}: {error}") from None
     towers = sorted({w.modality for w in flips})
     settings = {"rule": {t: rules[t] for t in towers}, "mass": {t: masses[t] for t in towers}}
-    return Patch(
-        flips=flips,
+    return Patch.scaled(
+        flips,
+        alpha=alpha,
         shapes={weight: (values.shape[0], values.shape[1]) for weight, values in scores.items()},
         base=dict(scores.base),
-        alpha=alpha,
         recipe={**scores.recipe, **settings},
         casts=dict(scores.casts),
     )
