@@ -20,15 +20,15 @@ from .evaluation import EvalResult, quadruples
 from .inputs import (
     Inputs,
     check_paths,
-    describe,
+    describe_inputs,
+    describe_results,
     load_model,
     measure,
     read_data_sets,
     read_sets,
     refuse_bad_images,
-    told_results,
     warnings,
-    write_papers,
+    write_documents,
 )
 from .models import Model, load
 from .models.student import check_trainable
@@ -112,15 +112,15 @@ def finetune(
     with clock("train"):
         how: dict[str, Any] = {"seed": recipe.seed, "computing": recipe.computing(), "state": state}
         trained = train(model, pairs, validation, backend, settings, progress=progress, **how)
-    manifest = describe(recipe, model, calibration, {"both": len(pairs)}, calibration.fingerprint())
+    manifest = describe_inputs(recipe, model, calibration, {"both": len(pairs)}, calibration.fingerprint())
     manifest["training"] = _told(backend, settings, trained, len(validation))
     with _folder(output) as folder:
         with clock("write"):
             manifest["output_sha256"] = write_trained(model, trained.adapter, folder)
         with clock("evaluate"):
             results = measure(recipe, _columns(recipe, model, folder), held_out, data_sets, progress)
-        manifest |= told_results(results, recipe.seed)
-        write_papers(folder, manifest, results, clock)
+        manifest |= describe_results(results, recipe.seed)
+        write_documents(folder, manifest, results, clock)
     if state is not None:
         state.unlink(missing_ok=True)
     manifest["run"] = clock.report()

@@ -22,15 +22,15 @@ from .evaluation import EvalResult, embed, quadruples
 from .inputs import (
     Inputs,
     check_paths,
-    describe,
+    describe_inputs,
+    describe_results,
     load_model,
     measure,
     read_data_sets,
     read_sets,
     refuse_bad_images,
-    told_results,
     warnings,
-    write_papers,
+    write_documents,
 )
 from .label_noise import EmbeddingKeeper
 from .models import Model
@@ -112,7 +112,7 @@ def run(
     if output is not None:
         with clock("write"), new_folder(output) as folder:
             manifest["output_sha256"] = _write_weights(folder, model, patch, recipe.also_export)
-            write_papers(folder, manifest, results, clock, examples)
+            write_documents(folder, manifest, results, clock, examples)
     manifest["run"] = clock.report()
     return Outcome(patch, results, manifest, tuple(warnings(calibration, held_out, results, data_sets)))
 
@@ -229,12 +229,12 @@ def _manifest(
         }
         for w in patch.flips
     }
-    manifest = describe(recipe, model, calibration, scores.recipe["pairs"], scores.recipe["calibration"])
+    manifest = describe_inputs(recipe, model, calibration, scores.recipe["pairs"], scores.recipe["calibration"])
     manifest["settings"] |= {"mass": patch.recipe["mass"], "rule": patch.recipe["rule"], "alpha": patch.alpha}
     manifest["settings"]["variant"] = scores.variant
     return (
         manifest
-        | told_results(results, recipe.seed)
+        | describe_results(results, recipe.seed)
         | {
             "selected": sum(counts.values()),
             "of": sum(layer["of"] for layer in layers.values()),

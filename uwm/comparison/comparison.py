@@ -19,7 +19,7 @@ from ..checkpoint import MANIFEST, file_sha256, open_checkpoint
 from ..checkpoint.folder import write_file
 from ..errors import BadInput
 from ..evaluation import quadruples
-from ..inputs import check_paths, read_data_sets, read_sets, refuse_bad_images, told_settings, warnings
+from ..inputs import check_paths, public_settings, read_data_sets, read_sets, refuse_bad_images, warnings
 from ..models.references import resolve
 from ..records import to_json
 from ..report import versions
@@ -206,7 +206,7 @@ def _gather(prepared: _Prepared, output: Path) -> Comparison:
 def _about(prepared: _Prepared) -> dict[str, Any]:
     """Settings without this machine's paths, fingerprints and versions."""
     recipe, facts = prepared.recipe, prepared.bench.facts
-    settings = told_settings(recipe, resolve(recipe.model, **recipe.hub()))
+    settings = public_settings(recipe, resolve(recipe.model, **recipe.hub()))
     settings["methods"] = list(dict.fromkeys(run.method for run in prepared.runs))
     sources = {
         s.backend: facts.backends[s.backend].source for r in prepared.runs for s in r.stages if hasattr(s, "backend")
