@@ -30,6 +30,7 @@ from .inputs import (
     warnings,
     write_documents,
 )
+from .manifest import Manifest, TrainingFacts
 from .models import Model, load
 from .models.student import check_trainable
 from .statistics.batches import Progress
@@ -77,7 +78,7 @@ class Finetuned:
 
     trained: Trained
     results: dict[str, dict[str, EvalResult]]
-    manifest: dict[str, Any]
+    manifest: Manifest
     warnings: tuple[str, ...] = field(default=())
 
 
@@ -179,7 +180,7 @@ def _columns(recipe: FinetuneRecipe, model: Model, folder: Path) -> Iterator[tup
     yield "after", nullcontext(load(folder, device=recipe.device, offline=recipe.offline))
 
 
-def _told(backend: Backend, settings: TrainingSettings, trained: Trained, validation: int) -> dict[str, Any]:
+def _told(backend: Backend, settings: TrainingSettings, trained: Trained, validation: int) -> TrainingFacts:
     """What uwm.json says of the training."""
     return {
         "backend": backend.name,

@@ -33,6 +33,7 @@ from .inputs import (
     write_documents,
 )
 from .label_noise import EmbeddingKeeper
+from .manifest import LayerFacts, Manifest
 from .models import Model
 from .models.export import check_export, export
 from .records import to_json
@@ -67,7 +68,7 @@ class Outcome:
 
     patch: Patch
     results: dict[str, dict[str, EvalResult]]
-    manifest: dict[str, Any]
+    manifest: Manifest
     warnings: tuple[str, ...] = field(default=())
 
 
@@ -164,7 +165,7 @@ def make_scores(
 
 def _score(
     recipe: Recipe, model: Model, calibration: CalibrationSet, progress: Progress | None
-) -> tuple[Scores, dict[str, Any]]:
+) -> tuple[Scores, Manifest]:
     """The scores, and what uwm.json says of doubted pairs: nothing where the method makes no embeddings of its own."""
     keeper = EmbeddingKeeper()
     scores = make_scores(recipe, model, calibration, progress, embedded=keeper)
@@ -217,10 +218,10 @@ def _examples(
 
 def _manifest(
     recipe: Recipe, model: Model, calibration: CalibrationSet, scores: Scores, patch: Patch, results: Mapping
-) -> dict[str, Any]:
+) -> Manifest:
     """The content of uwm.json, but for what differs from run to run."""
     counts = patch.counts()
-    layers: dict[str, dict[str, Any]] = {
+    layers: dict[str, LayerFacts] = {
         str(w): {
             "selected": counts[w],
             "of": scores[w].numel(),

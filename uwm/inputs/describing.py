@@ -8,17 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from ..calibration import CalibrationSet
-from ..checkpoint import MANIFEST
 from ..clock import Clock
 from ..evaluation import EvalResult
 from ..knowledge import DataSet
+from ..manifest import FORMAT, Manifest, write_manifest
 from ..models import Model
 from ..models.references import commit_of, hub_name, name_of
-from ..records import to_json
 from ..report import Example, html_report, model_card, paired_differences, versions
 from .reading import Inputs
 
-FORMAT = 1
 LEAST_CALIBRATION_PAIRS = 16  # scores from fewer are mostly noise
 
 
@@ -30,7 +28,7 @@ def public_settings(inputs: Inputs, model: Path) -> dict[str, Any]:
     return settings | {"zero_shot": [Path(folder).name for folder in inputs.zero_shot]}
 
 
-def describe_results(results: Mapping[str, Mapping[str, EvalResult]], seed: int) -> dict[str, Any]:
+def describe_results(results: Mapping[str, Mapping[str, EvalResult]], seed: int) -> Manifest:
     """The figures and their paired differences, for uwm.json."""
     return {
         "results": {n: {column: r.as_dict() for column, r in columns.items()} for n, columns in results.items()},
@@ -38,9 +36,7 @@ def describe_results(results: Mapping[str, Mapping[str, EvalResult]], seed: int)
     }
 
 
-def describe_inputs(
-    inputs: Inputs, model: Model, calibration: CalibrationSet, pairs: Any, sha256: str
-) -> dict[str, Any]:
+def describe_inputs(inputs: Inputs, model: Model, calibration: CalibrationSet, pairs: Any, sha256: str) -> Manifest:
     """Versions, settings, model and calibration set, for uwm.json."""
     assert model.checkpoint is not None
     settings = public_settings(inputs, model.checkpoint.path)
@@ -66,12 +62,12 @@ def describe_inputs(
 
 
 def write_documents(
-    folder: Path, manifest: dict[str, Any], results: Mapping, clock: Clock, examples: Sequence[Example] = ()
+    folder: Path, manifest: Manifest, results: Mapping, clock: Clock, examples: Sequence[Example] = ()
 ) -> None:
     """Write the model card, the page and uwm.json beside the weights."""
     (folder / "README.md").write_text(model_card(manifest, results), "utf-8")
     (folder / "report.html").write_text(html_report(manifest, examples), "utf-8")
-    (folder / MANIFEST).write_text(to_json({**manifest, "run": clock.report()}) + "\n", "utf-8")
+    write_manifest(folder, {**manifest, "run": clock.report()})
 
 
 def warnings(

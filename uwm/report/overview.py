@@ -8,11 +8,12 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ..manifest import Columns, Manifest
 from ..weights import TOWERS
 from .charts import PERCENT, Row, Scale, dots, heat_map
-from .findings import TOP1, explain, roles
+from .findings import TOP1, against_reference, explain, roles
 from .markup import join, tag
-from .parts import Document, beside, by_set, cell, change_cells, figure, folded, grid, legend, section, table
+from .parts import beside, by_set, cell, change_cells, figure, folded, grid, legend, section, table
 from .tables import label
 
 HEADINGS = (  # the order of figures in charts and tables: heading, figures under it
@@ -35,7 +36,7 @@ Groups = list[tuple[str, list[str]]]
 # ---------------------------------------------------------------- what was edited
 
 
-def edited(document: Document) -> Markup | None:
+def edited(document: Manifest) -> Markup | None:
     if "layers" not in document:
         return None
     layers = document["layers"]
@@ -77,10 +78,10 @@ def _heat_words(cells: Mapping[str, float]) -> str:
 # ---------------------------------------------------------------- figures
 
 
-def measured(document: Document) -> Markup | None:
+def measured(document: Manifest) -> Markup | None:
     """Every figure of every column with its interval."""
 
-    def part(name: str, columns: Mapping[str, Any]) -> Markup:
+    def part(name: str, columns: Columns) -> Markup:
         def show(title: str, groups: Groups) -> Markup:
             rows = _rows(groups, lambda f: {c: r["figures"][f] for c, r in columns.items()})
             chart = dots(
@@ -102,7 +103,7 @@ def measured(document: Document) -> Markup | None:
     return section("Figures", "figures", tag("p", about + note), _meanings(document), content)
 
 
-def _meanings(document: Document) -> Markup:
+def _meanings(document: Manifest) -> Markup:
     names = next(iter(next(iter(document["results"].values())).values()))["figures"]
     return folded(
         "What the figures mean",
@@ -138,16 +139,22 @@ def _lines(groups: Groups, cells: Callable[[str], Sequence[object]]) -> list[Seq
     return [line for heading, names in groups for line in ((heading,), *((label(n), *cells(n)) for n in names))]
 
 
-def changed(document: Document) -> Markup | None:
+def changed(document: Manifest) -> Markup | None:
     """Paired differences against the reference, all on one scale."""
     differences = document.get("differences", {})
-    against = {s: _against_reference(c, differences.get(s, {})) for s, c in document["results"].items()}
+    against = {
+        name: {
+            column: {figure: change for figure, change in changes.items() if not figure.startswith(TOP1)}
+            for column, changes in against_reference(columns, differences.get(name, {})).items()
+        }
+        for name, columns in document["results"].items()
+    }
     bounds = [v for found in against.values() for d in found.values() for f in d.values() for v in f["difference"]]
     if not bounds:
         return None
     scale = Scale.around(bounds, "change in points")
 
-    def part(name: str, columns: Mapping[str, Any]) -> Markup | None:
+    def part(name: str, columns: Columns) -> Markup | None:
         def show(title: str, groups: Groups) -> Markup:
             rows = _rows(groups, lambda f: {c: d[f]["difference"] for c, d in found.items()})
             chart = dots(
@@ -167,9 +174,3 @@ def changed(document: Document) -> Markup | None:
         "lost: pairs that changed sides."
     )
     return section("Paired differences", "changes", tag("p", about), by_set(document, part))
-
-
-def _against_reference(columns: Mapping[str, Any], differences: Mapping[str, Any]) -> dict[str, Any]:
-    reference = roles(list(columns))[0]
-    found = {c: differences[c][reference] for c in columns if reference in differences.get(c, {})}
-    return {c: {f: d for f, d in changes.items() if not f.startswith(TOP1)} for c, changes in found.items()}
