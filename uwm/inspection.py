@@ -39,10 +39,13 @@ def inspect(reference: str | Path, key: str | None = None) -> tuple[dict[str, An
 
 
 def _patch(patch: Patch) -> tuple[dict[str, Any], list[list[str]]]:
-    total = sum(patch.counts().values())
-    about = {"kind": "patch", "alpha": patch.alpha, "entries": total, "recipe": patch.recipe}
-    body = [[f"{w}", f"{n}", f"{patch.shapes[w]}", patch.base[w][:16]] for w, n in patch.counts().items()]
-    return about, [["weight", "entries", "shape", "base sha256"], *body]
+    told = patch.summaries()
+    about = {"kind": "patch", "entries": sum(s.entries for s in told.values()), "recipe": patch.recipe}
+    body = [
+        [str(n), s.words, f"{s.entries}", f"{patch.shapes[n]}", patch.base[n][:16], patch.edited.get(n, "")[:16]]
+        for n, s in told.items()
+    ]
+    return about, [["tensor", "change", "entries", "shape", "base sha256", "edited sha256"], *body]
 
 
 def _scores(scores: Scores) -> tuple[dict[str, Any], list[list[str]]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from .calibration import CalibrationSet, Preservation, read_preservation
 from .checkpoint import new_folder, open_checkpoint
@@ -22,17 +22,18 @@ from .evaluation import EvalResult, embed, quadruples
 from .inputs import (
     Inputs,
     check_paths,
-    describe,
+    describe_inputs,
+    describe_results,
     load_model,
     measure,
     read_data_sets,
     read_sets,
     refuse_bad_images,
-    told_results,
     warnings,
-    write_papers,
+    write_documents,
 )
 from .label_noise import label_noise_of
+from .manifest import EditFacts, LayerFacts, Manifest
 from .models import Model
 from .models.export import check_export, export
 from .records import to_json
@@ -72,7 +73,7 @@ class Outcome:
 
     patch: Patch
     results: dict[str, dict[str, EvalResult]]
-    manifest: dict[str, Any]
+    manifest: Manifest
     warnings: tuple[str, ...] = field(default=())
 
 
@@ -84,7 +85,8 @@ class Edit:
         editor, settings: What edits, and how.
         statistics: What it asked of the pass.
         proposal: What it proposes.
-        patch, control: The edit, and the random control of equal kind and size.
+        patch: The edit, fitted to the model's checkpoint.
+        control: The random control of equal kind and size.
     """
 
     editor: Editor
@@ -139,7 +141,7 @@ def run(
     if output is not None:
         with clock("write"), new_folder(output) as folder:
             manifest["output_sha256"] = _write_weights(folder, model, edit.patch, recipe.also_export)
-            write_papers(folder, manifest, results, clock, examples)
+            write_documents(folder, manifest, results, clock, examples)
     manifest["run"] = clock.report()
     told = (*edit.proposal.warnings, *warnings(calibration, held_out, results, data_sets))
     return Outcome(edit.patch, results, manifest, told)
@@ -220,12 +222,13 @@ def _edited(
     proposal = editor.edit(model, statistics, chosen, recipe.seed)
     control = editor.control(model, statistics, chosen, recipe.seed)
     drawn = {"method": "random", "seed": recipe.seed}
+    assert model.checkpoint is not None
     return Edit(
         editor,
         chosen,
         statistics,
         proposal,
-        make_patch(model, proposal, about),
+        fit(model.checkpoint, make_patch(model, proposal, about))[0],
         make_patch(model, replace(control, settings={}), drawn),
     )
 
@@ -267,34 +270,30 @@ def _examples(
     return find_examples(pairs.pairs, embeddings, recipe.seed)
 
 
-def _manifest(
-    recipe: Recipe, model: Model, calibration: CalibrationSet, edit: Edit, results: Mapping
-) -> dict[str, Any]:
+def _manifest(recipe: Recipe, model: Model, calibration: CalibrationSet, edit: Edit, results: Mapping) -> Manifest:
     """The content of uwm.json, but for what differs from run to run."""
     patch, notes = edit.patch, edit.proposal.notes
-    layers: dict[str, dict[str, Any]] = {
-        str(name): {**asdict(summary), "notes": notes.get(name, {}), "base_sha256": patch.base[name]}
+    layers: dict[str, LayerFacts] = {
+        str(name): cast(LayerFacts, {**asdict(summary), "notes": notes.get(name, {}), "base_sha256": patch.base[name]})
         for name, summary in patch.summaries().items()
     }
-    manifest = describe(recipe, model, calibration, edit.statistics.pairs, patch.recipe["calibration"])
+    manifest = describe_inputs(recipe, model, calibration, edit.statistics.pairs, patch.recipe["calibration"])
     del manifest["settings"]["settings"]
     manifest["settings"] |= asdict(edit.settings) | edit.proposal.settings
-    manifest["edit"] = {"title": edit.editor.title, "source": edit.editor.source, **edit.proposal.report}
-    return (
-        manifest
-        | told_results(results, recipe.seed)
-        | {
-            "entries": sum(layer["entries"] for layer in layers.values()),
-            "of": sum(layer["of"] for layer in layers.values()),
-            "layers": layers,
-        }
+    manifest["edit"] = cast(
+        EditFacts, {"title": edit.editor.title, "source": edit.editor.source, **edit.proposal.report}
     )
+    manifest |= describe_results(results, recipe.seed)
+    manifest["entries"] = sum(layer["entries"] for layer in layers.values())
+    manifest["of"] = sum(layer["of"] for layer in layers.values())
+    manifest["layers"] = layers
+    return manifest
 
 
 def _write_weights(folder: Path, model: Model, patch: Patch, also_export: str | None) -> dict[str, str]:
     """The edited weights with all that is needed to load them, and the export -> sha256 by file name."""
     assert model.checkpoint is not None
-    hashes = write_patched(model.checkpoint, fit(model.checkpoint, patch)[0], folder)
+    hashes = write_patched(model.checkpoint, patch, folder)
     for name, config in {} if model.checkpoint.path.is_dir() else model.side_configs().items():
         (folder / name).write_text(to_json(config) + "\n", "utf-8")
     if also_export is not None:

@@ -89,7 +89,7 @@ def demo(output: Path, overwrite: bool, dry_run: bool, show_examples: bool, **fl
 
 def _run(recipe: Any, output: Path | None, overwrite: bool, show_examples: bool, show: dict[str, bool]) -> None:
     from ..recipe import run
-    from ..report import LEGEND, RANDOM_LEGEND
+    from ..report import LEGEND, RANDOM_LEGEND, edit_words
 
     outcome = run(recipe, output, overwrite=overwrite, show_examples=show_examples, progress=progress_of(show))
     warn(show, outcome.warnings)
@@ -99,10 +99,8 @@ def _run(recipe: Any, output: Path | None, overwrite: bool, show_examples: bool,
         return
     pairs = ", ".join(f"{count} for {tower}" for tower, count in manifest["calibration"]["pairs"].items())
     click.echo(
-        f"{manifest['model']['name']}: scored on {manifest['calibration']['name']} pairs ({pairs}); negated "
-        f"{manifest['selected']} of {manifest['of']} entries in {len(manifest['layers'])} matrices"
-        if outcome.patch.alpha == -1
-        else f"{manifest['model']['name']}: {manifest['selected']} of {manifest['of']} entries × {outcome.patch.alpha}"
+        f"{manifest['model']['name']}: {manifest['edit']['title']}, from {manifest['calibration']['name']} pairs "
+        f"({pairs}): {edit_words(manifest)}"
     )
     show_results(outcome.results, manifest["run"], output, f"{LEGEND} {RANDOM_LEGEND}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def select(scores: Path, output: Path, overwrite: bool, **flags: Any) -> None:
     loaded = Scores.load(scores)
     patch = make(loaded, **settings)
     patch.save(output)
-    layers = {str(w): {"selected": n, "of": loaded[w].numel()} for w, n in patch.counts().items()}
+    layers = {str(name): asdict(summary) for name, summary in patch.summaries().items()}
     say(show, {"output": str(output), "layers": layers}, f"{text_table(layer_table(layers))}\n→ {output}")
 
 
@@ -120,7 +121,7 @@ def _file_to_file(verb: str, model: str, patch_path: Path, flags: dict[str, Any]
         done, where = "changed", f" → {output}"
     count = sum(fitted.counts().values())
     missing = f" (left out: {', '.join(left_out)}, which this checkpoint does not have)" if left_out else ""
-    text = f"{verb}: {done} {count} entries in {len(fitted.flips)} matrices{missing}{where}"
+    text = f"{verb}: {done} {count} entries in {len(fitted.changes)} tensors{missing}{where}"
     about = {"entries": count, "left_out": left_out, "output": None if output is None else str(output)}
     say(show, {**about, "sha256": hashes}, text)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,8 @@ from ..checkpoint import MANIFEST, file_sha256, open_checkpoint
 from ..checkpoint.folder import write_file
 from ..errors import BadInput
 from ..evaluation import quadruples
-from ..inputs import check_paths, read_data_sets, read_sets, refuse_bad_images, told_settings, warnings
+from ..inputs import check_paths, public_settings, read_data_sets, read_sets, refuse_bad_images, warnings
+from ..manifest import Manifest, read_manifest, write_manifest
 from ..models.references import resolve
 from ..records import to_json
 from ..report import versions
@@ -176,18 +176,17 @@ def _device(name: str) -> str:
 
 def _open(output: Path, overwrite: bool) -> None:
     """Refuse a folder that is not a comparison's; mark a new one. Raises BadInput."""
-    marker = output / MANIFEST
     if output.exists() and any(output.iterdir()):
         try:
-            ours = json.loads(marker.read_text("utf-8")).get("kind") == KIND
-        except (OSError, ValueError, AttributeError):
+            ours = read_manifest(output).get("kind") == KIND
+        except (BadInput, OSError):
             ours = False
         if not ours:
             raise BadInput(f"{output}: exists and holds no comparison; choose another output")
     if overwrite:
         shutil.rmtree(output / RESULTS, ignore_errors=True)
         clear(output, keep=False)
-    write_file(marker, (to_json({"format": FORMAT, "kind": KIND, "versions": versions()}) + "\n").encode())
+    write_manifest(output, Manifest(format=FORMAT, kind=KIND, versions=versions()))
 
 
 def _gather(prepared: _Prepared, output: Path) -> Comparison:
@@ -208,7 +207,7 @@ def _gather(prepared: _Prepared, output: Path) -> Comparison:
 def _about(prepared: _Prepared) -> dict[str, Any]:
     """Settings without this machine's paths, fingerprints and versions."""
     recipe, facts = prepared.recipe, prepared.bench.facts
-    settings = told_settings(recipe, resolve(recipe.model, **recipe.hub()))
+    settings = public_settings(recipe, resolve(recipe.model, **recipe.hub()))
     settings["methods"] = list(dict.fromkeys(run.method for run in prepared.runs))
     sources = {
         s.backend: facts.backends[s.backend].source for r in prepared.runs for s in r.stages if hasattr(s, "backend")
