@@ -15,7 +15,7 @@ from .editing import settings
 from .editing.editors import DEFAULT, Editor, Proposal, Statistics, find_editor
 from .editing.files import fit, write_patched
 from .editing.live import patched
-from .editing.making import available, gather, make_patch
+from .editing.making import about, gather, make_patch
 from .editing.patch import PATCH_FILE, Patch
 from .errors import BadInput, InvalidResult
 from .evaluation import EvalResult, embed, quadruples
@@ -181,13 +181,13 @@ def make_edits(
     Args:
         also: Further reducers of the first pass.
     """
-    there = available(calibration)
+    pairs = about(calibration)
     asked: dict[str, tuple[Editor, Any, Statistics]] = {}
     for name in dict.fromkeys((recipe.method, *recipe.beside)):
         editor = find_editor(name)
         chosen = settings.make(editor, recipe.settings if name == recipe.method else {})
         try:
-            asked[name] = editor, chosen, editor.statistics(model, there, chosen)
+            asked[name] = editor, chosen, editor.statistics(model, pairs, chosen)
         except BadInput:
             if name == recipe.method:
                 raise

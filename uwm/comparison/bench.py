@@ -20,7 +20,7 @@ from ..checkpoint.folder import write_file
 from ..clock import Cost, measured
 from ..editing.editors import Statistics
 from ..editing.files import fit, write_patched
-from ..editing.making import available, gather, make_patch
+from ..editing.making import about, gather, make_patch
 from ..editing.patch import Patch
 from ..errors import BadInput
 from ..inputs import load_model
@@ -105,7 +105,7 @@ class Bench:
         passed: dict[str, Any] = {"batch_size": self.recipe.batch_size, "workers": self.recipe.workers}
         with measured() as cost:
             pairs = self.calibration[seed]
-            statistics = edit.editor.statistics(model, available(pairs), edit.made())
+            statistics = edit.editor.statistics(model, about(pairs), edit.made())
             gather(model, statistics, pairs, progress=progress, preserve=self.preserve, **passed)
         return statistics, cost
 

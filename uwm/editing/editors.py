@@ -19,6 +19,19 @@ GROUP = "uwm.editors"
 DEFAULT = "uwm"
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """What an editor knows of the pairs before the pass.
+
+    Attributes:
+        modalities: Those that any pair has, of ``text`` and ``vision``.
+        concepts: Modality -> the concept of each pair that has it, in the order of the pass; empty where unknown.
+    """
+
+    modalities: tuple[str, ...] = ("text", "vision")
+    concepts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
 @dataclass
 class Statistics:
     """What an editor asks of the one pass, and after it what the pass found.
@@ -97,8 +110,8 @@ class Editor(Protocol):
     def measured(self, settings: Any) -> Any:
         """What of the settings decides the statistics, with the editor's name: runs of equal ones share a pass."""
 
-    def statistics(self, model: Model, available: tuple[str, ...], settings: Any) -> Statistics:
-        """What the pass shall gather; `available` are the modalities that the pairs have. Raises BadInput."""
+    def statistics(self, model: Model, pairs: Pairs, settings: Any) -> Statistics:
+        """What the pass shall gather. Raises BadInput where model or pairs lack what the editor needs."""
 
     def edit(self, model: Model, statistics: Statistics, settings: Any, seed: int = 0) -> Proposal:
         """The edit, from statistics that were fed. The model is unedited. Raises InvalidResult."""

@@ -10,16 +10,17 @@ from ..errors import BadInput, InvalidResult
 from ..models import Model
 from ..statistics.batches import BATCH_SIZE, Progress, count_batches, pair_batches, preserved_batches
 from ..statistics.passes import Reducer
-from .editors import Proposal, Statistics
+from .editors import Pairs, Proposal, Statistics
 from .patch import Patch
 
-MODALITIES = ("text", "vision")
 
-
-def available(calibration: CalibrationSet) -> tuple[str, ...]:
-    """The modalities that any pair of a set has."""
-    there = {"text": any(p.has_text for p in calibration.pairs), "vision": any(p.has_image for p in calibration.pairs)}
-    return tuple(modality for modality in MODALITIES if there[modality])
+def about(calibration: CalibrationSet) -> Pairs:
+    """What an editor is told of a set."""
+    of = {
+        "text": tuple(p.concept for p in calibration.pairs if p.has_text),
+        "vision": tuple(p.concept for p in calibration.pairs if p.has_image),
+    }
+    return Pairs(tuple(modality for modality, concepts in of.items() if concepts), of)
 
 
 def gather(

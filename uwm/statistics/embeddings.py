@@ -13,9 +13,14 @@ from .passes import Part
 
 
 class PairEmbeddings:
-    """Reducer that keeps the normalised embeddings of every side, by tower, in the order of the pass."""
+    """Reducer that keeps the embeddings of every side, by tower, in the order of the pass.
 
-    def __init__(self) -> None:
+    Args:
+        normalised: Whether they are.
+    """
+
+    def __init__(self, normalised: bool = True) -> None:
+        self._normalised = normalised
         self._rows: dict[str, list[list[torch.Tensor]]] = {}  # tower -> side -> batches [pairs, dim]
 
     def sides(self, tower: str) -> list[torch.Tensor]:
@@ -37,4 +42,4 @@ class PairEmbeddings:
             if bad.any():
                 pair = part.first + int(bad.nonzero()[0])
                 raise InvalidResult(f"{part.tower} tower: NaN or infinite embeddings at pair {pair}")
-            batches.append(F.normalize(side, dim=-1).cpu())
+            batches.append((F.normalize(side, dim=-1) if self._normalised else side).cpu())

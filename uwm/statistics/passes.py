@@ -27,11 +27,13 @@ class Part:
         tower: ``text``, ``vision``, ``text_2`` …
         first: Number of the batch's first pair among the pairs of this tower.
         embeddings: Not normalised, float32 [pairs, dim]: (safe, unsafe), or (safe,) for a preservation batch.
+        inputs: What went into the tower, each side with its mask: images, or ids and their mask.
     """
 
     tower: str
     first: int
     embeddings: tuple[torch.Tensor, ...]
+    inputs: tuple[tuple[torch.Tensor, torch.Tensor | None], ...] = ()
 
 
 class Reducer(Protocol):
@@ -88,7 +90,7 @@ def run_pass(
             if not sides:
                 continue
             runs = [_Side(model, tower, listeners, side, seen[tower]) for side in range(len(sides))]
-            part = Part(tower, seen[tower], tuple(run(*side) for run, side in zip(runs, sides, strict=True)))
+            part = Part(tower, seen[tower], tuple(run(*side) for run, side in zip(runs, sides, strict=True)), (*sides,))
             for reducer in reducers:
                 reducer.update(part)
             seen[tower] += len(sides[0][0])

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..changes import Scale
-from ..editors import Proposal
+from ..editors import Pairs, Proposal
 from .editor import UWM, EntryEditor, EntrySettings, EntryStatistics
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ class ControlEditor:
     def measured(self, settings: EntrySettings) -> Any:
         return self.counts.measured(settings)
 
-    def statistics(self, model: Model, available: tuple[str, ...], settings: EntrySettings) -> EntryStatistics:
-        return self.counts.statistics(model, available, settings)
+    def statistics(self, model: Model, pairs: Pairs, settings: EntrySettings) -> EntryStatistics:
+        return self.counts.statistics(model, pairs, settings)
 
     def edit(self, model: Model, statistics: EntryStatistics, settings: EntrySettings, seed: int = 0) -> Proposal:
         return self.chosen(model, self.counts.edit(model, statistics, settings), seed)

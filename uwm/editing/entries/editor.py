@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import BadInput, InvalidResult
 from ...weights import WeightId, match
-from ..editors import Proposal, Statistics
+from ..editors import Pairs, Proposal, Statistics
 from ..settings import setting
 
 if TYPE_CHECKING:
@@ -83,8 +83,8 @@ class EntryEditor:
     def measured(self, settings: EntrySettings) -> Any:
         return self.name, settings.variant, settings.text_layers, settings.vision_layers
 
-    def statistics(self, model: Model, available: tuple[str, ...], settings: EntrySettings) -> EntryStatistics:
-        chosen = choose(model, available, settings)
+    def statistics(self, model: Model, pairs: Pairs, settings: EntrySettings) -> EntryStatistics:
+        chosen = choose(model, pairs.modalities, settings)
         if not chosen:
             raise BadInput("no weight is chosen: both towers are 'none' or the set has no pairs for them")
         return EntryStatistics.of(self, model, chosen, settings.variant)

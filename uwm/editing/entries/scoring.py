@@ -11,8 +11,8 @@ from ...models import Model
 from ...statistics.batches import BATCH_SIZE, PairBatch, Progress
 from ...statistics.passes import Reducer
 from .. import settings
-from ..editors import find_editor
-from ..making import MODALITIES, available, gather
+from ..editors import Pairs, find_editor
+from ..making import about, gather
 from .editor import TEXT_LAYERS, VISION_LAYERS, EntryEditor
 from .scores import Scores
 
@@ -53,10 +53,10 @@ def score(
     given: dict[str, Any] = {"variant": variant, "text_layers": text_layers, "vision_layers": vision_layers}
     chosen = settings.make(editor, given)
     if not isinstance(calib, CalibrationSet):
-        statistics = editor.statistics(model, MODALITIES, chosen)
+        statistics = editor.statistics(model, Pairs(), chosen)
         statistics.feed(model, calib, also)
         return statistics.scores(model)
-    statistics = editor.statistics(model, available(calib), chosen)
+    statistics = editor.statistics(model, about(calib), chosen)
     gather(model, statistics, calib, batch_size=batch_size, workers=workers, progress=progress, also=also)
     return statistics.scores(model, calib.fingerprint())
 
