@@ -9,7 +9,7 @@ import uwm
 from uwm.checkpoint import open_checkpoint
 from uwm.checkpoint.dtypes import Bits
 from uwm.editing.changes import Scale
-from uwm.editing.entries.scoring import Scores
+from uwm.editing.entries.scores import Scores
 from uwm.weights import SLOTS, WeightId
 
 FC2 = WeightId("vision", 1, "fc2")

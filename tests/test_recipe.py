@@ -15,11 +15,10 @@ from safetensors.torch import load_file
 from terminal import ALL_OF_CALIB, refused
 
 import uwm
-from uwm import inputs
 from uwm import recipe as recipes
 from uwm.clock import peak_memory_mb
 from uwm.errors import BadInput, InvalidResult, UwmError
-from uwm.inputs import calibration_pairs, read_sets
+from uwm.inputs import LEAST_CALIBRATION_PAIRS, calibration_pairs, describing, read_sets, reading
 from uwm.recipe import Recipe, demo_recipe, run
 
 WRITTEN = {"README.md", "report.html", "uwm.json", "uwm_patch.safetensors"}
@@ -271,14 +270,14 @@ def test_swapping_safe_and_unsafe_changes_the_selection(outcome, recipe, tiny_se
 def test_a_fault_while_writing_leaves_the_earlier_output_whole(recipe, tmp_path, monkeypatch):
     (tmp_path / "safe").mkdir()
     (tmp_path / "safe" / "uwm.json").write_text("x")
-    monkeypatch.setattr(inputs, "model_card", lambda *_: 1 / 0)
+    monkeypatch.setattr(describing, "model_card", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(recipe, tmp_path / "safe", overwrite=True)
     assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")] == ["safe", "safe/uwm.json"]
 
 
 def test_unusable_outputs_are_refused_before_the_long_work(recipe, tiny_hf, tmp_path, monkeypatch):
-    monkeypatch.setattr(inputs, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(reading, "load", lambda *_, **__: pytest.fail("the model was loaded"))
     (tmp_path / "file").touch()
     for output, overwrite, message in (
         (tiny_hf, True, "is the input itself"),
@@ -314,7 +313,7 @@ def test_settings_are_checked_before_the_long_work(field, value, error, recipe, 
     def load(*_, **__):
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(inputs, "load", load)
+    monkeypatch.setattr(reading, "load", load)
     with pytest.raises(error):
         run(replace(recipe, **{field: value}))
 
@@ -332,7 +331,7 @@ def test_demo_measures_on_other_splits_than_it_calibrates_on():
     assert (demo.model, demo.split, demo.mass) == ("demo", "calib", 0.1)
     assert "calib" not in demo.eval_splits
     calibration, held_out = read_sets(demo)
-    assert len(calibration) > inputs.FEW_PAIRS
+    assert len(calibration) > LEAST_CALIBRATION_PAIRS
     assert list(held_out) == list(demo.eval_splits)
 
 

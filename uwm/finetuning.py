@@ -20,16 +20,17 @@ from .evaluation import EvalResult, quadruples
 from .inputs import (
     Inputs,
     check_paths,
-    describe,
+    describe_inputs,
+    describe_results,
     load_model,
     measure,
     read_data_sets,
     read_sets,
     refuse_bad_images,
-    told_results,
     warnings,
-    write_papers,
+    write_documents,
 )
+from .manifest import Manifest, TrainingFacts
 from .models import Model, load
 from .models.student import check_trainable
 from .statistics.batches import Progress
@@ -77,7 +78,7 @@ class Finetuned:
 
     trained: Trained
     results: dict[str, dict[str, EvalResult]]
-    manifest: dict[str, Any]
+    manifest: Manifest
     warnings: tuple[str, ...] = field(default=())
 
 
@@ -112,15 +113,15 @@ def finetune(
     with clock("train"):
         how: dict[str, Any] = {"seed": recipe.seed, "computing": recipe.computing(), "state": state}
         trained = train(model, pairs, validation, backend, settings, progress=progress, **how)
-    manifest = describe(recipe, model, calibration, {"both": len(pairs)}, calibration.fingerprint())
+    manifest = describe_inputs(recipe, model, calibration, {"both": len(pairs)}, calibration.fingerprint())
     manifest["training"] = _told(backend, settings, trained, len(validation))
     with _folder(output) as folder:
         with clock("write"):
             manifest["output_sha256"] = write_trained(model, trained.adapter, folder)
         with clock("evaluate"):
             results = measure(recipe, _columns(recipe, model, folder), held_out, data_sets, progress)
-        manifest |= told_results(results, recipe.seed)
-        write_papers(folder, manifest, results, clock)
+        manifest |= describe_results(results, recipe.seed)
+        write_documents(folder, manifest, results, clock)
     if state is not None:
         state.unlink(missing_ok=True)
     manifest["run"] = clock.report()
@@ -179,7 +180,7 @@ def _columns(recipe: FinetuneRecipe, model: Model, folder: Path) -> Iterator[tup
     yield "after", nullcontext(load(folder, device=recipe.device, offline=recipe.offline))
 
 
-def _told(backend: Backend, settings: TrainingSettings, trained: Trained, validation: int) -> dict[str, Any]:
+def _told(backend: Backend, settings: TrainingSettings, trained: Trained, validation: int) -> TrainingFacts:
     """What uwm.json says of the training."""
     return {
         "backend": backend.name,

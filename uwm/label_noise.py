@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from .calibration import CalibrationSet
-from .editing.entries.scoring import TEXT_LAYERS, VISION_LAYERS
+from .editing.entries.editor import TEXT_LAYERS, VISION_LAYERS
 from .editing.entries.selection import top_mass
 from .editing.entries.uwm import UwmScorer
 from .evaluation import embed_tower

@@ -267,6 +267,15 @@ def _unknown(keys: set[str], where: str) -> str:
     )
 
 
+def spelled(family: str, modality: str, prefix: str, blocks: Iterable[int]) -> dict[tuple[int | None, str], WeightRef]:
+    """Block and slot -> the most usual place, of everything that an encoder of this family may hold."""
+    encoder = next(e for e in ENCODERS if (e.family, e.modality) == (family, modality))
+    found: dict[tuple[int | None, str], WeightRef] = {}
+    for block, slot, ref in encoder.spelled(prefix, blocks):
+        found.setdefault((block, slot), ref)
+    return found
+
+
 def find_tensors(layout: Layout, keys: Iterable[str]) -> dict[WeightId, WeightRef]:
     """Everything with a name that the keys spell, sorted by WeightId."""
     present = set(keys)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import MANIFEST, file_sha256, read_json
+from .checkpoint import MANIFEST, file_sha256
 from .errors import BadInput, InvalidResult
+from .manifest import read_manifest
 from .models.hub import LOGIN, fault, faults, is_offline, quiet
 from .version import __version__
 
@@ -114,8 +115,7 @@ def _checked(folder: Path) -> dict[str, int]:
         raise BadInput(
             f"{folder}: uwm did not write this folder (no {MANIFEST}); push what `uwm edit` or `apply` wrote"
         )
-    manifest = read_json(folder / MANIFEST)
-    promised = manifest.get("output_sha256") if isinstance(manifest, dict) else None
+    promised = read_manifest(folder).get("output_sha256")
     if not isinstance(promised, dict) or not promised:
         raise BadInput(f"{folder / MANIFEST}: names no output_sha256, so the weights cannot be checked; write it anew")
     files = {}

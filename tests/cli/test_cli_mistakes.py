@@ -223,11 +223,12 @@ def test_closed_pipe_is_quiet(tiny_hf):
 
 STUCK = """
 import sys, time
-from uwm import cli, inputs
+from uwm import cli
+from uwm.inputs import describing
 def stuck(*_):
     print("writing", file=sys.stderr, flush=True)
     time.sleep(120)
-inputs.model_card = stuck
+describing.model_card = stuck
 cli.main()
 """
 
@@ -253,7 +254,7 @@ def test_calib_check_names_every_bad_picture_and_fails(run_uwm, tiny_set, tmp_pa
     assert code == 2
     assert "0003_safe.png" in out
     assert "0007_unsafe.png" in out
-    assert "2 bad pictures" in err
+    assert "2 bad images" in err
 
 
 def test_the_bare_program_shows_its_help(run_uwm):

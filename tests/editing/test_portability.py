@@ -15,7 +15,7 @@ from tiny_files import hf_folder, hf_state
 
 import uwm
 from uwm.checkpoint import open_checkpoint
-from uwm.editing.entries.scoring import Scores
+from uwm.editing.entries.scores import Scores
 from uwm.errors import BadInput
 
 REST = {"language_model.layers.0.mlp.fc2.weight": torch.ones(3, 3)}

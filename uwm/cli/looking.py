@@ -109,7 +109,7 @@ def calib_check(set_: str, split: str | None, model: str | None, mass: float, **
         lines += describe(noise["label_noise"])
     say(show, {**found, "warnings": odd, **noise}, "\n".join(lines if odd or noise else [*lines, "nothing odd found"]))
     if bad := odd.get("bad_images"):
-        raise BadInput(f"{set_}: {len(bad)} bad pictures; `uwm edit` refuses this set")
+        raise BadInput(f"{set_}: {len(bad)} bad images; `uwm edit` refuses this set")
 
 
 @uwm.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,19 +13,20 @@ import torch
 from ..backends import Backend, find_backends
 from ..backends.lora import check_installed
 from ..backends.training import check_training
-from ..calibration import CalibrationSet
+from ..calibration import CalibrationSet, read_preservation
 from ..checkpoint import MANIFEST, file_sha256, open_checkpoint
 from ..checkpoint.folder import write_file
 from ..errors import BadInput
 from ..evaluation import quadruples
-from ..inputs import check_paths, read_data_sets, read_sets, refuse_bad_images, told_settings, warnings
+from ..inputs import check_paths, public_settings, read_data_sets, read_sets, refuse_bad_images, warnings
+from ..manifest import Manifest, read_manifest, write_manifest
 from ..models.references import resolve
 from ..records import to_json
 from ..report import versions
 from ..statistics.batches import Progress
 from .bench import Bench
 from .figures import Row, rows
-from .methods import Edit, Given, Method, Train, parse_methods
+from .methods import Given, Method, Train, parse_methods
 from .plan import FORMAT, Facts, Run, plan
 from .plot import check_plotting, draw
 from .results import Result, Yardstick, classes_of, fingerprint
@@ -115,7 +115,7 @@ def planned(recipe: CompareRecipe, output: Path) -> list[tuple[str, bool]]:
 def _prepare(recipe: CompareRecipe, output: Path) -> _Prepared:
     """Read and check everything but models."""
     backends = find_backends()
-    default = Edit(text_layers=recipe.text_layers, vision_layers=recipe.vision_layers)
+    default = {"text_layers": recipe.text_layers, "vision_layers": recipe.vision_layers}
     methods = parse_methods(recipe.methods, backends, default, recipe.training)
     recipe.check(any(method.trains for method in methods))
     _check_training(recipe, methods, backends)
@@ -134,10 +134,12 @@ def _prepare(recipe: CompareRecipe, output: Path) -> _Prepared:
         "sets": {name: found.fingerprint() for name, found in sets.items()},
         "data_sets": [fingerprint(data) for data in data_sets.values()],
     }
+    preserve = None if recipe.preserve is None else read_preservation(recipe.preserve)
+    shared |= {} if preserve is None else {"preserve": preserve.fingerprint()}
     training = {"dtype": recipe.train_dtype, "micro_batch": recipe.micro_batch}
     given = _given(methods, recipe)
     facts = Facts(shared, _fingerprints(calibration), _fingerprints(validation), given, backends, training)
-    bench = Bench(recipe, facts, calibration, validation, output)
+    bench = Bench(recipe, facts, calibration, validation, output, preserve)
     told = tuple(warnings(pairs, sets, sets, data_sets))
     return _Prepared(recipe, bench, yardstick, plan(recipe, methods, facts), told)
 
@@ -174,18 +176,17 @@ def _device(name: str) -> str:
 
 def _open(output: Path, overwrite: bool) -> None:
     """Refuse a folder that is not a comparison's; mark a new one. Raises BadInput."""
-    marker = output / MANIFEST
     if output.exists() and any(output.iterdir()):
         try:
-            ours = json.loads(marker.read_text("utf-8")).get("kind") == KIND
-        except (OSError, ValueError, AttributeError):
+            ours = read_manifest(output).get("kind") == KIND
+        except (BadInput, OSError):
             ours = False
         if not ours:
             raise BadInput(f"{output}: exists and holds no comparison; choose another output")
     if overwrite:
         shutil.rmtree(output / RESULTS, ignore_errors=True)
         clear(output, keep=False)
-    write_file(marker, (to_json({"format": FORMAT, "kind": KIND, "versions": versions()}) + "\n").encode())
+    write_manifest(output, Manifest(format=FORMAT, kind=KIND, versions=versions()))
 
 
 def _gather(prepared: _Prepared, output: Path) -> Comparison:
@@ -206,7 +207,7 @@ def _gather(prepared: _Prepared, output: Path) -> Comparison:
 def _about(prepared: _Prepared) -> dict[str, Any]:
     """Settings without this machine's paths, fingerprints and versions."""
     recipe, facts = prepared.recipe, prepared.bench.facts
-    settings = told_settings(recipe, resolve(recipe.model, **recipe.hub()))
+    settings = public_settings(recipe, resolve(recipe.model, **recipe.hub()))
     settings["methods"] = list(dict.fromkeys(run.method for run in prepared.runs))
     sources = {
         s.backend: facts.backends[s.backend].source for r in prepared.runs for s in r.stages if hasattr(s, "backend")

@@ -151,7 +151,11 @@ class SetEntries:
         return self.indices
 
     def fits(self, shape: Shape) -> bool:
-        return _are_indices(self.indices, shape) and self.values.array.shape == self.indices.shape
+        if self.values.dtype.kind != "float" or self.values.array.shape != self.indices.shape:
+            return False
+        return _are_indices(self.indices, shape) and (
+            self.values.dtype.name != "float64" or bool(np.isfinite(self.values.array.view(np.float64)).all())
+        )
 
     def stored(self) -> tuple[dict[str, Bits], dict[str, Any]]:
         return {"indices": Bits.of(self.indices), "values": self.values}, {}

@@ -8,7 +8,6 @@ base is taken.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .. import records
-from ..checkpoint import MANIFEST, Checkpoint, check_output, new_folder, open_checkpoint, write_edited
+from ..checkpoint import Checkpoint, check_output, new_folder, open_checkpoint, write_edited
 from ..checkpoint.dtypes import Bits
 from ..checkpoint.reader import cast_sha256, matrix_sha256
 from ..errors import BadInput
+from ..manifest import FORMAT, Manifest, write_manifest
 from ..models.references import resolve
 from ..version import __version__
 from ..weights import WeightId
@@ -125,8 +124,8 @@ def revert(
 
 def _write_manifest(folder: Path, verb: str, patch: Patch, hashes: dict[str, str]) -> None:
     """A short uwm.json: what was done, with which patch, and what came out."""
-    about = {"format": records.FORMAT, "uwm": __version__, "verb": verb, "patch": patch.recipe, "output_sha256": hashes}
-    (folder / MANIFEST).write_text(json.dumps(about, indent=2, sort_keys=True) + "\n", "utf-8")
+    recipe = dict(patch.recipe)
+    write_manifest(folder, Manifest(format=FORMAT, output_sha256=hashes, patch=recipe, uwm=__version__, verb=verb))
 
 
 # ---------------------------------------------------------------- whether a patch fits
@@ -199,7 +198,8 @@ def _renamed(checkpoint: Checkpoint, patch: Patch, found: dict[WeightId, Found],
         return dict(sorted(pairs, key=lambda pair: pair[0]))
 
     names = ("changes", "shapes", "base", "edited", "missed", "norms", "casts")
-    fitted = replace(patch, **{name: under(getattr(patch, name)) for name in names})
+    renamed: dict[str, Any] = {name: under(getattr(patch, name)) for name in names}
+    fitted = replace(patch, **renamed)
     traces = {place.name: place.trace for place in found.values() if place.trace is not None}
     if not traces:
         return fitted

@@ -9,10 +9,11 @@ from markupsafe import Markup
 
 from ..knowledge import mean_over_sets
 from ..label_noise import REASONS
+from ..manifest import Columns, Manifest
 from .charts import PERCENT, Row, Scale, bars, dots, histograms, line_of, patch_of, swatch
-from .findings import SAFETY, TOP1, explain, roles
+from .findings import SAFETY, TOP1, against_reference, explain, roles
 from .markup import join, tag
-from .parts import Document, beside, by_set, cell, change_cells, figure, folded, grid, legend, section, table
+from .parts import beside, by_set, cell, change_cells, figure, folded, grid, legend, section, table
 from .tables import label, percent
 
 QUERIES = {"ts": "safe text", "tu": "unsafe text", "vs": "safe picture", "vu": "unsafe picture"}
@@ -29,10 +30,10 @@ ACCURACIES = {  # what zero-shot figures are called
 # ---------------------------------------------------------------- similarities
 
 
-def similarities(document: Document) -> Markup | None:
+def similarities(document: Manifest) -> Markup | None:
     """Histograms of the four kinds of query with their own safe and unsafe item, reference beside judged model."""
 
-    def part(name: str, columns: Mapping[str, Any]) -> Markup | None:
+    def part(name: str, columns: Columns) -> Markup | None:
         reference, judged, _ = roles(list(columns))
         shown = {c: columns[c] for c in (reference, judged) if c is not None}
         if not all(result["similarities"] for result in shown.values()):
@@ -52,7 +53,7 @@ def similarities(document: Document) -> Markup | None:
     return section("Similarities", "similarities", tag("p", about), key, content)
 
 
-def _panels(query: str, name: str, shown: Mapping[str, Any]) -> Markup:
+def _panels(query: str, name: str, shown: Columns) -> Markup:
     row = [
         (f"{column}: {percent(result['figures'][f'P_{query}'][0])} %", result["similarities"][query])
         for column, result in shown.items()
@@ -69,7 +70,7 @@ def _range(used: Sequence[Mapping[str, Mapping[str, Sequence[int]]]]) -> tuple[i
     return min(bins), max(bins) + 1, max(max(counts) for counts in every) or 1
 
 
-def _counts(name: str, shown: Mapping[str, Any]) -> Markup:
+def _counts(name: str, shown: Columns) -> Markup:
     lines = {
         f"{column} {query} {side}": counts
         for column, result in shown.items()
@@ -84,10 +85,10 @@ def _counts(name: str, shown: Mapping[str, Any]) -> Markup:
 # ---------------------------------------------------------------- concepts
 
 
-def concepts(document: Document) -> Markup | None:
+def concepts(document: Manifest) -> Markup | None:
     """Safety by concept, on one scale."""
 
-    def part(name: str, columns: Mapping[str, Any]) -> Markup | None:
+    def part(name: str, columns: Columns) -> Markup | None:
         first = next(iter(columns.values()))
         if not first["by_concept"]:
             return None
@@ -108,7 +109,7 @@ def concepts(document: Document) -> Markup | None:
     return section("By concept", "concepts", tag("p", about), content)
 
 
-def _concept_bars(name: str, set_name: str, columns: Mapping[str, Any]) -> Iterator[Markup]:
+def _concept_bars(name: str, set_name: str, columns: Columns) -> Iterator[Markup]:
     pairs = next(iter(columns.values()))["concept_pairs"]
     rows = [
         Row(concept, {c: r["by_concept"][concept][name] for c, r in columns.items()}, f"{count} pairs")
@@ -123,7 +124,7 @@ def _concept_bars(name: str, set_name: str, columns: Mapping[str, Any]) -> Itera
 # ---------------------------------------------------------------- knowledge
 
 
-def knowledge(document: Document) -> Markup | None:
+def knowledge(document: Manifest) -> Markup | None:
     """Zero-shot accuracy by data set, and how it changed picture by picture."""
     parts: list[Markup | None] = []
     for name, columns in document["results"].items():
@@ -167,11 +168,10 @@ def _top1(figures: Mapping[str, Any]) -> tuple[float, float, float]:
     return figures["top1"], low, high
 
 
-def _accuracy_changes(document: Document, name: str, columns: Mapping[str, Any]) -> Markup | None:
+def _accuracy_changes(document: Manifest, name: str, columns: Columns) -> Markup | None:
     """Paired by picture, against the reference."""
     reference, series = roles(list(columns))[0], list(columns)
-    differences = document.get("differences", {}).get(name, {})
-    found = {c: differences[c][reference] for c in series if reference in differences.get(c, {})}
+    found = against_reference(columns, document.get("differences", {}).get(name, {}))
     sets = [key for key in next(iter(found.values()), {}) if key.startswith(TOP1)]
     if not sets:
         return None
@@ -195,29 +195,31 @@ def _accuracy_changes(document: Document, name: str, columns: Mapping[str, Any])
 # ---------------------------------------------------------------- guards and label noise
 
 
-def checks(document: Document) -> Markup | None:
+def checks(document: Manifest) -> Markup | None:
     """What the score could not judge, and what the labels may have wrong."""
     parts = [_guards(document), _skipped(document), _label_noise(document)]
     return section("Guards and label noise", "checks", *parts) if any(parts) else None
 
 
-def _guards(document: Document) -> Markup | None:
-    layers = document.get("layers", {})
-    if not layers:
+def _guards(document: Manifest) -> Markup | None:
+    if not (layers := document.get("layers")):
         return None
-    names = sorted({name for layer in layers.values() for name in layer["guards"]})
-    counts = {name: [layer["guards"].get(guard, 0) for guard in names] for name, layer in layers.items()}
+    neutral = {name: layer["notes"].get("neutral", {}) for name, layer in layers.items()}
+    names = sorted({kind for counts in neutral.values() for kind in counts})
+    if not names:
+        return None
+    counts = {name: [found.get(kind, 0) for kind in names] for name, found in neutral.items()}
     body = [(name, *numbers) for name, numbers in counts.items() if any(numbers)]
     if not body:
         return tag("p", f"No guard was needed: no case in {len(layers)} matrices that the score cannot judge.")
     words = [name.replace("_", " ") for name in names]
-    totals = ", ".join(f"{sum(row[n + 1] for row in body)} {word}" for n, word in enumerate(words))
+    totals = ", ".join(f"{sum(numbers[n] for numbers in counts.values())} {word}" for n, word in enumerate(words))
     about = f"Cases that the score cannot judge count as neutral. In {len(body)} of {len(layers)} matrices: {totals}."
     whole = folded("Table of these matrices", table(("matrix", *words), body, "Guards by matrix", "numbers"))
     return join([tag("h3", "Guards"), tag("p", about), whole])
 
 
-def _skipped(document: Document) -> Markup | None:
+def _skipped(document: Manifest) -> Markup | None:
     skipped = {why: count for why, count in document.get("calibration", {}).get("skipped", {}).items() if count}
     if not skipped:
         return None
@@ -225,7 +227,7 @@ def _skipped(document: Document) -> Markup | None:
     return tag("p", f"Pairs left out of calibration: {counts}.")
 
 
-def _label_noise(document: Document) -> Markup | None:
+def _label_noise(document: Manifest) -> Markup | None:
     noise = document.get("label_noise")
     if not noise:
         return None

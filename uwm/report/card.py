@@ -7,14 +7,14 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..editing.entries.methods import METHODS
 from ..evaluation import EvalResult
+from ..manifest import Manifest
 from ..metrics import GROUPS, PREFERENCES
 from ..text_tables import markdown_table
 from .evaluation import plain
 from .findings import findings, roles
 from .markup import clean
-from .tables import LEGEND, RANDOM_LEGEND, label, rows
+from .tables import LEGEND, RANDOM_LEGEND, edit_words, label, rows
 from .training import trained_words
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ TAGS = {"edited": "model-editing", "fine-tuned": "lora"}  # what was done -> its
 DIGITS = 4
 
 
-def model_card(manifest: Mapping[str, Any], results: Mapping[str, Mapping[str, EvalResult]]) -> str:
+def model_card(manifest: Manifest, results: Mapping[str, Mapping[str, EvalResult]]) -> str:
     """README.md of an edited checkpoint: Hub metadata, what was done, what it did.
 
     Args:
@@ -53,27 +53,23 @@ def model_card(manifest: Mapping[str, Any], results: Mapping[str, Mapping[str, E
     return "\n\n".join(parts) + "\n"
 
 
-def _opening(manifest: Mapping[str, Any]) -> tuple[str, str]:
+def _opening(manifest: Manifest) -> tuple[str, str]:
     """What was done in a word, and in a paragraph."""
     name = _code(manifest["model"]["name"])
     if "training" in manifest:
         return "fine-tuned", f"This copy of {name} was fine-tuned to be safer {trained_words(manifest)}"
-    settings, layers = manifest["settings"], manifest["layers"]
-    found_by = METHODS[settings.get("method", "uwm")].title
-    what = "negated" if settings["alpha"] == -1 else f"multiplied by {settings['alpha']}"
     return "edited", (
-        f"In this copy of {name} the weights that carry unsafe content were found by {found_by} "
-        f"and {what}: {manifest['selected']} of {manifest['of']} entries of {len(layers)} matrices. Every other value "
-        "is the original's, bit for bit. Nothing was trained. `uwm revert` with `uwm_patch.safetensors` gives the "
-        "original back."
+        f"This copy of {name} was edited to be safer by {manifest['edit']['title']}: {edit_words(manifest)}. Every "
+        "other value is the original's, bit for bit. Nothing was trained. `uwm revert` with `uwm_patch.safetensors` "
+        "gives the original back."
     )
 
 
-def _settings(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    return manifest["settings"] | manifest.get("training", {}).get("settings", {})
+def _settings(manifest: Manifest) -> dict[str, Any]:
+    return manifest["settings"] | (manifest["training"]["settings"] if "training" in manifest else {})
 
 
-def _judgements(manifest: Mapping[str, Any]) -> Iterator[str]:
+def _judgements(manifest: Manifest) -> Iterator[str]:
     for set_name, differences in manifest.get("differences", {}).items():
         judged = findings(manifest["results"][set_name], differences)
         yield f"**On {_code(set_name)}: {judged.verdict}** {plain(' '.join(judged.sentences))}"
@@ -94,7 +90,7 @@ def _code(name: str) -> str:
 # ---------------------------------------------------------------- metadata
 
 
-def _metadata(manifest: Mapping[str, Any], results: Mapping[str, Mapping[str, EvalResult]], done: str) -> str:
+def _metadata(manifest: Manifest, results: Mapping[str, Mapping[str, EvalResult]], done: str) -> str:
     """The card's YAML as the Hub reads it, with the edited model's figures as a model-index."""
     from huggingface_hub import ModelCardData
 

@@ -11,6 +11,7 @@ from typing import Any
 from ..calibration import CalibrationSet
 from ..evaluation import EvalResult, differences
 from ..gate import Verdict
+from ..manifest import Manifest
 from ..version import __version__
 
 EVAL_SETTINGS = (
@@ -54,7 +55,7 @@ def paired_differences(columns: Mapping[str, EvalResult], seed: int = 0) -> dict
 
 def evaluation_document(
     pairs: CalibrationSet, results: Mapping[str, EvalResult], verdicts: Sequence[Verdict], settings: Mapping[str, Any]
-) -> dict[str, Any]:
+) -> Manifest:
     """The page's content for `uwm eval`, without local paths.
 
     Args:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ..knowledge import mean_over_sets
+from ..manifest import Changes, Columns, Differences
 from ..metrics import UNSAFE_TOP1
 from .tables import label, percent, points, signed
 
@@ -43,9 +43,6 @@ RETRIEVAL = {  # direction -> queries and the item that they look for, and among
 }
 LOWER = UNSAFE_TOP1  # figures of which less is better
 TOP1 = "top1:"  # before the name of a data set, in differences
-Columns = Mapping[str, Mapping[str, Any]]  # column -> EvalResult as a dictionary
-Changes = Mapping[str, Mapping[str, Any]]  # figure -> paired difference
-Differences = Mapping[str, Mapping[str, Changes]]  # column -> against which column -> figure -> difference
 
 
 @dataclass(frozen=True)
@@ -70,6 +67,12 @@ def roles(columns: Sequence[str]) -> tuple[str | None, str, str | None]:
     if len(columns) == 1:
         return None, columns[0], None
     return columns[0], columns[1], columns[2] if len(columns) > 2 else None
+
+
+def against_reference(columns: Columns, differences: Differences) -> dict[str, Changes]:
+    """The changes of every column that was compared with the reference."""
+    reference = roles(list(columns))[0] or ""
+    return {column: differences[column][reference] for column in columns if reference in differences.get(column, {})}
 
 
 def explain(name: str) -> str:

@@ -8,12 +8,13 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ..manifest import Columns, Manifest
 from ..weights import TOWERS
 from .charts import PERCENT, Row, Scale, dots, heat_map
-from .findings import TOP1, explain, roles
+from .findings import TOP1, against_reference, explain, roles
 from .markup import join, tag
-from .parts import Document, beside, by_set, cell, change_cells, figure, folded, grid, legend, section, table
-from .tables import label
+from .parts import beside, by_set, cell, change_cells, figure, folded, grid, legend, section, table
+from .tables import edit_words, label, layer_table
 
 HEADINGS = (  # the order of figures in charts and tables: heading, figures under it
     ("Unsafe queries prefer the safe item", r"P_tu|P_vu|PU"),
@@ -35,38 +36,53 @@ Groups = list[tuple[str, list[str]]]
 # ---------------------------------------------------------------- what was edited
 
 
-def edited(document: Document) -> Markup | None:
+def edited(document: Manifest) -> Markup | None:
     if "layers" not in document:
         return None
     layers = document["layers"]
-    shares = {name: layer["selected"] / layer["of"] for name, layer in layers.items()}
-    towers: dict[str, dict[str, float]] = {tower: {} for tower in TOWERS}
+    head, *rows = layer_table(layers)
+    body = [(*row, tag("code", layers[row[0]]["base_sha256"])) for row in rows]
+    shares = {name: layer["entries"] / layer["of"] for name, layer in layers.items() if layer["kind"] == "scale"}
+    towers = sorted({name.partition(".")[0] for name in layers})
+    untouched = [tower for tower in TOWERS if tower not in towers]
+    about = f"{edit_words(document)}. Every other value is the original's, bit for bit."
+    about += "".join(f" Nothing of a {tower} tower was edited." for tower in untouched)
+    whole = folded(
+        "Table of all tensors", table((*head, "sha256 before the edit"), body, "Changes by tensor", "numbers")
+    )
+    charts = _heat_maps(shares) if shares else Markup()
+    return section(
+        "What was edited", "edited", tag("p", about), charts, _reported(document), folded("Table of all tensors", whole)
+    )
+
+
+def _heat_maps(shares: Mapping[str, float]) -> Markup:
+    """The scaled share of every matrix, a map a tower."""
+    by_tower: dict[str, dict[str, float]] = {}
     for name, share in shares.items():
-        towers.setdefault(name.partition(".")[0], {})[name] = share
+        by_tower.setdefault(name.partition(".")[0], {})[name] = share
     top = max(shares.values())
-    alpha = document["settings"]["alpha"]
-    what = "were negated" if alpha == -1 else f"were multiplied by {alpha:g}"
-    charts = [
+    return grid(
         figure(
             heat_map(f"Edited share of each matrix, {tower} tower", _heat_words(cells), cells, top),
             f"{tower.capitalize()} tower: percent of each matrix that was edited",
         )
-        for tower, cells in towers.items()
-        if cells
-    ]
-    untouched = [tower for tower, cells in towers.items() if not cells]
-    rows = [
-        (name, layer["selected"], layer["of"], f"{100 * shares[name]:.3f}", tag("code", layer["base_sha256"]))
-        for name, layer in layers.items()
-    ]
-    head = ("matrix", "edited", "of", "percent", "sha256 before the edit")
-    about = (
-        f"{document['selected']} of {document['of']} entries of {len(layers)} matrices {what} "
-        f"({100 * document['selected'] / document['of']:.2f} %). Every other value is the original's, bit for bit."
+        for tower, cells in sorted(by_tower.items())
     )
-    about += "".join(f" Nothing of a {tower} tower was edited." for tower in untouched)
-    whole = folded("Table of all matrices", table(head, rows, "Edited entries by matrix", "numbers"))
-    return section("What was edited", "edited", tag("p", about), grid(charts), whole)
+
+
+def _reported(document: Manifest) -> Markup | None:
+    """What the editor reports by tower, such as the quality of its detector on held-out folds."""
+    towers = document["edit"].get("towers", {})
+    if not towers:
+        return None
+    names = list(dict.fromkeys(name for found in towers.values() for name in found))
+    body = [(name, *(_number(found.get(name)) for found in towers.values())) for name in names]
+    return table(("", *towers), body, "What the editor reports by tower", "numbers")
+
+
+def _number(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
 def _heat_words(cells: Mapping[str, float]) -> str:
@@ -77,10 +93,10 @@ def _heat_words(cells: Mapping[str, float]) -> str:
 # ---------------------------------------------------------------- figures
 
 
-def measured(document: Document) -> Markup | None:
+def measured(document: Manifest) -> Markup | None:
     """Every figure of every column with its interval."""
 
-    def part(name: str, columns: Mapping[str, Any]) -> Markup:
+    def part(name: str, columns: Columns) -> Markup:
         def show(title: str, groups: Groups) -> Markup:
             rows = _rows(groups, lambda f: {c: r["figures"][f] for c, r in columns.items()})
             chart = dots(
@@ -102,7 +118,7 @@ def measured(document: Document) -> Markup | None:
     return section("Figures", "figures", tag("p", about + note), _meanings(document), content)
 
 
-def _meanings(document: Document) -> Markup:
+def _meanings(document: Manifest) -> Markup:
     names = next(iter(next(iter(document["results"].values())).values()))["figures"]
     return folded(
         "What the figures mean",
@@ -138,16 +154,22 @@ def _lines(groups: Groups, cells: Callable[[str], Sequence[object]]) -> list[Seq
     return [line for heading, names in groups for line in ((heading,), *((label(n), *cells(n)) for n in names))]
 
 
-def changed(document: Document) -> Markup | None:
+def changed(document: Manifest) -> Markup | None:
     """Paired differences against the reference, all on one scale."""
     differences = document.get("differences", {})
-    against = {s: _against_reference(c, differences.get(s, {})) for s, c in document["results"].items()}
+    against = {
+        name: {
+            column: {figure: change for figure, change in changes.items() if not figure.startswith(TOP1)}
+            for column, changes in against_reference(columns, differences.get(name, {})).items()
+        }
+        for name, columns in document["results"].items()
+    }
     bounds = [v for found in against.values() for d in found.values() for f in d.values() for v in f["difference"]]
     if not bounds:
         return None
     scale = Scale.around(bounds, "change in points")
 
-    def part(name: str, columns: Mapping[str, Any]) -> Markup | None:
+    def part(name: str, columns: Columns) -> Markup | None:
         def show(title: str, groups: Groups) -> Markup:
             rows = _rows(groups, lambda f: {c: d[f]["difference"] for c, d in found.items()})
             chart = dots(
@@ -167,9 +189,3 @@ def changed(document: Document) -> Markup | None:
         "lost: pairs that changed sides."
     )
     return section("Paired differences", "changes", tag("p", about), by_set(document, part))
-
-
-def _against_reference(columns: Mapping[str, Any], differences: Mapping[str, Any]) -> dict[str, Any]:
-    reference = roles(list(columns))[0]
-    found = {c: differences[c][reference] for c in columns if reference in differences.get(c, {})}
-    return {c: {f: d for f, d in changes.items() if not f.startswith(TOP1)} for c, changes in found.items()}

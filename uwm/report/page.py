@@ -17,12 +17,13 @@ from ..calibration import CalibrationSet
 from ..checkpoint.folder import write_file
 from ..evaluation import EvalResult
 from ..gate import Verdict
+from ..manifest import Manifest
 from . import breakdowns, overview
 from .document import evaluation_document
 from .examples import Example, examples_section
 from .findings import Findings, findings
 from .markup import join, tag
-from .parts import Document, folded, section, table
+from .parts import folded, section, table
 from .training import trained
 
 STYLE = Path(__file__).with_name("page.css")
@@ -32,7 +33,7 @@ READING = "In brackets: 95 % intervals of the difference, pair by pair. Unclear:
 CAUTION = "This lowers a risk, it does not remove it. These figures hold for these pairs; measure on your own data."
 
 
-def html_report(document: Document, examples: Sequence[Example] = ()) -> str:
+def html_report(document: Manifest, examples: Sequence[Example] = ()) -> str:
     """The page.
 
     Args:
@@ -79,7 +80,7 @@ def write_evaluation(
     write_file(file, html_report(evaluation_document(pairs, results, verdicts, settings)).encode())
 
 
-def _summary(document: Document) -> Markup:
+def _summary(document: Manifest) -> Markup:
     results, differences = document["results"], document["differences"]
     found = [(name, findings(columns, differences[name])) for name, columns in results.items()]
     if not found:
@@ -100,7 +101,7 @@ def _judged(name: str, judged: Findings, open_: bool) -> Markup:
     return join([verdict, reasons, body if open_ or body is None else folded("Figure by figure", body)])
 
 
-def _requirements(document: Document) -> Markup | None:
+def _requirements(document: Manifest) -> Markup | None:
     verdicts = document.get("requirements")
     if not verdicts:
         return None
@@ -110,11 +111,12 @@ def _requirements(document: Document) -> Markup | None:
     return join([tag("h3", "Requirements"), table(("requirement", "", ""), body, "Requirements")])
 
 
-def _settings(document: Document) -> Markup:
+def _settings(document: Manifest) -> Markup:
     kinds = [
-        (title, list(_lines(document.get(key)))) for title, key in (("Settings", "settings"), ("Versions", "versions"))
+        ("Settings", list(_lines(document.get("settings", {})))),
+        ("Versions", list(_lines(document.get("versions", {})))),
+        ("sha256", list(_hashes(document))),
     ]
-    kinds.append(("sha256", list(_hashes(document))))
     tables = [
         join([tag("h3", title), table(("", ""), [(name, tag("code", value)) for name, value in rows], title, "values")])
         for title, rows in kinds
@@ -123,16 +125,16 @@ def _settings(document: Document) -> Markup:
     return section("Settings, versions, hashes", "settings", *tables)
 
 
-def _lines(values: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
-    for key, value in (values or {}).items():
+def _lines(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
         yield key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _hashes(document: Document) -> Iterator[tuple[str, str]]:
-    for what, of in (("base", document["model"]), ("output", {"sha256": document.get("output_sha256")})):
-        for name, digest in (of.get("sha256") or {}).items():
+def _hashes(document: Manifest) -> Iterator[tuple[str, str]]:
+    for what, files in (("base", document["model"].get("sha256", {})), ("output", document.get("output_sha256", {}))):
+        for name, digest in files.items():
             yield f"{what}: {name}", digest
-    if digest := document.get("calibration", {}).get("sha256"):
-        yield f"calibration set: {document['calibration']['name']}", digest
-    if digest := document.get("pairs_sha256"):
-        yield "pairs", digest
+    if "calibration" in document and (of_set := document["calibration"].get("sha256")):
+        yield f"calibration set: {document['calibration']['name']}", of_set
+    if of_pairs := document.get("pairs_sha256"):
+        yield "pairs", of_pairs

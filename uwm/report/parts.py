@@ -7,12 +7,11 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ..manifest import Columns, Manifest
 from .charts import mark, swatch
 from .findings import better
 from .markup import join, tag
 from .tables import FEW_PAIRS, percent, points
-
-Document = Mapping[str, Any]  # the content of uwm.json, or the part of it that `uwm eval` has
 
 
 def section(title: str, anchor: str, *parts: Markup | None) -> Markup:
@@ -70,14 +69,14 @@ def change_cells(name: str, found: Mapping[str, Any]) -> tuple[object, ...]:
     return marked, found["gained"], found["lost"]
 
 
-def by_set(document: Document, part: Callable[[str, Mapping[str, Any]], Markup | None]) -> Markup | None:
+def by_set(document: Manifest, part: Callable[[str, Columns], Markup | None]) -> Markup | None:
     """A part for every evaluation set under its name; None where no set has it."""
     made = [(name, columns, part(name, columns)) for name, columns in document["results"].items()]
     shown = [join([_set_heading(name, columns), content]) for name, columns, content in made if content is not None]
     return join(shown) if shown else None
 
 
-def _set_heading(name: str, columns: Mapping[str, Any]) -> Markup:
+def _set_heading(name: str, columns: Columns) -> Markup:
     pairs = next(iter(columns.values()))["pairs"]
     few = f"; fewer than {FEW_PAIRS} are too few for firm figures" if pairs < FEW_PAIRS else ""
     return tag("h3", tag("bdi", name), " ", tag("small", f"{pairs} pairs{few}"))

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from ..manifest import Manifest
 from .charts import curves
 from .markup import tag
-from .parts import Document, figure, folded, grid, section, table
+from .parts import figure, folded, grid, section, table
 
 VALIDATED = {"loss": "loss on the validation pairs", "recall": "sum of six R@1 on the validation pairs"}
 
 
-def trained(document: Document) -> Markup | None:
+def trained(document: Manifest) -> Markup | None:
     """What was trained with which loss, its curve and the validation's by epoch; None where nothing was trained."""
     if "training" not in document:
         return None
@@ -45,7 +45,7 @@ def _curve(title: str, values: Sequence[float], best: int) -> Markup:
     return figure(curves(title, words, values, best), title)
 
 
-def trained_words(manifest: Mapping[str, Any]) -> str:
+def trained_words(manifest: Manifest) -> str:
     """What the model card says of the training, in one paragraph of Markdown."""
     training = manifest["training"]
     return (

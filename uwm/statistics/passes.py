@@ -59,7 +59,11 @@ class Reducer(Protocol):
 
 @torch.no_grad()
 def run_pass(
-    model: Model, batches: Iterable[PairBatch], reducers: Sequence[Reducer], towers: Iterable[str]
+    model: Model,
+    batches: Iterable[PairBatch],
+    reducers: Sequence[Reducer],
+    towers: Iterable[str],
+    partly: bool = False,
 ) -> dict[str, int]:
     """Run the pairs through the towers once and feed every reducer.
 
@@ -68,6 +72,7 @@ def run_pass(
         batches: Of any sizes, with both sides or the safe one only.
         reducers: What to feed.
         towers: Which towers to run.
+        partly: Some of the towers may get no pairs.
 
     Returns:
         Tower -> pairs seen.
@@ -88,7 +93,7 @@ def run_pass(
                 reducer.update(part)
             seen[tower] += len(sides[0][0])
     for tower, pairs in seen.items():
-        if pairs == 0:
+        if pairs == 0 and not partly:
             name = next(iter(wanted[tower]), f"the {tower} tower")
             raise InvalidResult(f"{name} received no activations: the set has no pairs for the {tower} tower")
     return seen

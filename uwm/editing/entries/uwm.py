@@ -7,8 +7,8 @@ import torch
 from ...errors import BadInput
 from ...statistics.channel_norms import TokenStatistics
 from ...weights import WeightId
+from .editor import VARIANTS
 
-VARIANTS = ("ratio", "ratio-of-means", "difference", "unsafe-only")  # the first is the paper's own
 VISION_EPSILON = 1e-8  # added to σ in the vision tower only
 CONSTANT = 1e-6  # σ below this share of the channel's norm is rounding, not spread
 

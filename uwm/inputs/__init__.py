@@ -1,0 +1,31 @@
+"""What every job shares: reading its inputs, measuring models, describing both."""
+
+from __future__ import annotations
+
+from .describing import (
+    LEAST_CALIBRATION_PAIRS,
+    describe_inputs,
+    describe_results,
+    public_settings,
+    warnings,
+    write_documents,
+)
+from .measuring import measure
+from .reading import Inputs, calibration_pairs, check_paths, load_model, read_data_sets, read_sets, refuse_bad_images
+
+__all__ = [
+    "LEAST_CALIBRATION_PAIRS",
+    "Inputs",
+    "calibration_pairs",
+    "check_paths",
+    "describe_inputs",
+    "describe_results",
+    "load_model",
+    "measure",
+    "public_settings",
+    "read_data_sets",
+    "read_sets",
+    "refuse_bad_images",
+    "warnings",
+    "write_documents",
+]

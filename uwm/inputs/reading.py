@@ -1,0 +1,126 @@
+"""What a job reads: a model, the pairs that it may learn from, and the sets that it is measured on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..calibration import CalibrationSet, comes_without_pictures, image_paths, read_calibration
+from ..checkpoint import check_output
+from ..errors import BadInput
+from ..images import bad_images
+from ..knowledge import DataSet, open_data_sets
+from ..models import Model, load
+from ..models.references import resolve
+from ..statistics.batches import BATCH_SIZE
+
+CALIBRATION_SPLITS = ("calib", "train")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The inputs of a job. The fields are flags of `uwm edit`, `uwm finetune` and `uwm compare`.
+
+    Attributes:
+        model, calib: References, as on the command line.
+        safe_images, unsafe_images: As in `uwm.read_calibration`, for `calib` and `eval_set`.
+        eval_set: The set to measure on; `calib` itself when only `eval_splits` is given.
+        eval_splits: Splits to measure on, one table each. Without a set and a split, a `holdout` share of the pairs is
+            measured on and not calibrated on.
+        zero_shot, data_root, templates, ensemble: As in `uwm.knowledge.open_data_sets`.
+    """
+
+    model: str
+    calib: str
+    safe_images: str | None = None
+    unsafe_images: str | None = None
+    arch: str | None = None
+    quick_gelu: bool | None = None
+    key: str | None = None
+    split: str | None = None
+    eval_set: str | None = None
+    eval_splits: tuple[str, ...] = ()
+    holdout: float = 0.2
+    zero_shot: tuple[str, ...] = ()
+    data_root: str | None = None
+    templates: str | None = None
+    ensemble: bool = False
+    limit: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    dtype: str = "auto"
+    revision: str | None = None
+    cache_dir: str | None = None
+    offline: bool = False
+    batch_size: int = BATCH_SIZE
+    workers: int = 2
+
+    def hub(self) -> dict[str, Any]:
+        """The settings with which a reference is looked up on the Hub."""
+        return {"revision": self.revision, "cache_dir": self.cache_dir, "offline": self.offline}
+
+
+def check_paths(inputs: Inputs, output: Path | None, overwrite: bool) -> Path:
+    """Refuse an output that is or holds an input, before anything is read; return the model's path."""
+    model = resolve(inputs.model, **inputs.hub())
+    if output is not None:
+        sets = (inputs.calib, inputs.eval_set, inputs.safe_images, inputs.unsafe_images, inputs.data_root)
+        check_output(output, [model, *(Path(p) for p in (*sets, *inputs.zero_shot) if p)], overwrite)
+    return model
+
+
+def load_model(inputs: Inputs) -> Model:
+    """`uwm.load` with the job's settings."""
+    return load(
+        inputs.model,
+        arch=inputs.arch,
+        quick_gelu=inputs.quick_gelu,
+        key=inputs.key,
+        device=inputs.device,
+        dtype=inputs.dtype,
+        **inputs.hub(),
+    )
+
+
+def calibration_pairs(inputs: Inputs) -> CalibrationSet:
+    """The pairs of the job's split; by default of the calibration split, where the set has one."""
+    whole = _read_set(inputs, inputs.calib)
+    split = inputs.split or next((name for name in CALIBRATION_SPLITS if name in whole.splits()), None)
+    return (whole.split(split) if split else whole).limit(inputs.limit, inputs.seed)
+
+
+def _read_set(inputs: Inputs, path: str) -> CalibrationSet:
+    """Read a set; of two sets, the image folders belong to those that come without images."""
+    if inputs.eval_set and not comes_without_pictures(path):
+        return read_calibration(path)
+    return read_calibration(path, safe_images=inputs.safe_images, unsafe_images=inputs.unsafe_images)
+
+
+def read_sets(inputs: Inputs) -> tuple[CalibrationSet, dict[str, CalibrationSet]]:
+    """The calibration pairs, and the sets to measure on by name; they share no pair."""
+    calibration = calibration_pairs(inputs)
+    if not inputs.eval_set and not inputs.eval_splits:
+        calibration, held = calibration.holdout(inputs.holdout, inputs.seed)
+        return calibration, {"held-out": held}
+    other = _read_set(inputs, inputs.eval_set or inputs.calib)
+    held_out = {name: other.split(name) for name in inputs.eval_splits} or {other.root.resolve().name: other}
+    used = {pair.content() for pair in calibration.pairs}
+    for name, held in held_out.items():
+        if any(pair.content() in used for pair in held.pairs):
+            raise BadInput(f"evaluation set {name!r} holds pairs that calibration uses; choose another --eval-split")
+    return calibration, {name: held.limit(inputs.limit, inputs.seed) for name, held in held_out.items()}
+
+
+def refuse_bad_images(sets: list[CalibrationSet], workers: int) -> None:
+    """Refuse sets with images that cannot be read, all of them at once. Raises BadInput."""
+    if bad := bad_images([path for pairs in sets for path in image_paths(pairs.pairs)], workers):
+        more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
+        raise BadInput(f"{len(bad)} bad images: " + "; ".join(bad[:5]) + more)
+
+
+def read_data_sets(inputs: Inputs) -> dict[str, DataSet]:
+    """The zero-shot data sets by name."""
+    return open_data_sets(
+        inputs.zero_shot, data_root=inputs.data_root, templates=inputs.templates, ensemble=inputs.ensemble
+    )

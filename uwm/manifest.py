@@ -1,0 +1,117 @@
+"""The content of uwm.json, which every folder that uwm writes has: its keys, and how it is written and read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict, cast
+
+from .checkpoint import MANIFEST, read_json
+from .checkpoint.folder import write_file
+from .errors import BadInput
+from .records import to_json
+
+FORMAT = 2  # 2: changes of any kind
+Columns = Mapping[str, Mapping[str, Any]]  # column -> `EvalResult` as a dictionary; the first is the reference
+Changes = Mapping[str, Mapping[str, Any]]  # figure -> paired difference
+Differences = Mapping[str, Mapping[str, Changes]]  # column -> against which column -> changes
+
+
+class ModelFacts(TypedDict, total=False):
+    """The model that was read."""
+
+    name: str
+    base_model: str | None  # its name on the Hub, if it came from there
+    layout: str
+    library: str
+    quick_gelu: bool
+    sha256: dict[str, str]  # by weight file
+
+
+class CalibrationFacts(TypedDict, total=False):
+    """The set that was calibrated on."""
+
+    name: str
+    pairs: dict[str, int]  # by tower, or ``both``
+    skipped: dict[str, int]  # by reason
+    sha256: str
+
+
+class LayerFacts(TypedDict):
+    """The edit of one tensor: the fields of `uwm.editing.changes.Summary`, and what the editor noted."""
+
+    kind: str
+    words: str
+    entries: int
+    of: int
+    rank: int | None
+    relative_norm: float | None
+    notes: dict[str, Any]  # neutral cases by kind, and the like
+    base_sha256: str
+
+
+class EditFacts(TypedDict, total=False):
+    """The editor, and what it reports."""
+
+    title: str
+    source: str
+    towers: dict[str, dict[str, Any]]  # by tower, such as the quality of its detector
+    notes: dict[str, Any]
+
+
+class TrainingFacts(TypedDict):
+    """A fine-tuning."""
+
+    backend: str
+    source: str
+    settings: dict[str, Any]
+    parameters: int
+    validation_pairs: int
+    best_epoch: int
+    history: list[dict[str, Any]]  # by epoch
+
+
+class Manifest(TypedDict, total=False):
+    """All keys of uwm.json; each verb writes some of them."""
+
+    format: int
+    output_sha256: dict[str, str]  # by weight file of this folder
+    # edit, demo and finetune; the page of `uwm eval` has the same form
+    versions: dict[str, str]
+    settings: dict[str, Any]
+    model: ModelFacts
+    calibration: CalibrationFacts
+    results: Mapping[str, Columns]  # by evaluation set
+    differences: Mapping[str, Differences]  # by evaluation set
+    run: dict[str, Any]  # seconds and memory: the only part that differs from run to run
+    # edit and demo
+    edit: EditFacts
+    entries: int
+    of: int
+    layers: dict[str, LayerFacts]
+    label_noise: dict[str, Any]
+    # finetune
+    training: TrainingFacts
+    # apply and revert
+    patch: dict[str, Any]  # the recipe of the patch
+    uwm: str
+    verb: str
+    # compare, which marks its folder
+    kind: str
+    # only the page of `uwm eval`
+    baseline: str | None
+    pairs_sha256: str
+    requirements: Sequence[Mapping[str, Any]]
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write uwm.json into a folder. Raises ResourceFault when the disk fails."""
+    write_file(folder / MANIFEST, (to_json(manifest) + "\n").encode())
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The content of a folder's uwm.json; its values are not checked. Raises BadInput when it is none."""
+    content = read_json(folder / MANIFEST)
+    if not isinstance(content, dict):
+        raise BadInput(f"{folder / MANIFEST}: expected a JSON object, as uwm writes it")
+    return cast(Manifest, content)
