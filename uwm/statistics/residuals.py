@@ -34,6 +34,7 @@ class ResidualMeans:
 
     def take(self, weight: WeightId, side: int, x: torch.Tensor, mask: torch.Tensor | None) -> None:
         """Add the rows that count."""
+        assert weight.block is not None
         self.means[weight.tower, weight.block, side].add(self._rows(weight, x, mask))
 
     def update(self, part: Part) -> None:
