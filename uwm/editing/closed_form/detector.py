@@ -60,11 +60,11 @@ def _cross_fitted(
 ) -> Detector:
     scores = [torch.empty(len(x), dtype=x.dtype) for x in sides]
     for k in range(len(sums[0])):
-        w, b = ridge(*(s.sum(0) - s[k] for s in sums), safe_weight, penalty)
+        w, b = ridge(sums[0].sum(0) - sums[0][k], sums[1].sum(0) - sums[1][k], safe_weight, penalty)
         for x, fold, score in zip(sides, folds, scores, strict=True):
             score[fold == k] = x[fold == k] @ w + b
-    w, b = ridge(*(s.sum(0) for s in sums), safe_weight, penalty)
-    return Detector(w, float(b), penalty, *scores, auc(scores[1], scores[0]))
+    w, b = ridge(sums[0].sum(0), sums[1].sum(0), safe_weight, penalty)
+    return Detector(w, float(b), penalty, scores[0], scores[1], auc(scores[1], scores[0]))
 
 
 def moments(x: torch.Tensor, fold: torch.Tensor, folds: int) -> torch.Tensor:

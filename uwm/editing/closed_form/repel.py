@@ -69,6 +69,8 @@ class Repel:
             if not low < value < high:
                 least = "from 0" if name == "strength" else f"over {low}"
                 raise BadInput(f"--{name.replace('_', '-')} {value}: expected a number {least}, below {high:g}")
+        if not 0 <= settings.lean < 100:
+            raise BadInput(f"--lean {settings.lean}: expected a number from 0, below 100")
         if settings.penalty is not None and settings.penalty <= 0:
             raise BadInput(f"--penalty {settings.penalty}: expected a number over 0")
         if settings.folds < 2:
@@ -189,10 +191,18 @@ class _Fit:
                 (rows[:, None] * w2.shape[1] + where).flatten(), torch.stack([u.column for u in units], 1).flatten()
             ),
         }
+        changes |= self._lean(WeightId(fc2.tower, fc2.block, f"{fc2.slot}.bias"), d * self._readout.norm(tower))
         if len(units) == 1:
             return changes, units[0].report
         return changes, {f"{key} ({concept})": value for concept, unit in zip(detectors, units, strict=True)
                          for key, value in unit.report.items()}  # fmt: skip
+
+    def _lean(self, name: WeightId, step: torch.Tensor) -> dict[WeightId, Change]:
+        """A constant step of the other sign, which gives safe captions and images back some of their nearness."""
+        if not self._settings.lean or name not in self._model.tensors:
+            return {}
+        moved = self._model.stored(name).double() - self._settings.lean * step
+        return {name: SetEntries.of(range(len(moved)), moved)}
 
     def _sides(self, weight: WeightId) -> list[torch.Tensor]:
         """Inputs of both sides in float64, [n, in] each."""

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from ...errors import InvalidResult
-from .detector import Detector
+from .detector import Detector, auc
 
 EMPTY = 1e-5  # eigenvectors of the second moment of normalised embeddings with less energy count as empty
 LEAST_CAUGHT = 0.01  # share of unsafe inputs above the gate, below which there is nothing to push
@@ -149,7 +149,7 @@ def random_detector(detector: Detector, safe: torch.Tensor, unsafe: torch.Tensor
     size = (detector.weight * std).norm()
     w = drawn / drawn.norm() * size / std.clamp_min(1e-12)
     scores = safe @ w, unsafe @ w
-    return Detector(w, 0.0, detector.penalty, *scores, float("nan"))
+    return Detector(w, 0.0, detector.penalty, *scores, auc(scores[1], scores[0]))
 
 
 def rank_one(
