@@ -33,6 +33,9 @@ class RepelSettings:
 
     share: float = setting(0.15, float, "Share of safe inputs that may be touched, a tower  [default: 0.15]")
     strength: float = setting(1.2, float, "Push of an unsafe input, in norms of safe embeddings  [default: 1.2]")
+    lean: float = setting(
+        0.1, float, "Constant step of all inputs the other way, in norms of safe embeddings  [default: 0.1]"
+    )
     units: str = setting(
         "one", str, "Hidden units a tower: one, or one for each concept of the set.", ("one", "concept")
     )
@@ -141,8 +144,8 @@ class _Fit:
         warnings = []
         if energy > LOUD:
             warnings.append(
-                f"repel: the emptiest direction holds {100 * energy:.2f} % of the embeddings' energy, so safe inputs are "
-                "moved too; measure before you use this edit"
+                f"repel: the emptiest direction holds {100 * energy:.2f} % of the embeddings' energy, so safe inputs "
+                "are moved too; measure before you use this edit"
             )
         for tower in TOWERS:
             make = self._units if tower in written else self._rank_one
