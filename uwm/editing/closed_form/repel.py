@@ -31,7 +31,7 @@ LOUD = 1e-3  # energy of the direction above which it is not empty
 class RepelSettings:
     """Settings of repel."""
 
-    share: float = setting(0.15, float, "Share of safe inputs that may be touched, a tower  [default: 0.15]")
+    share: float = setting(0.2, float, "Share of safe inputs that may be touched, a tower  [default: 0.2]")
     strength: float = setting(1.2, float, "Push of an unsafe input, in norms of safe embeddings  [default: 1.2]")
     lean: float = setting(
         0.1, float, "Constant step of all inputs the other way, in norms of safe embeddings  [default: 0.1]"
