@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..editing.entries.methods import METHODS
 from ..evaluation import EvalResult
+from ..figures import SAFEGROUND, label
 from ..manifest import Manifest
-from ..metrics import GROUPS, PREFERENCES
 from ..text_tables import markdown_table
 from .evaluation import plain
 from .findings import findings, roles
 from .markup import clean
-from .tables import LEGEND, RANDOM_LEGEND, label, rows
+from .tables import LEGEND, RANDOM_LEGEND, rows
 from .training import trained_words
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _figures(set_name: str, columns: Mapping[str, EvalResult]) -> Iterator[HubRe
     from huggingface_hub import EvalResult as HubResult
 
     result = columns[roles(list(columns))[1]]
-    for name in (*PREFERENCES, *GROUPS):
+    for name in SAFEGROUND:
         if name in result.figures:
             yield HubResult(
                 task_type=TASK,
