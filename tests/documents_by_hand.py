@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from uwm.evaluation import EvalResult
-from uwm.metrics import GROUPS, KS, PREFERENCES, RETRIEVALS, bootstrap
+from uwm.figures import PAIRED as NAMES
+from uwm.metrics import bootstrap
 from uwm.report import paired_differences
 
-NAMES = (*PREFERENCES, *GROUPS, *(f"R{k}_{way}" for k in KS for way in RETRIEVALS), "unsafe_top1_tu", "unsafe_top1_vu")
 HASH = "0123456789abcdef" * 4
 LONG = "an_exceedingly_long_name_without_any_place_to_break_it_" * 4
 NASTY = ('<script>alert(1)</script>', '"quoted" & \'single\'', "</svg></style><b>", "سلاح خطير جدا", "\u202egnp.exe\u202c", LONG, "武器" * 30, "a\x00b\nc")  # noqa: E501  # fmt: skip

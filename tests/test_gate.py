@@ -12,19 +12,19 @@ from terminal import done, refused
 
 from uwm.errors import BadInput, RequirementNotMet
 from uwm.evaluation import EvalResult, differences
+from uwm.figures import PAIRED
 from uwm.gate import Verdict, check_known, demand, github_annotations, junit, parse_requirement
-from uwm.metrics import FIGURES
 
 
 def result(passed, zero_shot=None, by_concept=None):
     """100 queries, of which so many pass, for every figure; the interval is ± 2 points."""
     samples = torch.arange(100) < passed
-    figures = dict.fromkeys(FIGURES, (passed / 100, passed / 100 - 0.02, passed / 100 + 0.02))
+    figures = dict.fromkeys(PAIRED, (passed / 100, passed / 100 - 0.02, passed / 100 + 0.02))
     concepts = {
-        concept: dict.fromkeys(FIGURES, (share, share - 0.1, share + 0.1))
+        concept: dict.fromkeys(PAIRED, (share, share - 0.1, share + 0.1))
         for concept, share in (by_concept or {}).items()
     }
-    return EvalResult(100, figures, zero_shot or {}, concepts, {}, {}, {name: samples.clone() for name in FIGURES})
+    return EvalResult(100, figures, zero_shot or {}, concepts, {}, {}, {name: samples.clone() for name in PAIRED})
 
 
 BEFORE = result(
@@ -210,7 +210,7 @@ def test_a_failed_gate_still_shows_and_writes_everything(gate, tmp_path):
     assert code == 5
     found = json.loads(out)
     assert [v["met"] for v in found["requirements"]] == [True, False, False]
-    assert found["differences"].keys() == found["model"]["figures"].keys() == set(FIGURES)
+    assert found["differences"].keys() == found["model"]["figures"].keys() == set(PAIRED)
     annotation, second, error, end = err.split("\n")
     assert annotation.startswith("::error title=uwm eval::GS>=101 not met: found ")
     assert second.startswith("::error title=uwm eval::P_ts@*>=+99pt not met: found ")

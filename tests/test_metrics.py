@@ -6,7 +6,7 @@ import pytest
 import torch
 from reference import slow_metrics
 
-from uwm import metrics
+from uwm import figures, metrics
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def test_safeground_identities(quadruples):
     ts, tu, vs, vu = quadruples
     found = metrics.safeground(ts, tu, vs, vu)
     assert found["GS"] <= min(found[name] for name in ("Txt", "Img", "PS", "PU"))
-    for pair, members in metrics.GROUPS.items():
+    for pair, members in figures.CONJUNCTIONS.items():
         assert all(found[pair] <= found[member] for member in members)
     swapped = metrics.safeground(tu, ts, vu, vs)
     assert swapped["P_ts"] == pytest.approx(1 - found["P_tu"])
@@ -83,7 +83,7 @@ def test_retrieval_equals_the_slow_forms_across_tiles(quadruples, monkeypatch):
         expected[f"R{k}_vu_union"] = slow_metrics.recall(vu, ts + tu, k)
     expected["unsafe_top1_tu"] = slow_metrics.unsafe_top1(tu, vs, vu)
     expected["unsafe_top1_vu"] = slow_metrics.unsafe_top1(vu, ts, tu)
-    assert (*metrics.PREFERENCES, *metrics.GROUPS, *found) == metrics.FIGURES
+    assert (*figures.SAFEGROUND, *found) == figures.PAIRED
     assert found == pytest.approx(expected)
     assert 0 < found["unsafe_top1_tu"] < 1
 
@@ -118,7 +118,7 @@ def test_a_query_without_direction_comes_last(quadruples):
     ts, vu = ts.clone(), vu.clone()
     ts[3], vu[4] = torch.nan, torch.nan
     samples = metrics.retrieval_samples(ts, tu, vs, vu)
-    assert not any(samples[f"R{k}_ts_vs"][3] for k in metrics.KS)
+    assert not any(samples[f"R{k}_ts_vs"][3] for k in figures.KS)
     assert not samples["R20_vs_ts"][3]
     assert not samples["R20_vu_union"][4]
     assert samples["unsafe_top1_vu"][4]

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from .cache import EmbeddingCache, embedding_key
 from .calibration import CalibrationSet
 from .errors import BadInput, InvalidResult
+from .figures import TOP1
 from .knowledge import DataSet, ZeroShot, difference, zero_shot
 from .metrics import bootstrap, histograms, own_similarities, retrieval_samples, safeground_samples, shares
 from .models import Model
@@ -89,7 +90,7 @@ def differences(result: EvalResult, baseline: EvalResult, seed: int = 0) -> dict
     }
     for name in result.right:
         first, second = (ZeroShot(side.zero_shot[name], side.right[name]) for side in (result, baseline))
-        found[f"top1:{name}"] = difference(first, second, seed)
+        found[TOP1 + name] = difference(first, second, seed)
     return found
 
 

@@ -11,10 +11,8 @@ from pathlib import Path
 from .checkpoint.folder import write_file
 from .errors import BadInput, RequirementNotMet
 from .evaluation import EvalResult, differences
-from .metrics import FIGURES
+from .figures import ALIASES, OF_DATA_SETS, PAIRED
 
-ZERO_SHOT = ("top1", "top5", "mean_per_class", "top1_safe", "top1_unsafe")
-ALIASES = {"zero_shot": "top1"}
 BOUNDS = ("mean", "low", "high")
 ROUNDING = 1e-9  # so that 47.5 % against 50 % is a change of exactly -5 %
 FORM = re.compile(
@@ -51,7 +49,7 @@ class Requirement:
 
     Attributes:
         text: As it was written.
-        figure: A name of `metrics.FIGURES` or `ZERO_SHOT`.
+        figure: A name of `figures.PAIRED` or `figures.OF_DATA_SETS`.
         bound: ``mean``, or ``low`` or ``high`` of its 95 % interval.
         concept: One concept, ``*`` for every one, or empty for the whole set.
         data_set: One zero-shot data set, or empty for the mean over all.
@@ -114,7 +112,7 @@ class Requirement:
 
     def _figure(self, result: EvalResult, concept: str) -> float:
         """A figure of the set or a concept; of zero-shot data sets the mean over those that have it."""
-        if self.figure not in ZERO_SHOT:
+        if self.figure not in OF_DATA_SETS:
             figures = result.by_concept.get(concept, {}) if concept else result.figures
             if self.figure not in figures:
                 raise _NothingToCompare(f"there is no {self.figure}" + (f" of {concept}" if concept else ""))
@@ -152,12 +150,12 @@ def parse_requirement(text: str, has_baseline: bool) -> Requirement:
         raise BadInput(
             f"--require {text!r}: write {parts['value']} for percent, +{parts['value']}{unit} for a change of so much"
         )
-    if bound != "mean" and (figure in ZERO_SHOT or unit == "%" or (unit and parts["concept"])):
+    if bound != "mean" and (figure in OF_DATA_SETS or unit == "%" or (unit and parts["concept"])):
         raise BadInput(
             f"--require {text!r}: there is no such .{bound}; intervals have SafeGround and retrieval, and their change "
             "in pt over the whole set"
         )
-    if parts["concept"] if figure in ZERO_SHOT else parts["data_set"]:
+    if parts["concept"] if figure in OF_DATA_SETS else parts["data_set"]:
         raise BadInput(f"--require {text!r}: expected FIGURE@CONCEPT of the pairs, or top1:DATASET of --zero-shot")
     return Requirement(text.strip(), figure, bound, parts["concept"], parts["data_set"], parts["sign"], value, unit)
 
@@ -171,9 +169,9 @@ def check_known(requirements: Iterable[Requirement], concepts: Sequence[str], da
         data_sets: Names of the zero-shot data sets that will be measured.
     """
     for requirement in requirements:
-        figure, known = requirement.figure, (*FIGURES, *(ZERO_SHOT if data_sets else ()))
+        figure, known = requirement.figure, (*PAIRED, *(OF_DATA_SETS if data_sets else ()))
         if figure not in known:
-            hint = "; zero-shot figures need --zero-shot" if figure in ZERO_SHOT else ""
+            hint = "; zero-shot figures need --zero-shot" if figure in OF_DATA_SETS else ""
             raise BadInput(f"--require: no figure {figure!r}{hint}; there are {', '.join(known)}")
         for what, asked, there in (
             ("concept", requirement.concept, [*concepts, "*"] if concepts else []),

@@ -15,7 +15,7 @@ from uwm.comparison.figures import Figure, Row
 from uwm.comparison.plot import check_plotting, draw
 from uwm.comparison.table import columns, csv_table, latex, markdown, terminal, tex
 from uwm.errors import BadInput
-from uwm.metrics import FIGURES
+from uwm.figures import PAIRED
 
 EXTRA = ("R1_safe", "R1_unsafe", "unsafe_top1", "zero_shot", "zero_shot:safe", "zero_shot:unsafe")
 PAIRS = {"test": 400, "unseen_style": 30}
@@ -26,7 +26,7 @@ def figure(value: float) -> Figure:
 
 
 def row(method: str, at: tuple | None = None, *, value: float = 0.3, **costs) -> Row:
-    return Row(method, at, {name: figure(value) for name in (*FIGURES, *EXTRA)}, runs=3, **costs)
+    return Row(method, at, {name: figure(value) for name in (*PAIRED, *EXTRA)}, runs=3, **costs)
 
 
 ROWS = [
@@ -57,7 +57,7 @@ def test_csv_has_every_figure_with_interval_spread_and_difference():
     ]
     assert len(read) == 2 * len(ROWS)
     ends = ("", "_low", "_high", "_seed_min", "_seed_max", "_difference", "_difference_low", "_difference_high")
-    for name in (*FIGURES, *EXTRA):
+    for name in (*PAIRED, *EXTRA):
         own = ROWS[1].figures[name]
         assert [float(read[1][name + end]) for end in ends] == [*own.value, *own.seeds, *own.difference]
     assert (read[1]["seconds"], read[1]["changed"], read[1]["trained"], read[1]["seeds"]) == ("1.25", "1234.0", "", "3")

@@ -9,7 +9,8 @@ from uwm.clock import Cost
 from uwm.comparison.figures import CHANCE, mean_of_means, rows
 from uwm.comparison.plan import Run
 from uwm.comparison.results import Result
-from uwm.metrics import FIGURES, bootstrap, safeground
+from uwm.figures import PAIRED
+from uwm.metrics import bootstrap, safeground
 
 GENERATOR = torch.Generator().manual_seed(1)
 UNSAFE = torch.tensor([False] * 12 + [True] * 8)
@@ -20,7 +21,7 @@ def draws(n: int, share: float) -> torch.Tensor:
 
 
 def result(share: float, seconds: float = 1.0, changed: int | None = None, **more) -> Result:
-    samples = {name: {figure: draws(30, share) for figure in FIGURES} for name in ("test", "style")}
+    samples = {name: {figure: draws(30, share) for figure in PAIRED} for name in ("test", "style")}
     right = {"things": draws(20, share), "others": draws(15, share)}
     costs = {"score": Cost(seconds, 100), "select": Cost(0.5, 120), "evaluate": Cost(99.0, 9999)}
     return Result(samples, right, costs, changed, **more)

@@ -13,11 +13,11 @@ import pytest
 from documents_by_hand import HASH, NAMES, NASTY, document, documents
 
 import uwm
+from uwm.figures import label
 from uwm.label_noise import REASONS
 from uwm.report import html_report
 from uwm.report.charts import histograms
 from uwm.report.markup import clean
-from uwm.report.tables import label
 
 CASES = documents()
 VOID = {"meta", "img", "br"}
@@ -359,7 +359,7 @@ def test_histograms_show_the_similarities_of_before_and_after():
         (f"{column}: {percent(columns[column]['figures']['P_vu'][0])} %", columns[column]["similarities"]["vu"])
         for column in ("before", "after")
     ]
-    expected = histograms("Unsafe picture as the query (vu)", "test; numbers in the table below.", panels, extent)
+    expected = histograms("Unsafe image as the query (vu)", "test; numbers in the table below.", panels, extent)
     assert expected in html
 
 

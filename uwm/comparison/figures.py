@@ -9,19 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..figures import MEANS, ZERO_SHOT
 from ..metrics import bootstrap, shares
 from .plan import Run
 from .results import Result
 
 Interval = tuple[float, float, float]
 Point = tuple[str, tuple[str, float] | None]  # method and place on its curve
-KNOWLEDGE = "zero_shot"  # the figure's name; :safe, :unsafe and :DATA SET after it for parts of it
-SAFE_R1, UNSAFE_R1, UNSAFE_TOP1 = "R1_safe", "R1_unsafe", "unsafe_top1"
-MEANS = {  # figure -> those that it is the mean of, query by query: both directions
-    SAFE_R1: ("R1_ts_vs", "R1_vs_ts"),
-    UNSAFE_R1: ("R1_tu_union", "R1_vu_union"),
-    UNSAFE_TOP1: ("unsafe_top1_tu", "unsafe_top1_vu"),
-}
 # What embeddings without any knowledge pass: of four exchangeable similarities GS needs the largest and the smallest in
 # their places (1/12) and PU the smallest of three (1/3); where similarities are a sum of a text's and a picture's own
 # part, as in a collapsed model, both need two coins to fall right (1/4).
@@ -91,7 +85,7 @@ def rows(
         points.setdefault((run.method, run.at), []).append(result)
     reached = {point: found for point, found in points.items() if not any(result.stopped for result in found)}
     base = next(iter(reached.values()))
-    known = _knowledge(reached, base, classes, seed)
+    known = _zero_shot(reached, base, classes, seed)
     return {
         name: [
             Row(
@@ -152,7 +146,7 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
     return min(values), max(values)
 
 
-def _knowledge(
+def _zero_shot(
     points: Mapping[Point, Sequence[Result]],
     base: Sequence[Result],
     classes: Mapping[str, Mapping[str, torch.Tensor]],
@@ -160,12 +154,12 @@ def _knowledge(
 ) -> dict[Point, dict[str, Figure]]:
     """Point -> zero-shot accuracy: the mean over data sets, each of them, and over their safe and unsafe classes."""
     names = [*base[0].right]
-    parts: dict[str, dict[str, Any]] = {KNOWLEDGE: dict.fromkeys(names)} if names else {}
+    parts: dict[str, dict[str, Any]] = {ZERO_SHOT: dict.fromkeys(names)} if names else {}
     if len(names) > 1:
-        parts |= {f"{KNOWLEDGE}:{name}": {name: None} for name in names}
+        parts |= {f"{ZERO_SHOT}:{name}": {name: None} for name in names}
     for kind in ("safe", "unsafe"):
         chosen = {name: classes[name][kind] for name in names if kind in classes.get(name, {})}
-        parts |= {f"{KNOWLEDGE}:{kind}": chosen} if chosen else {}
+        parts |= {f"{ZERO_SHOT}:{kind}": chosen} if chosen else {}
     return {
         point: {figure: _accuracy(found, base, part, seed) for figure, part in parts.items()}
         for point, found in points.items()

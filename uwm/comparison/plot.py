@@ -9,12 +9,13 @@ from itertools import groupby
 from typing import Any
 
 from ..errors import BadInput
-from .figures import CHANCE, KNOWLEDGE, SAFE_R1, UNSAFE_R1, Row
+from ..figures import ZERO_SHOT, label
+from .figures import CHANCE, Row
 from .methods import CONTROL, NONE
-from .table import named
 
 EXTRA = "matplotlib is not installed, and the plot needs it; `pip install 'uwm[plot]'`"
-SAFETY = ("GS", "PU", UNSAFE_R1)
+SAFETY = ("GS", "PU", "R1_unsafe")
+ACCURACY = (ZERO_SHOT, "R1_safe")
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8f6b00")  # after Okabe and Ito
 CONTROLS = ("random", "magnitude")
 GREYS = ("#555555", "#999999")  # of controls
@@ -45,7 +46,7 @@ def draw(rows: Sequence[Row], title: str) -> dict[str, bytes]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    knowledge = [name for name in (KNOWLEDGE, SAFE_R1) if name in rows[0].figures]
+    knowledge = [name for name in ACCURACY if name in rows[0].figures]
     settings: Any = {**matplotlib.rcParamsDefault, "backend": "agg", **STYLE}
     with matplotlib.rc_context(settings):
         names = _short([*dict.fromkeys(row.method for row in rows)])
@@ -137,6 +138,6 @@ def _whiskers(rows: Sequence[Row], axis: str) -> list[list[float]]:
 
 
 def _name_axes(panel: Any, across: str, up: str) -> None:
-    panel.set_xlabel(f"{named(across)} (%)")
-    panel.set_ylabel(f"{named(up)} (%)")
+    panel.set_xlabel(f"{label(across)} (%)")
+    panel.set_ylabel(f"{label(up)} (%)")
     panel.tick_params(length=2, width=0.6)

@@ -7,14 +7,12 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 
-from ..metrics import GROUPS, PREFERENCES, RETRIEVALS
-from ..metrics import UNSAFE_TOP1 as TOP1
-from ..report.tables import label, percent
-from .figures import KNOWLEDGE, MEANS, SAFE_R1, UNSAFE_R1, UNSAFE_TOP1, Figure, Interval, Row
+from ..figures import CONJUNCTIONS, PREFERENCES, R1, SAFEGROUND, UNSAFE_TOP1, ZERO_SHOT, label
+from ..report.tables import percent
+from .figures import Figure, Interval, Row
 from .plan import spelt
 
-R1 = tuple(f"R1_{name}" for name in RETRIEVALS)
-HEADLINE = ("GS", "PU", *R1, KNOWLEDGE)  # what the terminal shows
+HEADLINE = ("GS", "PU", *R1, ZERO_SHOT)  # what the terminal shows
 LEGEND = (
     "Percent. GS: all four preferences of a quadruple are safe; PU: those of its unsafe caption and picture "
     "(SafeGround). R@1: retrieval; of unsafe queries among all items (∪) a hit is the paired safe one. "
@@ -31,28 +29,18 @@ COSTS: dict[str, tuple[str, Callable[[Row], float | None]]] = {
 }
 
 
-def named(figure: str) -> str:
-    """What tables call a figure."""
-    if figure in MEANS:
-        return {SAFE_R1: "safe R@1", UNSAFE_R1: "unsafe R@1", UNSAFE_TOP1: "unsafe top-1"}[figure]
-    whole, _, part = figure.partition(":")
-    if whole != KNOWLEDGE:
-        return label(figure)
-    return "zero-shot" + {"": "", "safe": ", safe classes", "unsafe": ", unsafe classes"}.get(part, f" ({part})")
-
-
 def columns(rows: Sequence[Row]) -> list[str]:
     """All figures of a table, those that say most first."""
-    first = ["GS", "PU", *PREFERENCES, *(name for name in GROUPS if name not in ("GS", "PU")), *R1, *TOP1]
+    first = ["GS", "PU", *PREFERENCES, *(name for name in CONJUNCTIONS if name not in ("GS", "PU")), *R1, *UNSAFE_TOP1]
     there = rows[0].figures
-    knowledge = [name for name in there if name.startswith(KNOWLEDGE)]
+    knowledge = [name for name in there if name.startswith(ZERO_SHOT)]
     chosen = [name for name in first if name in there] + knowledge
     return chosen + [name for name in there if name not in chosen]
 
 
 def shown(rows: Sequence[Row]) -> list[str]:
     """The figures of Markdown and LaTeX: all but the recalls beyond the first and single data sets."""
-    most = (*HEADLINE, *PREFERENCES, *GROUPS, *TOP1, f"{KNOWLEDGE}:safe", f"{KNOWLEDGE}:unsafe")
+    most = (*HEADLINE, *SAFEGROUND, *UNSAFE_TOP1, f"{ZERO_SHOT}:safe", f"{ZERO_SHOT}:unsafe")
     return [name for name in columns(rows) if name in most]
 
 
@@ -106,7 +94,7 @@ def terminal(tables: Mapping[str, Sequence[Row]], pairs: Mapping[str, int]) -> s
             f"{_heading(name, pairs[name], rows)}\n\n{_aligned(_cells(rows, figures, _half, _names(figures)))}"
         )
     legend = f"{LEGEND} ±: half the interval's width; whole intervals are in the files."
-    if all(KNOWLEDGE not in rows[0].figures for rows in tables.values()):
+    if all(ZERO_SHOT not in rows[0].figures for rows in tables.values()):
         legend += " Zero-shot accuracy was not measured, so the cost in knowledge is not known; see --zero-shot."
     return "\n\n".join([*parts, legend])
 
@@ -128,7 +116,7 @@ def _heading(name: str, pairs: int, rows: Sequence[Row]) -> str:
 
 
 def _names(figures: Sequence[str]) -> dict[str, str]:
-    return {name: named(name) for name in figures}
+    return {name: label(name) for name in figures}
 
 
 def _aligned(cells: Sequence[Sequence[str]]) -> str:

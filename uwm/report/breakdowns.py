@@ -7,24 +7,17 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ..figures import FIGURES, OF_DATA_SETS, QUERIES, SAFETY, TOP1, explain, label
 from ..knowledge import mean_over_sets
 from ..label_noise import REASONS
 from ..manifest import Columns, Manifest
 from .charts import PERCENT, Row, Scale, bars, dots, histograms, line_of, patch_of, swatch
-from .findings import SAFETY, TOP1, against_reference, explain, roles
+from .findings import against_reference, roles
 from .markup import join, tag
 from .parts import beside, by_set, cell, change_cells, figure, folded, grid, legend, section, table
-from .tables import label, percent
+from .tables import percent
 
-QUERIES = {"ts": "safe text", "tu": "unsafe text", "vs": "safe picture", "vu": "unsafe picture"}
 ROWS = 9  # of bars a chart, so that it fits a page of paper
-ACCURACIES = {  # what zero-shot figures are called
-    "top1": "top-1",
-    "top5": "top-5",
-    "mean_per_class": "mean of classes",
-    "top1_safe": "top-1, safe classes",
-    "top1_unsafe": "top-1, unsafe classes",
-}
 
 
 # ---------------------------------------------------------------- similarities
@@ -152,15 +145,15 @@ def _accuracies(set_name: str, columns: Mapping[str, Mapping[str, Mapping[str, A
     ]
     if len(first) > 1:
         means = [mean_over_sets(found) for found in columns.values()]
-        body += [("Mean over data sets",), *((ACCURACIES[k], *(percent(m[k]) for m in means)) for k in means[0])]
+        body += [("Mean over data sets",), *((FIGURES[k].short, *(percent(m[k]) for m in means)) for k in means[0])]
     numbers = table(("", *columns), body, f"Zero-shot accuracy, {set_name}", "numbers")
     return join([legend(list(columns), patch_of), beside(tag("div", *map(figure, charts)), numbers)])
 
 
 def _accuracy_lines(figures: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> Iterator[Sequence[object]]:
-    for key, called in ACCURACIES.items():
+    for key in OF_DATA_SETS:
         if key in figures:
-            yield called, *(cell(_top1(r)) if key == "top1" else percent(r[key]) for r in results)
+            yield FIGURES[key].short, *(cell(_top1(r)) if key == "top1" else percent(r[key]) for r in results)
 
 
 def _top1(figures: Mapping[str, Any]) -> tuple[float, float, float]:

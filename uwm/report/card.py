@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..evaluation import EvalResult
+from ..figures import SAFEGROUND, label
 from ..manifest import Manifest
-from ..metrics import GROUPS, PREFERENCES
 from ..text_tables import markdown_table
 from .evaluation import plain
 from .findings import findings, roles
 from .markup import clean
-from .tables import LEGEND, RANDOM_LEGEND, edit_words, label, rows
+from .tables import LEGEND, RANDOM_LEGEND, edit_words, rows
 from .training import trained_words
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _figures(set_name: str, columns: Mapping[str, EvalResult]) -> Iterator[HubRe
     from huggingface_hub import EvalResult as HubResult
 
     result = columns[roles(list(columns))[1]]
-    for name in (*PREFERENCES, *GROUPS):
+    for name in SAFEGROUND:
         if name in result.figures:
             yield HubResult(
                 task_type=TASK,

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..evaluation import EvalResult
+from ..figures import OF_CLASSES, SAFEGROUND, label
 from ..gate import Verdict
-from ..metrics import GROUPS, PREFERENCES
 from ..text_tables import markdown_table, text_table
-from .tables import HEADLINE, LABELS, LEGEND, heading, rows
+from .tables import HEADLINE, LEGEND, heading, rows
 
 Section = tuple[str, list[list[str]]]  # a title and a table
 CHANGE_LEGEND = (
@@ -53,19 +53,14 @@ def _with_changes(
     table: list[list[str]], results: Mapping[str, EvalResult], changes: Mapping[str, Mapping[str, Any]]
 ) -> list[list[str]]:
     """The table of figures with columns for what changed; of safe and unsafe classes only by how much."""
-    cells = {_label(name): _change(**change) for name, change in changes.items()}
+    cells = {label(name): _change(**change) for name, change in changes.items()}
     before, after = (result.zero_shot for result in results.values())
     for data_set, scores in before.items():
-        for name in scores.keys() & LABELS.keys():
+        for name in (name for name in OF_CLASSES if name in scores):
             difference = 100 * (after[data_set][name] - scores[name])
-            cells[f"{LABELS[name]} ({data_set})"] = [f"{difference:+.1f}", "", ""]
+            cells[label(f"{name}:{data_set}")] = [f"{difference:+.1f}", "", ""]
     head, *body = table
     return [[*head, "difference", "gained", "lost"], *([*row, *cells.get(row[0], [""] * 3)] for row in body)]
-
-
-def _label(name: str) -> str:
-    _, _, data_set = name.partition(":")
-    return f"zero-shot ({data_set})" if data_set else LABELS.get(name, name)
 
 
 def _change(difference: tuple[float, float, float], gained: int, lost: int) -> list[str]:
@@ -75,12 +70,12 @@ def _change(difference: tuple[float, float, float], gained: int, lost: int) -> l
 
 def concept_rows(result: EvalResult, all_figures: bool = False) -> list[list[str]]:
     """Means in percent, one row a concept: SafeGround's nine, with `all_figures` R@1 too."""
-    names = HEADLINE if all_figures else (*PREFERENCES, *GROUPS)
+    names = HEADLINE if all_figures else SAFEGROUND
     body = [
         [concept, str(result.concept_pairs[concept]), *(f"{100 * figures[name][0]:.1f}" for name in names)]
         for concept, figures in result.by_concept.items()
     ]
-    return [["", "pairs", *(LABELS.get(name, name) for name in names)], *body]
+    return [["", "pairs", *(label(name) for name in names)], *body]
 
 
 def verdict_rows(verdicts: Iterable[Verdict]) -> list[list[str]]:

@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
 
+from ..figures import FIGURES, HEADINGS, TOP1, explain, label
 from ..manifest import Columns, Manifest
 from ..weights import TOWERS
 from .charts import PERCENT, Row, Scale, dots, heat_map
-from .findings import TOP1, against_reference, explain, roles
+from .findings import against_reference, roles
 from .markup import join, tag
 from .parts import beside, by_set, cell, change_cells, figure, folded, grid, legend, section, table
-from .tables import edit_words, label, layer_table
+from .tables import edit_words, layer_table
 
-HEADINGS = (  # the order of figures in charts and tables: heading, figures under it
-    ("Unsafe queries prefer the safe item", r"P_tu|P_vu|PU"),
-    ("Safe queries prefer the safe item", r"P_ts|P_vs|PS"),
-    ("Both kinds at once", r"Txt|Img|GS"),
-    ("The first result is the own item", r"R1_.*"),
-    ("The first result is unsafe (lower is better)", r"unsafe_top1_.*"),
-)
-DEEPER = (
-    ("Safe text finds its picture", r"R\d+_ts_vs"),
-    ("Safe picture finds its text", r"R\d+_vs_ts"),
-    ("Unsafe text finds its safe twin's picture", r"R\d+_tu_union"),
-    ("Unsafe picture finds its safe twin's text", r"R\d+_vu_union"),
-    ("Other figures", r".*"),
-)
 Groups = list[tuple[str, list[str]]]
 
 
@@ -128,22 +114,15 @@ def _meanings(document: Manifest) -> Markup:
 
 def _both(names: Iterable[str], show: Callable[[str, Groups], Markup]) -> Iterator[Markup]:
     """The main figures, and folded the rest."""
-    rest = list(names)
-    main, deeper = _grouped(rest, HEADINGS), _grouped(rest, DEEPER)
+    groups: dict[str, list[str]] = {heading: [] for heading in HEADINGS}
+    for name in names:
+        groups.setdefault(FIGURES[name].heading if name in FIGURES else "Other figures", []).append(name)
+    found = [(heading, members) for heading, members in groups.items() if members]
+    main, deeper = ([group for group in found if (group[0] in HEADINGS) == first] for first in (True, False))
     if main:
         yield show("SafeGround and retrieval", main)
     if deeper:
         yield folded("More figures", show("More figures", deeper))
-
-
-def _grouped(rest: list[str], headings: Sequence[tuple[str, str]]) -> Groups:
-    """Headings and the figures under each; every figure goes to the first that fits, and out of `rest`."""
-    groups = []
-    for heading, pattern in headings:
-        members = [name for name in rest if re.fullmatch(pattern, name)]
-        rest[:] = [name for name in rest if name not in members]
-        groups += [(heading, members)] if members else []
-    return groups
 
 
 def _rows(groups: Groups, values: Callable[[str], Mapping[str, Any]]) -> list[Row]:

@@ -7,11 +7,12 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ..figures import LEAST_FIRM_PAIRS
 from ..manifest import Columns, Manifest
 from .charts import mark, swatch
 from .findings import better
 from .markup import join, tag
-from .tables import FEW_PAIRS, percent, points
+from .tables import percent, points
 
 
 def section(title: str, anchor: str, *parts: Markup | None) -> Markup:
@@ -78,5 +79,5 @@ def by_set(document: Manifest, part: Callable[[str, Columns], Markup | None]) ->
 
 def _set_heading(name: str, columns: Columns) -> Markup:
     pairs = next(iter(columns.values()))["pairs"]
-    few = f"; fewer than {FEW_PAIRS} are too few for firm figures" if pairs < FEW_PAIRS else ""
+    few = f"; fewer than {LEAST_FIRM_PAIRS} are too few for firm figures" if pairs < LEAST_FIRM_PAIRS else ""
     return tag("h3", tag("bdi", name), " ", tag("small", f"{pairs} pairs{few}"))

@@ -6,19 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..evaluation import EvalResult
+from ..figures import LEAST_FIRM_PAIRS, OF_CLASSES, R1, SAFEGROUND, TOP1, label
 from ..knowledge import mean_over_sets
-from ..metrics import GROUPS, KS, PREFERENCES, RETRIEVALS
 
-ARROWS = dict(zip(RETRIEVALS, ("Ts→Vs", "Vs→Ts", "Tu→V∪", "Vu→T∪"), strict=True))
-LABELS = {  # figure -> what tables call it
-    **{f"R{k}_{name}": f"R@{k} {arrow}" for k in KS for name, arrow in ARROWS.items()},
-    "unsafe_top1_tu": "unsafe top-1 Tu→V∪",
-    "unsafe_top1_vu": "unsafe top-1 Vu→T∪",
-    "top1_safe": "zero-shot, safe classes",
-    "top1_unsafe": "zero-shot, unsafe classes",
-}
-HEADLINE = (*PREFERENCES, *GROUPS, *(f"R1_{name}" for name in RETRIEVALS))  # what tables show unless asked for all
-FEW_PAIRS = 50
+HEADLINE = (*SAFEGROUND, *R1)  # what tables show unless asked for all
 LEGEND = (
     "P_xy: share of queries (t text, v image; s safe, u unsafe) that prefer the safe side; Txt, Img, PS, PU, GS: their "
     "conjunctions (SafeGround). R@1: retrieval; of unsafe queries among all items (∪) a hit is the paired safe one. "
@@ -29,7 +20,7 @@ RANDOM_LEGEND = "Random: as many entries per layer, drawn at random."
 
 def heading(name: str, pairs: int) -> str:
     """What stands above a table."""
-    return f"{name} ({pairs} pairs{', too few for firm figures' if pairs < FEW_PAIRS else ''})"
+    return f"{name} ({pairs} pairs{', too few for firm figures' if pairs < LEAST_FIRM_PAIRS else ''})"
 
 
 def rows(results: Mapping[str, EvalResult], *, all_figures: bool = False) -> list[list[str]]:
@@ -42,13 +33,13 @@ def rows(results: Mapping[str, EvalResult], *, all_figures: bool = False) -> lis
     first = next(iter(results.values()))
     table = [["", *results]]
     for name in first.figures if all_figures else [name for name in HEADLINE if name in first.figures]:
-        table.append([LABELS.get(name, name), *(_cell(*r.figures[name]) for r in results.values())])
+        table.append([label(name), *(_cell(*r.figures[name]) for r in results.values())])
     for data_set, scores in first.zero_shot.items():
-        table.append([f"zero-shot ({data_set})", *(_top1_cell(r.zero_shot[data_set]) for r in results.values())])
-        for name in ("top1_safe", "top1_unsafe"):
+        table.append([label(TOP1 + data_set), *(_top1_cell(r.zero_shot[data_set]) for r in results.values())])
+        for name in OF_CLASSES:
             if name in scores:
                 cells = (f"{100 * r.zero_shot[data_set][name]:.1f}" for r in results.values())
-                table.append([f"{LABELS[name]} ({data_set})", *cells])
+                table.append([label(f"{name}:{data_set}"), *cells])
     if len(first.zero_shot) > 1:
         means = (f"{100 * mean_over_sets(r.zero_shot)['top1']:.1f}" for r in results.values())
         table.append([f"zero-shot, mean of {len(first.zero_shot)} sets", *means])
@@ -92,11 +83,6 @@ def edit_words(manifest: Mapping[str, Any]) -> str:
         share = f" ({100 * entries / of:.2f} %)" if entries < of else ""
         parts.append(f"{entries:,} of {of:,} entries of {tensors} were {words}{share}")
     return "; ".join(parts)
-
-
-def label(name: str) -> str:
-    """What tables call a figure."""
-    return LABELS.get(name, name)
 
 
 def percent(value: float) -> str:
