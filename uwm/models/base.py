@@ -12,8 +12,8 @@ from torch import nn
 
 from ..checkpoint import Checkpoint
 from ..checkpoint.reader import cast_sha256, matrix_sha256
-from ..layouts import find_tensors, recognise
-from ..weights import WeightId
+from ..layouts import find_tensors, recognise, whole_key
+from ..weights import WeightId, block_count
 
 
 class Model(ABC):
@@ -116,6 +116,48 @@ class Model(ABC):
     def image_mask(self, pixel_values: torch.Tensor) -> torch.Tensor | None:
         """Which inputs of a vision layer count, [n, tokens]; None: all of them, the class token included."""
         return None
+
+    def pooled(self, tower: str, mask: torch.Tensor | None, length: int) -> torch.Tensor | None:
+        """Which token of a layer's input [n, length, width] the embedding is read from.
+
+        Args:
+            tower: ``text``, ``text_2`` or ``vision``.
+            mask: The attention mask or `text_mask`, [n, up to length]; None where all tokens count.
+            length: Tokens of the input; the layers of an attention-pooling head see one.
+
+        Returns:
+            Indices, int64 [n], or [1] without a mask; None where the embedding is read from more than one token.
+        """
+        pools = "first" if length == 1 else self.pools(tower)
+        if pools == "all":
+            return None
+        if mask is None:
+            return torch.tensor([0 if pools == "first" else length - 1], device=self.device)
+        if pools == "end":
+            counted = self.text_mask(mask, length) > 0
+            return (counted * torch.arange(1, length + 1, device=mask.device)).argmax(1)
+        return torch.full((len(mask),), 0 if pools == "first" else length - 1, device=mask.device)
+
+    def pools(self, tower: str) -> str:
+        """Which output of the last block becomes the embedding, as `layouts.Encoder` has it."""
+        found = self.layout.tower(tower)
+        assert found is not None
+        return found.encoder.pools
+
+    def last_mlp(self, tower: str) -> tuple[WeightId, WeightId] | None:
+        """``fc1`` and ``fc2`` of the MLP whose output at the pooled token becomes the embedding.
+
+        Only residual, LayerNorm and projection follow it. It is that of an attention-pooling head, or else that of the
+        last block; None where there is none such.
+        """
+        found = self.layout.tower(tower)
+        assert found is not None
+        if any(whole_key(found.prefix, key) in self._parameters for key in found.encoder.deeper):
+            return None
+        head, last = WeightId(tower, None, "head.fc1"), block_count(self.weights, tower) - 1
+        if head in self.tensors:
+            return head, WeightId(tower, None, "head.fc2")
+        return None if self.pools(tower) == "all" else (WeightId(tower, last, "fc1"), WeightId(tower, last, "fc2"))
 
     def side_configs(self) -> dict[str, Any]:
         """File name -> JSON that a folder with these weights needs, for weights that came without a folder."""
