@@ -9,7 +9,7 @@ from tiny_pooling import AllTokens, FirstToken, LastToken
 import uwm
 from uwm.errors import BadInput
 from uwm.statistics.batches import pair_batches
-from uwm.statistics.moments import InputMoments
+from uwm.statistics.moments import InputMoments, counted_tokens
 from uwm.statistics.passes import SAFE, UNSAFE, run_pass
 from uwm.statistics.pooled import PooledInputs, PooledToken
 from uwm.weights import WeightId
@@ -53,6 +53,13 @@ def test_a_layer_after_the_pooling_has_one_token():
 def test_several_pooled_tokens_are_refused():
     with pytest.raises(BadInput, match=r"vision\.2\.fc1: the embedding of the vision tower is read from several"):
         PooledToken(AllTokens())(HEAD, torch.randn(4, 6, 3), None)
+
+
+def test_several_pooled_tokens_are_read_by_another_rule_where_one_is_given():
+    x, mask = torch.randn(4, 6, 3), (torch.arange(6) < torch.tensor([6, 2, 1, 3])[:, None]).long()
+    assert PooledToken(AllTokens(), counted_tokens)(HEAD, x, mask).shape == (12, 3)
+    assert PooledToken(AllTokens(), counted_tokens)(HEAD, x, None).shape == (24, 3)
+    assert torch.equal(PooledToken(FirstToken(), counted_tokens)(HEAD, x, mask), x[:, 0])
 
 
 def test_the_pooled_row_leads_to_the_embedding(tiny_hf, tiny_set):

@@ -9,6 +9,7 @@ import torch
 
 from ..errors import BadInput
 from ..weights import WeightId
+from .moments import Rows
 from .passes import Part
 
 
@@ -24,23 +25,26 @@ class PooledToken:
 
     Args:
         model: It knows the token.
+        otherwise: Picks the rows where the embedding is read from several tokens; None refuses such a tower.
     """
 
-    def __init__(self, model: Pooling) -> None:
+    def __init__(self, model: Pooling, otherwise: Rows | None = None) -> None:
         self._model = model
+        self._otherwise = otherwise
 
     def __call__(self, weight: WeightId, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """One row a sample, [samples, in], of an input [samples, tokens, in] and its mask [samples, tokens].
 
         Raises:
-            BadInput: The embedding is read from several tokens.
+            BadInput: The embedding is read from several tokens, and there is no other rule.
         """
         samples, tokens, _ = x.shape
         if tokens == 1:
             return x[:, 0]
-        if mask is None:
-            mask = torch.ones(samples, tokens, dtype=torch.long, device=x.device)
-        index = self._model.pooled(weight.tower, mask, tokens)
+        every = torch.ones(samples, tokens, dtype=torch.long, device=x.device) if mask is None else mask
+        index = self._model.pooled(weight.tower, every, tokens)
+        if index is None and self._otherwise is not None:
+            return self._otherwise(weight, x, mask)
         if index is None:
             raise BadInput(
                 f"{weight}: the embedding of the {weight.tower} tower is read from several tokens, so this layer has "
