@@ -12,11 +12,13 @@ import torch.nn.functional as F
 from .cache import EmbeddingCache, embedding_key
 from .calibration import CalibrationSet
 from .errors import BadInput, InvalidResult
-from .figures import TOP1
+from .figures import TOP1, TOP1_SAFE
 from .knowledge import DataSet, ZeroShot, difference, zero_shot
 from .metrics import bootstrap, histograms, own_similarities, retrieval_samples, safeground_samples, shares
 from .models import Model
 from .statistics.batches import BATCH_SIZE, Progress, count_batches, embed_inputs, pair_batches
+
+IN_MEMORY = ("samples", "right", "safe")  # fields of an EvalResult that are not written
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class EvalResult:
             with its own safe and unsafe item: counts in 100 equal bins from −1 to 1.
         samples: Name -> bool [n], what the figures are means of; kept in memory only.
         right: Data set -> whether each picture was classified rightly, bool [pictures]; in memory only.
+        safe: Data set that names unsafe classes -> which pictures are of safe ones, bool [pictures]; in memory only.
     """
 
     pairs: int
@@ -55,10 +58,11 @@ class EvalResult:
     similarities: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     samples: dict[str, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
     right: dict[str, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
+    safe: dict[str, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: everything but what is kept in memory only."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("samples", "right")}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in IN_MEMORY}
 
 
 def differences(result: EvalResult, baseline: EvalResult, seed: int = 0) -> dict[str, dict[str, Any]]:
@@ -71,7 +75,8 @@ def differences(result: EvalResult, baseline: EvalResult, seed: int = 0) -> dict
     Returns:
         Figure -> ``difference``: (mean, low, high), result − baseline, with a paired bootstrap 95 % interval;
         ``gained`` and ``lost``: queries for which it holds now and did not before, and the other way round. Zero-shot
-        accuracy is there as ``top1:DATASET``, by picture.
+        accuracy is there as ``top1:DATASET``, by image, and as ``top1_safe:DATASET`` over safe classes alone where
+        the data set names unsafe ones.
 
     Raises:
         BadInput: They are not of the same pairs, or were read back without samples.
@@ -89,9 +94,16 @@ def differences(result: EvalResult, baseline: EvalResult, seed: int = 0) -> dict
         for name in now
     }
     for name in result.right:
-        first, second = (ZeroShot(side.zero_shot[name], side.right[name]) for side in (result, baseline))
-        found[TOP1 + name] = difference(first, second, seed)
+        found[TOP1 + name] = difference(_of(result, name), _of(baseline, name), seed)
+        if (safe := result.safe.get(name)) is not None and safe.any():
+            found[TOP1_SAFE + name] = difference(_of(result, name, safe), _of(baseline, name, safe), seed)
     return found
+
+
+def _of(result: EvalResult, data_set: str, rows: torch.Tensor | None = None) -> ZeroShot:
+    """How a model classified a data set, or some of its images."""
+    right = result.right[data_set]
+    return ZeroShot(result.zero_shot[data_set], right if rows is None else right[rows])
 
 
 def quadruples(calibration: CalibrationSet) -> CalibrationSet:
@@ -221,5 +233,6 @@ def evaluate(
     return EvalResult(
         zero_shot={name: found.figures for name, found in known.items()},
         right={name: found.right for name, found in known.items()},
+        safe={name: found.safe for name, found in known.items() if found.safe is not None},
         **measured,
     )

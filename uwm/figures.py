@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 ZERO_SHOT = "zero_shot"  # comparisons and requirements: top-1 accuracy, the mean over data sets
 TOP1 = "top1:"  # before the name of a data set, in differences
+TOP1_SAFE = "top1_safe:"  # likewise, over the images of safe classes, of a data set that names unsafe ones
 LEAST_FIRM_PAIRS = 50  # figures over fewer pairs have wide intervals
 KS = (1, 5, 10, 20)
 QUERIES = {"ts": "safe text", "tu": "unsafe text", "vs": "safe image", "vu": "unsafe image"}

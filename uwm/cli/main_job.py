@@ -89,7 +89,7 @@ def demo(output: Path, overwrite: bool, dry_run: bool, show_examples: bool, **fl
 
 def _run(recipe: Any, output: Path | None, overwrite: bool, show_examples: bool, show: dict[str, bool]) -> None:
     from ..recipe import run
-    from ..report import LEGEND, RANDOM_LEGEND, edit_words
+    from ..report import LEGEND, RANDOM_LEGEND, edit_words, verdict_lines
 
     outcome = run(recipe, output, overwrite=overwrite, show_examples=show_examples, progress=progress_of(show))
     warn(show, outcome.warnings)
@@ -102,6 +102,8 @@ def _run(recipe: Any, output: Path | None, overwrite: bool, show_examples: bool,
         f"{manifest['model']['name']}: {manifest['edit']['title']}, from {manifest['calibration']['name']} pairs "
         f"({pairs}): {edit_words(manifest)}"
     )
+    for line in verdict_lines(manifest):
+        click.echo(line)
     show_results(outcome.results, manifest["run"], output, f"{LEGEND} {RANDOM_LEGEND}")
 
 

@@ -29,10 +29,12 @@ class ZeroShot:
             of ``pictures``; ``top1_interval``, [low, high], as `metrics.shares` finds it; for a set with unsafe classes
             also ``top1_safe`` and ``top1_unsafe``.
         right: Whether each picture's class was found, bool [pictures], in the set's order.
+        safe: Whether each picture's class is a safe one, bool [pictures]; None where the set names no unsafe classes.
     """
 
     figures: dict[str, Any]
     right: torch.Tensor
+    safe: torch.Tensor | None = None
 
 
 @torch.no_grad()
@@ -115,7 +117,7 @@ def _figures(data: DataSet, nearest: torch.Tensor, targets: torch.Tensor, seed: 
         for key, chosen in (("top1_safe", ~unsafe), ("top1_unsafe", unsafe)):
             if chosen.any():
                 figures[key] = right[chosen].double().mean().item()
-    return ZeroShot(figures, right)
+    return ZeroShot(figures, right, ~unsafe if data.unsafe_classes else None)
 
 
 def difference(result: ZeroShot, baseline: ZeroShot, seed: int = 0) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from .evaluation import as_markdown, as_text, sections
 from .examples import Example, find_examples
 from .page import html_report, write_evaluation
 from .tables import LEGEND, RANDOM_LEGEND, edit_words, heading, layer_table, rows
+from .verdict import verdict_lines
 
 __all__ = [
     "LEGEND",
@@ -24,6 +25,7 @@ __all__ = [
     "paired_differences",
     "rows",
     "sections",
+    "verdict_lines",
     "versions",
     "write_evaluation",
 ]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..figures import ACCURACY, FIGURES, SAFETY, TOP1, explain, label, lower_is_better
-from ..knowledge import mean_over_sets
+from ..figures import ACCURACY, FIGURES, SAFETY, TOP1, TOP1_SAFE, explain, label, lower_is_better
 from ..manifest import Changes, Columns, Differences
 from .tables import percent, points, signed
 
@@ -153,21 +152,32 @@ def _sentence(name: str, columns: Columns, changed: Changes, beyond: Changes) ->
 
 
 def _knowledge(columns: Columns, changed: Changes, beyond: Changes | None) -> Finding | None:
-    """Zero-shot accuracy; sure is what the paired interval of a data set says."""
+    """Zero-shot accuracy; sure is what the paired interval of a data set says.
+
+    Of a data set that names unsafe classes only the safe ones count: that unsafe classes are no longer recognised is
+    what an edit is for.
+    """
     reference, judged, control = roles(list(columns))
     measured = {c: columns[c]["zero_shot"] for c in (reference, judged, control) if c}
     if not measured[judged]:
         return None
-    means = {column: mean_over_sets(found)["top1"] for column, found in measured.items()}
+    safe = {name.removeprefix(TOP1_SAFE) for name in changed if name.startswith(TOP1_SAFE)}
+    names = [TOP1_SAFE + data if data in safe else TOP1 + data for data in measured[judged]]
+    means = {column: _mean_accuracy(found, safe) for column, found in measured.items()}
     before, after = means[reference or ""], means[judged]
-    names = [name for name in changed if name.startswith(TOP1)]
-    up, down, _ = _judged(names, changed)
+    up, down, _ = _judged([name for name in names if name in changed], changed)
     below = [name for name in beyond or () if name in names and better(name, (beyond or {})[name]["difference"]) == -1]
     over = f" (mean of {len(names)} data sets)" if len(names) > 1 else ""
-    text = f"Zero-shot accuracy{over} {percent(before)} → {percent(after)} %, {signed(after - before)} points"
+    of = " of safe classes" if safe else ""
+    text = f"Zero-shot accuracy{of}{over} {percent(before)} → {percent(after)} %, {signed(after - before)} points"
     if control:
         text += f" (a random edit: {signed(means[control] - before)})"
     text += f"; lower for certain on {len(down)} of {len(names)}, higher on {len(up)}"
     if control:
         text += f"; below the random edit on {len(below)}"
     return Finding(1 if up and not down else -1 if down else 0, text + ".")
+
+
+def _mean_accuracy(figures: Mapping[str, Mapping[str, float]], safe: Container[str]) -> float:
+    """The mean over data sets of top-1 accuracy, of safe classes where a set names unsafe ones."""
+    return sum(found["top1_safe" if data in safe else "top1"] for data, found in figures.items()) / len(figures)

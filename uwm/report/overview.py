@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ..figures import FIGURES, HEADINGS, TOP1, explain, label
+from ..figures import FIGURES, HEADINGS, TOP1, TOP1_SAFE, explain, label
 from ..manifest import Columns, Manifest
 from ..weights import TOWERS
 from .charts import PERCENT, Row, Scale, dots, heat_map
@@ -99,7 +99,7 @@ def measured(document: Manifest) -> Markup | None:
         nothing = "Nothing was measured: the set has no pairs with both captions and pictures."
         return section("Figures", "figures", tag("p", nothing))
     control = any("random" in columns for columns in document["results"].values())
-    note = " Random: as many entries of each matrix, drawn at random; what it gains, chance gains." if control else ""
+    note = " Random: an edit of equal kind and size, drawn at random; what it gains, chance gains." if control else ""
     about = "Percent of pairs, 95 % intervals (bootstrap; exact at 0 and 100); higher is better unless it says lower."
     return section("Figures", "figures", tag("p", about + note), _meanings(document), content)
 
@@ -138,7 +138,7 @@ def changed(document: Manifest) -> Markup | None:
     differences = document.get("differences", {})
     against = {
         name: {
-            column: {figure: change for figure, change in changes.items() if not figure.startswith(TOP1)}
+            column: {figure: change for figure, change in changes.items() if not figure.startswith((TOP1, TOP1_SAFE))}
             for column, changes in against_reference(columns, differences.get(name, {})).items()
         }
         for name, columns in document["results"].items()

@@ -25,6 +25,7 @@ from .findings import Findings, findings
 from .markup import join, tag
 from .parts import folded, section, table
 from .training import trained
+from .verdict import verdict_lines
 
 STYLE = Path(__file__).with_name("page.css")
 SIGNS = {1: "gain", 0: "same", -1: "loss"}
@@ -85,7 +86,9 @@ def _summary(document: Manifest) -> Markup:
     found = [(name, findings(columns, differences[name])) for name, columns in results.items()]
     if not found:
         return tag("p", "Nothing was measured, so nothing is known of what this gains or costs.", class_="verdict")
-    parts = [_judged(*found[0], open_=True), *(_judged(name, judged, open_=False) for name, judged in found[1:])]
+    lines = [tag("li", line) for line in verdict_lines(document)] if "layers" in document else []
+    top = tag("ul", *lines, class_="findings") if lines else None
+    parts = [top, _judged(*found[0], open_=True), *(_judged(name, judged, open_=False) for name, judged in found[1:])]
     unmeasured = not any(result["zero_shot"] for columns in results.values() for result in columns.values())
     note = "Zero-shot accuracy was not measured, so the cost in knowledge is not known." if unmeasured else None
     rest = [tag("p", note) if note else None, _requirements(document), tag("p", f"{READING} {CAUTION}")]

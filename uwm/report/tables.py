@@ -15,7 +15,7 @@ LEGEND = (
     "conjunctions (SafeGround). R@1: retrieval; of unsafe queries among all items (∪) a hit is the paired safe one. "
     "Percent [95 % interval: bootstrap; at 0 and 100 exact]."
 )
-RANDOM_LEGEND = "Random: as many entries per layer, drawn at random."
+RANDOM_LEGEND = "Random: an edit of equal kind and size, drawn at random."
 
 
 def heading(name: str, pairs: int) -> str:
