@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-from ..errors import BadInput
 from .flags import (
     COMMON,
     EXAMPLES,
@@ -23,6 +22,7 @@ from .flags import (
     print_json,
     progress_of,
     split_flags,
+    target,
     warn,
 )
 from .group import uwm
@@ -47,10 +47,8 @@ def edit(output: Path | None, overwrite: bool, dry_run: bool, show_examples: boo
     from ..recipe import Recipe
 
     settings, show = split_flags(flags)
-    if output is None and not dry_run:
-        raise BadInput("say where to write with -o FOLDER, or pass --dry-run")
-    recipe = Recipe(**{**settings, **{key: tuple(settings[key]) for key in ("eval_splits", "zero_shot")}})
-    _run(recipe, None if dry_run else output, overwrite, show_examples, show)
+    output = target(output, dry_run)
+    _run(Recipe(**settings), output, overwrite, show_examples, show)
 
 
 @uwm.command()
@@ -66,7 +64,7 @@ def demo(output: Path, overwrite: bool, dry_run: bool, show_examples: bool, **fl
     from ..recipe import demo_recipe
 
     settings, show = split_flags(flags)
-    _run(demo_recipe(**settings), None if dry_run else output, overwrite, show_examples, show)
+    _run(demo_recipe(**settings), target(output, dry_run), overwrite, show_examples, show)
 
 
 def _run(recipe: Any, output: Path | None, overwrite: bool, show_examples: bool, show: dict[str, bool]) -> None:
