@@ -1,4 +1,4 @@
-"""What a model does on held-out pairs: SafeGround and retrieval with intervals, zero-shot accuracy."""
+"""A model on held-out pairs: SafeGround and retrieval with intervals, zero-shot accuracy."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class EvalResult:
         similarities: ``ts``, ``tu``, ``vs``, ``vu`` -> ``safe``, ``unsafe`` -> histogram of the cosine of such a query
             with its own safe and unsafe item: counts in 100 equal bins from −1 to 1.
         samples: Name -> bool [n], what the figures are means of; kept in memory only.
-        right: Data set -> whether each picture was classified rightly, bool [pictures]; in memory only.
+        right: Data set -> whether each image was classified correctly, bool [images]; in memory only.
     """
 
     pairs: int
@@ -71,7 +71,7 @@ def differences(result: EvalResult, baseline: EvalResult, seed: int = 0) -> dict
     Returns:
         Figure -> ``difference``: (mean, low, high), result − baseline, with a paired bootstrap 95 % interval;
         ``gained`` and ``lost``: queries for which it holds now and did not before, and the other way round. Zero-shot
-        accuracy is there as ``top1:DATASET``, by picture.
+        accuracy is there as ``top1:DATASET``, by image.
 
     Raises:
         BadInput: They are not of the same pairs, or were read back without samples.
@@ -95,10 +95,10 @@ def differences(result: EvalResult, baseline: EvalResult, seed: int = 0) -> dict
 
 
 def quadruples(calibration: CalibrationSet) -> CalibrationSet:
-    """The pairs that have both captions and pictures. Raises BadInput when there are none."""
+    """The pairs that have both captions and images. Raises BadInput when there are none."""
     whole = replace(calibration, pairs=tuple(p for p in calibration.pairs if p.has_text and p.has_image))
     if not whole.pairs:
-        raise BadInput(f"{calibration.root}: no pair has both captions and pictures, which SafeGround needs")
+        raise BadInput(f"{calibration.root}: no pair has both captions and images, which SafeGround needs")
     return whole
 
 
@@ -203,7 +203,7 @@ def evaluate(
     progress: Progress | None = None,
     cache: EmbeddingCache | None = None,
 ) -> EvalResult:
-    """Measure a model on pairs that it was not calibrated on (SafeGround, retrieval and knowledge; UWM, section 5).
+    """Measure a model on pairs that it was not calibrated on (SafeGround, recall, zero-shot accuracy; UWM, section 5).
 
     Args:
         model: Patched or not.

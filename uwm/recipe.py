@@ -86,7 +86,7 @@ def run(
         recipe: The settings.
         output: The folder to write; None writes nothing (a dry run).
         overwrite: Replace an output that exists.
-        show_examples: Show captions and pictures of the evaluation set in report.html.
+        show_examples: Show captions and images of the evaluation set in report.html.
         progress: As in `uwm.score`.
 
     Raises:
@@ -219,7 +219,7 @@ def _examples(
 def _manifest(
     recipe: Recipe, model: Model, calibration: CalibrationSet, scores: Scores, patch: Patch, results: Mapping
 ) -> Manifest:
-    """The content of uwm.json, but for what differs from run to run."""
+    """The content of uwm.json, without `run`."""
     counts = patch.counts()
     layers: dict[str, LayerFacts] = {
         str(w): {
