@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "uwm"
 ORDER = """
-    version lazy clock text_tables figures errors weights layouts checkpoint records manifest shipped_files
+    version lazy clock text_tables figures errors plugins weights layouts checkpoint records manifest shipped_files
     models images calibration statistics losses editing push metrics knowledge cache evaluation backends
     label_noise gate report inputs recipe finetuning comparison evaluating inspection cli __main__
 """.split()
@@ -69,7 +69,8 @@ from uwm.inspection import inspect
 weight = WeightId("vision", 0, "fc2")
 checkpoint = open_checkpoint({str(tiny_hf)!r})
 shape = checkpoint.info(weight).shape
-Patch({{weight: np.arange(3)}}, {{weight: shape}}, {{weight: checkpoint.fingerprint(weight)}}).save("patch")
+base = {{weight: checkpoint.fingerprint(weight)}}
+Patch.scaled({{weight: np.arange(3)}}, shapes={{weight: shape}}, base=base).save("patch")
 apply({str(tiny_hf)!r}, Patch.load("patch"), output="out")
 revert("out", Patch.load("out"), output="back")
 assert len(diff({str(tiny_hf)!r}, "out")) == 1 and not diff({str(tiny_hf)!r}, "back")

@@ -13,8 +13,9 @@ from terminal import ALL_OF_CALIB, done
 
 import uwm
 from uwm.evaluation import embed
-from uwm.label_noise import EmbeddingKeeper, LabelNoise, dependence, find_label_noise, label_noise
+from uwm.label_noise import LabelNoise, dependence, find_label_noise, label_noise, label_noise_of
 from uwm.shipped_files import DEMO_SET
+from uwm.statistics.embeddings import PairEmbeddings
 
 # ---------------------------------------------------------------- what each reason means
 
@@ -94,10 +95,10 @@ def test_a_set_of_which_some_pairs_lack_pictures(tiny_hf, tiny_set):
 
 def test_the_embeddings_of_the_scoring_pass_give_the_same(tiny_hf, tiny_set):
     model, calib = uwm.load(tiny_hf), uwm.read_calibration(tiny_set)
-    keeper, expected = EmbeddingKeeper(), find_label_noise(model, calib)
-    uwm.score(model, calib, embedded=keeper, batch_size=7)
-    assert keeper.label_noise(calib).named() == expected.named()
-    assert EmbeddingKeeper().label_noise(calib) is None
+    kept, expected = PairEmbeddings(), find_label_noise(model, calib)
+    uwm.score(model, calib, also=[kept], batch_size=7)
+    assert label_noise_of(kept, calib).named() == expected.named()
+    assert label_noise_of(PairEmbeddings(), calib) is None
 
 
 def test_an_edit_counts_doubted_pairs(run_uwm, tiny_hf, tiny_set):

@@ -11,8 +11,8 @@ from tiny_files import hf_state
 
 from uwm.checkpoint import open_checkpoint
 from uwm.errors import BadInput
-from uwm.layouts import ENCODERS, find_weights, recognise
-from uwm.weights import SLOTS, TOWERS, WeightId, WeightRef
+from uwm.layouts import ENCODERS, find_tensors, find_weights, recognise
+from uwm.weights import NORMS, SLOTS, TOWER_SLOTS, TOWERS, WeightId, WeightRef
 
 
 def custom_text(state):
@@ -53,6 +53,10 @@ def test_every_row_is_whole(encoder):
     assert encoder.modality in TOWERS
     parts = sorted(value for value in encoder.slots.values() if value[2] > 1)
     assert [part for _, part, _ in parts] == list(range(len(parts)))
+    assert tuple(slot for slot in encoder.norms if not slot.endswith(".bias")) == NORMS
+    assert {slot.removesuffix(".bias") for slot in encoder.tensors} <= set(TOWER_SLOTS)
+    assert {*encoder.transposed} <= {key for keys in encoder.tensors.values() for key in keys.split()}
+    assert encoder.pools in ("first", "last", "end", "all")
 
 
 @pytest.mark.parametrize(("state", "name"), SPELLINGS.values(), ids=SPELLINGS)
@@ -65,24 +69,42 @@ def test_each_spelling_is_recognised_and_all_its_weights_found(state, name):
     assert list(find_weights(layout, keys)) == everything
 
 
-def values(state):
-    refs = find_weights(recognise(state, "x"), state)
-    return {weight: state[ref.key][ref.rows(len(state[ref.key]))] for weight, ref in refs.items()}
+def values(state, find=find_weights):
+    refs = find(recognise(state, "x"), state)
+    return {weight: ref.of(state[ref.key]) for weight, ref in refs.items()}
 
 
 @pytest.mark.parametrize("state", [state for state, _ in SPELLINGS.values()], ids=SPELLINGS)
 def test_the_same_weight_lies_behind_every_spelling(state):
-    expected, found = values(HF), values(state)
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[weight], expected[weight]) for weight in expected)
-    assert len({tensor.numpy().tobytes() for tensor in found.values()}) == len(found)
+    for find, count in ((find_weights, 2 * 2 * 6), (find_tensors, 2 * 2 * (2 * 6 + 4) + 5 + 8)):
+        expected, found = values(HF, find), values(state, find)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[weight], expected[weight]) for weight in expected)
+        assert len({tensor.numpy().tobytes() for tensor in found.values()}) == len(found) == count
 
 
 @pytest.mark.parametrize("state", INSIDE.values(), ids=INSIDE)
 def test_one_tower_is_found_inside_a_bigger_model(state):
-    expected, found = values(HF), values(state | {"language_model.layers.0.mlp.fc2.weight": torch.ones(2, 2)})
+    state = state | {
+        "language_model.layers.0.mlp.fc2.weight": torch.ones(2, 2),
+        "visual_projection.bias": torch.ones(2),
+    }
+    expected, found = values(HF), values(state)
     assert len(found) == 2 * len(SLOTS)
     assert all(torch.equal(found[weight], expected[weight]) for weight in found)
+    expected, found = values(HF, find_tensors), values(state, find_tensors)
+    assert all(torch.equal(found[weight], expected[weight]) for weight in found)
+    tower = next(iter(found)).tower
+    assert expected.keys() - found.keys() <= {w for w in expected if w.tower != tower} | {WeightId(tower, None, "proj")}
+
+
+def test_a_projection_stands_beside_its_own_encoder():
+    """Stable Diffusion XL: one projection in the folder of the second text encoder alone."""
+    first, second = hf_state(seed=1), hf_state(seed=2)
+    state = under("text_encoder/", only("text_model.", first)) | under("text_encoder_2/", only("text_", second))
+    found = values(state, find_tensors)
+    assert WeightId("text", None, "proj") not in found
+    assert torch.equal(found[WeightId("text_2", None, "proj")], second["text_projection.weight"])
 
 
 def test_two_text_encoders_in_one_file_are_text_and_text_2():
@@ -102,6 +124,10 @@ def test_real_models_of_both_libraries_agree(tiny_hf, tiny_open_clip):
     assert (a.layout.name, b.layout.name) == ("hf-clip", "open_clip")
     assert len(a.weights) == (2 + 3) * 6
     assert {w: a.fingerprint(w) for w in a.weights} == {w: b.fingerprint(w) for w in b.weights}
+    assert {w: a.fingerprint(w) for w in a.tensors} == {w: b.fingerprint(w) for w in b.tensors}
+    assert {w: a.info(w).shape for w in a.tensors} == {w: b.info(w).shape for w in b.tensors}
+    assert {ref.key for ref in a.tensors.values()} == a.entries.keys() - {"logit_scale"}
+    assert {ref.key for ref in b.tensors.values()} == b.entries.keys() - {"logit_scale"}
 
 
 @pytest.mark.parametrize(

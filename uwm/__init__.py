@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from .calibration import CalibrationPair, CalibrationSet, read_calibration
     from .comparison import CompareRecipe, Comparison, compare
     from .editing.diff import diff
-    from .editing.entries.scoring import Scores, score
+    from .editing.entries.scores import Scores
+    from .editing.entries.scoring import score
     from .editing.entries.select import select
     from .editing.files import apply, revert
     from .editing.live import patched
@@ -29,7 +30,8 @@ else:
         "calibration": ("CalibrationPair", "CalibrationSet", "read_calibration"),
         "comparison": ("CompareRecipe", "Comparison", "compare"),
         "editing.diff": ("diff",),
-        "editing.entries.scoring": ("Scores", "score"),
+        "editing.entries.scores": ("Scores",),
+        "editing.entries.scoring": ("score",),
         "editing.entries.select": ("select",),
         "editing.files": ("apply", "revert"),
         "editing.live": ("patched",),

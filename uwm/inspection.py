@@ -13,7 +13,7 @@ from .editing.patch import PATCH_FILE, Patch
 from .models.references import resolve
 
 if TYPE_CHECKING:
-    from .editing.entries.scoring import Scores
+    from .editing.entries.scores import Scores
     from .statistics.batches import Progress
 
 PACKAGES = ("uwm", "torch", "torchvision", "transformers", "open_clip_torch", "safetensors", "huggingface_hub", "numpy", "pillow")  # fmt: skip  # noqa: E501
@@ -33,17 +33,20 @@ def inspect(reference: str | Path, key: str | None = None) -> tuple[dict[str, An
     if about is not None and about["kind"] == "patch":
         return _patch(Patch.load(path))
     if about is not None and about["kind"] == "scores":
-        from .editing.entries.scoring import Scores
+        from .editing.entries.scores import Scores
 
         return _scores(Scores.load(path))
     return _checkpoint(path, key)
 
 
 def _patch(patch: Patch) -> tuple[dict[str, Any], list[list[str]]]:
-    total = sum(patch.counts().values())
-    about = {"kind": "patch", "alpha": patch.alpha, "entries": total, "recipe": patch.recipe}
-    body = [[f"{w}", f"{n}", f"{patch.shapes[w]}", patch.base[w][:16]] for w, n in patch.counts().items()]
-    return about, [["weight", "entries", "shape", "base sha256"], *body]
+    told = patch.summaries()
+    about = {"kind": "patch", "entries": sum(s.entries for s in told.values()), "recipe": patch.recipe}
+    body = [
+        [str(n), s.words, f"{s.entries}", f"{patch.shapes[n]}", patch.base[n][:16], patch.edited.get(n, "")[:16]]
+        for n, s in told.items()
+    ]
+    return about, [["tensor", "change", "entries", "shape", "base sha256", "edited sha256"], *body]
 
 
 def _scores(scores: Scores) -> tuple[dict[str, Any], list[list[str]]]:

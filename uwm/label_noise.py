@@ -15,14 +15,15 @@ import torch
 import torch.nn.functional as F
 
 from .calibration import CalibrationSet
-from .editing.entries.scoring import TEXT_LAYERS, VISION_LAYERS
+from .editing.entries.editor import TEXT_LAYERS, VISION_LAYERS
 from .editing.entries.selection import top_mass
 from .editing.entries.uwm import UwmScorer
 from .evaluation import embed_tower
 from .models import Model
 from .statistics.batches import BATCH_SIZE, Progress, count_batches, pair_batches
-from .statistics.channel_norms import TokenStatistics
-from .statistics.passes import profile
+from .statistics.channel_norms import ChannelNorms, TokenStatistics
+from .statistics.embeddings import PairEmbeddings
+from .statistics.passes import run_pass
 from .weights import WeightId, match
 
 MIN_PAIRS = 3  # of a concept, to say where it goes
@@ -97,24 +98,16 @@ def find_label_noise(
     return label_noise(sides, [p.id for p in calib.pairs], [p.concept for p in calib.pairs])
 
 
-class EmbeddingKeeper:
-    """Keeps the embeddings that `uwm.score` makes on its way: ``uwm.score(…, embedded=keeper)``."""
+def label_noise_of(kept: PairEmbeddings, calib: CalibrationSet) -> LabelNoise | None:
+    """As `find_label_noise`, from the embeddings that a pass over `calib` has kept; None when it kept none.
 
-    def __init__(self) -> None:
-        self._rows: dict[str, tuple[list, list]] = {tower: ([], []) for tower in TOWERS}
-
-    def __call__(self, tower: str, safe: torch.Tensor, unsafe: torch.Tensor) -> None:
-        """Keep one batch; of several text towers the first one's."""
-        for rows, side in zip(self._rows.get(tower, ()), (safe, unsafe), strict=False):
-            rows.append(F.normalize(side, dim=-1).cpu())
-
-    def label_noise(self, calib: CalibrationSet) -> LabelNoise | None:
-        """As `find_label_noise` of the set that was scored; None when nothing was kept."""
-        sides = {tower: [torch.cat(side) for side in rows if side] for tower, rows in self._rows.items()}
-        if not any(sides.values()):
-            return None
-        spread = {tower: _spread(side, _has(calib, tower)) for tower, side in sides.items()}
-        return label_noise(spread, [p.id for p in calib.pairs], [p.concept for p in calib.pairs])
+    Of several text towers the first one counts: ``uwm.score(…, also=[kept])``.
+    """
+    sides = {tower: kept.sides(tower) for tower in TOWERS}
+    if not any(sides.values()):
+        return None
+    spread = {tower: _spread(side, _has(calib, tower)) for tower, side in sides.items()}
+    return label_noise(spread, [p.id for p in calib.pairs], [p.concept for p in calib.pairs])
 
 
 def label_noise(sides: Mapping[str, Sequence[torch.Tensor]], ids: Sequence[str], concepts: Sequence[str]) -> LabelNoise:
@@ -165,7 +158,7 @@ def _spread(sides: Sequence[torch.Tensor], there: torch.Tensor) -> list[torch.Te
 
 
 class _Groups:
-    """One UWM scorer a group of pairs; takes the place of one scorer in `profile`."""
+    """One UWM scorer a group of pairs; takes the place of one scorer in `ChannelNorms`."""
 
     def __init__(self, weight: WeightId, matrix: torch.Tensor, groups: torch.Tensor) -> None:
         self._groups = groups  # [pairs], the group of each, in the order in which they come
@@ -229,7 +222,7 @@ def dependence(
         batches: Iterable = pair_batches(model, calib, batch_size=batch_size, towers=[tower], workers=workers)
         if progress is not None:
             batches = progress(batches, count_batches(calib, batch_size, [tower]), f"profile {tower}")
-        profile(model, batches, scorers)
+        run_pass(model, batches, [ChannelNorms(scorers)], {w.tower for w in weights})
         found[tower] = {"flagged": int(flagged.sum()), **_overlaps(scorers.values(), mass)}
     return found
 

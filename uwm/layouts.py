@@ -1,4 +1,4 @@
-"""How each family spells every weight. A new family is a new row in ENCODERS.
+"""How each family spells every tensor that has a name. A new family is a new row in ENCODERS.
 
 A checkpoint is recognised by its encoders, wherever they are: each row names keys that only this encoder has, and what
 stands before them is the encoder's prefix. So CLIP's vision tower is found in a CLIP, alone, and inside LLaVA.
@@ -7,26 +7,34 @@ stands before them is the encoder's prefix. So CLIP's vision tower is found in a
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from .errors import BadInput
 from .weights import WeightId, WeightRef
 
 Slots = dict[str, tuple[str, int, int]]  # slot -> (suffix, part, parts); parts > 1 for a row block of a fused tensor
+Keys = dict[str, str]  # slot -> key; where there are several, with spaces between them, the first that is there counts
+BESIDE = "../"  # before a key that stands beside the encoder's prefix, as text_projection beside text_model
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """One family's spelling of one encoder.
+    """One family's spelling of one encoder. All keys are without the encoder's prefix.
 
     Attributes:
         family: What messages and manifests call it.
         modality: ``text`` or ``vision``.
         blocks: Prefix of its blocks, with ``{block}`` for the number.
-        slots: How its blocks spell each slot.
+        slots: How its blocks spell the matrix of each linear layer; the bias is spelled alike.
+        norms: How its blocks spell their LayerNorms.
+        tensors: How it spells what the tower has outside the blocks.
         sentinels: Keys that together only this encoder has.
         library: Which library reads it, ``transformers`` or ``open_clip``.
+        pools: Which output of the last block becomes the embedding: the ``first``, the ``last``, the ``end`` token (the
+            last that the mask counts), or ``all`` of them.
+        transposed: Keys of matrices that it stores as [in, out].
+        deeper: Keys of layers between the pooled output and the embedding, beside LayerNorm and projection.
         alone: Whether it counts without an encoder of the other modality; a plain BERT is no CLIP.
     """
 
@@ -34,9 +42,35 @@ class Encoder:
     modality: str
     blocks: str
     slots: Slots
+    norms: Keys
+    tensors: Keys
     sentinels: tuple[str, ...]
     library: str
+    pools: str
+    transposed: tuple[str, ...] = ()
+    deeper: tuple[str, ...] = ()
     alone: bool = True
+
+    def spelled(self, prefix: str, blocks: Iterable[int]) -> Iterator[tuple[int | None, str, WeightRef]]:
+        """Block, slot and place of everything that has a name, the most usual place of each first."""
+        for block in blocks:
+            inside = self.blocks.format(block=block)
+            for slot, (suffix, part, parts) in self.slots.items():
+                yield block, slot, WeightRef(prefix + inside + suffix, part, parts)
+                yield block, f"{slot}.bias", WeightRef(prefix + inside + _bias(suffix), part, parts)
+            yield from ((block, slot, WeightRef(prefix + inside + key)) for slot, key in self.norms.items())
+        for slot, keys in self.tensors.items():
+            for key in keys.split():
+                yield None, slot, WeightRef(whole_key(prefix, key), transposed=key in self.transposed)
+
+
+def whole_key(prefix: str, key: str) -> str:
+    """The whole key; `BESIDE` takes the last part of the prefix away."""
+    return re.sub(r"[^./]+\.$", "", prefix) + key[len(BESIDE) :] if key.startswith(BESIDE) else prefix + key
+
+
+def _bias(weight: str) -> str:
+    return f"{weight.removesuffix('weight')}bias"
 
 
 def _slots(attention: tuple[str, str, str, str], mlp: tuple[str, str]) -> Slots:
@@ -51,6 +85,12 @@ def _fused(fused: str, out: str, mlp: tuple[str, str]) -> Slots:
     }
 
 
+def _with_bias(modules: Keys) -> Keys:
+    """Weight and bias of modules."""
+    weights = {slot: " ".join(f"{name}.weight" for name in names.split()) for slot, names in modules.items()}
+    return weights | {f"{slot}.bias": " ".join(map(_bias, keys.split())) for slot, keys in weights.items()}
+
+
 _HF = _slots(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"), ("mlp.fc1", "mlp.fc2"))
 _BERT = _slots(
     ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"),
@@ -58,25 +98,82 @@ _BERT = _slots(
 )
 _OPEN_CLIP = _fused("attn.in_proj_weight", "attn.out_proj", ("mlp.c_fc", "mlp.c_proj"))
 _TIMM = _fused("attn.qkv.weight", "attn.proj", ("mlp.fc1", "mlp.fc2"))
+_HF_NORMS = _with_bias({"norm1": "layer_norm1", "norm2": "layer_norm2"})
+_BERT_NORMS = _with_bias({"norm1": "attention.output.LayerNorm", "norm2": "output.LayerNorm"})  # after, not before
+_OPEN_CLIP_NORMS = _with_bias({"norm1": "ln_1", "norm2": "ln_2"})
+_TIMM_NORMS = _with_bias({"norm1": "norm1", "norm2": "norm2"})
+_HF_TEXT = {
+    "token_embedding": "embeddings.token_embedding.weight",
+    "position_embedding": "embeddings.position_embedding.weight",
+} | _with_bias({"norm": "final_layer_norm"})
+_HF_VISION = {
+    "patch_embedding": "embeddings.patch_embedding.weight",
+    "position_embedding": "embeddings.position_embedding.weight",
+} | _with_bias({"norm": "post_layernorm"})
 _FC1 = "encoder.layers.0.mlp.fc1.weight"
 _TEXT = ("embeddings.token_embedding.weight", "final_layer_norm.weight")
 _HF_LAYERS, _RESBLOCKS = "encoder.layers.{block}.", "transformer.resblocks.{block}."
 
 ENCODERS = (  # where two fit, the first counts
-    Encoder("hf-siglip", "text", _HF_LAYERS, _HF, (*_TEXT, "head.weight"), "transformers"),
-    Encoder("hf-clip", "text", _HF_LAYERS, _HF, _TEXT, "transformers"),
-    Encoder("hf-clip", "vision", _HF_LAYERS, _HF, ("embeddings.class_embedding", _FC1), "transformers"),
-    Encoder("hf-siglip", "vision", _HF_LAYERS, _HF, ("embeddings.patch_embedding.bias", _FC1), "transformers"),
     Encoder(
-        "hf-bert", "text", "encoder.layer.{block}.", _BERT,
-        ("embeddings.word_embeddings.weight", "encoder.layer.0.attention.self.query.weight"), "transformers",
-        alone=False,
+        "hf-siglip", "text", _HF_LAYERS, _HF, _HF_NORMS, _HF_TEXT | _with_bias({"proj": "head"}),
+        (*_TEXT, "head.weight"), "transformers", "last",
     ),
-    Encoder("open_clip", "text", _RESBLOCKS, _OPEN_CLIP, ("token_embedding.weight", "ln_final.weight"), "open_clip"),
-    Encoder("open_clip", "vision", _RESBLOCKS, _OPEN_CLIP, ("class_embedding", "conv1.weight"), "open_clip"),
     Encoder(
-        "timm", "vision", "blocks.{block}.", _TIMM,
-        ("patch_embed.proj.weight", "blocks.0.attn.qkv.weight"), "open_clip", alone=False,
+        "hf-clip", "text", _HF_LAYERS, _HF, _HF_NORMS, _HF_TEXT | {"proj": "../text_projection.weight"},
+        _TEXT, "transformers", "end",
+    ),
+    Encoder(
+        "hf-clip", "vision", _HF_LAYERS, _HF, _HF_NORMS,
+        _HF_VISION | _with_bias({"pre_norm": "pre_layrnorm"})
+        | {"class_embedding": "embeddings.class_embedding", "proj": "../visual_projection.weight"},
+        ("embeddings.class_embedding", _FC1), "transformers", "first",
+    ),
+    Encoder(
+        "hf-siglip", "vision", _HF_LAYERS, _HF, _HF_NORMS,
+        _HF_VISION | {"patch_embedding.bias": "embeddings.patch_embedding.bias"}
+        | _with_bias({"head.norm": "head.layernorm", "head.fc1": "head.mlp.fc1", "head.fc2": "head.mlp.fc2"}),
+        ("embeddings.patch_embedding.bias", _FC1), "transformers", "all",
+    ),
+    Encoder(
+        "hf-bert", "text", "encoder.layer.{block}.", _BERT, _BERT_NORMS,
+        _with_bias({"pre_norm": "embeddings.LayerNorm"})
+        | {
+            "token_embedding": "embeddings.word_embeddings.weight",
+            "position_embedding": "embeddings.position_embeddings.weight",
+            "proj": "../text_projection.weight ../proj.weight",
+        },
+        ("embeddings.word_embeddings.weight", "encoder.layer.0.attention.self.query.weight"), "transformers", "first",
+        deeper=("pooler.dense.weight", "../proj.0.weight"), alone=False,
+    ),
+    Encoder(
+        "open_clip", "text", _RESBLOCKS, _OPEN_CLIP, _OPEN_CLIP_NORMS,
+        _with_bias({"norm": "ln_final"})
+        | {
+            "token_embedding": "token_embedding.weight", "position_embedding": "positional_embedding",
+            "class_embedding": "cls_emb",
+            "proj": "text_projection text_projection.weight", "proj.bias": "text_projection.bias",
+        },
+        ("token_embedding.weight", "ln_final.weight"), "open_clip", "end", transposed=("text_projection",),
+    ),
+    Encoder(
+        "open_clip", "vision", _RESBLOCKS, _OPEN_CLIP, _OPEN_CLIP_NORMS,
+        _with_bias({"pre_norm": "ln_pre", "norm": "ln_post"})
+        | {
+            "class_embedding": "class_embedding", "patch_embedding": "conv1.weight",
+            "position_embedding": "positional_embedding", "proj": "proj",
+        },
+        ("class_embedding", "conv1.weight"), "open_clip", "first", transposed=("proj",),
+    ),
+    Encoder(
+        "timm", "vision", "blocks.{block}.", _TIMM, _TIMM_NORMS,
+        _with_bias({
+            "patch_embedding": "patch_embed.proj", "pre_norm": "norm_pre", "norm": "norm fc_norm",
+            "head.norm": "attn_pool.norm", "head.fc1": "attn_pool.mlp.fc1", "head.fc2": "attn_pool.mlp.fc2",
+            "proj": "../head.proj head",
+        }) | {"class_embedding": "cls_token", "position_embedding": "pos_embed"},
+        ("patch_embed.proj.weight", "blocks.0.attn.qkv.weight"), "open_clip", "all",
+        deeper=("../head.mlp.fc1.weight",), alone=False,
     ),
 )  # fmt: skip
 FILE_NAMES = {"transformers": "model.safetensors", "open_clip": "open_clip_model.safetensors"}
@@ -170,16 +267,28 @@ def _unknown(keys: set[str], where: str) -> str:
     )
 
 
-def find_weights(layout: Layout, keys: Iterable[str]) -> dict[WeightId, WeightRef]:
-    """Every editable weight that the keys spell, sorted by WeightId."""
-    keys, found = list(keys), {}
+def spelled(family: str, modality: str, prefix: str, blocks: Iterable[int]) -> dict[tuple[int | None, str], WeightRef]:
+    """Block and slot -> the most usual place, of everything that an encoder of this family may hold."""
+    encoder = next(e for e in ENCODERS if (e.family, e.modality) == (family, modality))
+    found: dict[tuple[int | None, str], WeightRef] = {}
+    for block, slot, ref in encoder.spelled(prefix, blocks):
+        found.setdefault((block, slot), ref)
+    return found
+
+
+def find_tensors(layout: Layout, keys: Iterable[str]) -> dict[WeightId, WeightRef]:
+    """Everything with a name that the keys spell, sorted by WeightId."""
+    present = set(keys)
+    found: dict[WeightId, WeightRef] = {}
     for tower in layout.towers:
         pattern = re.compile(re.escape(tower.prefix + tower.encoder.blocks).replace(r"\{block\}", r"(\d+)"))
-        for key in keys:
-            if not (block := pattern.match(key)):
-                continue
-            rest = key[block.end() :]
-            for slot, (suffix, part, parts) in tower.encoder.slots.items():
-                if rest == suffix:
-                    found[WeightId(tower.name, int(block[1]), slot)] = WeightRef(key, part, parts)
+        blocks = {int(match[1]) for match in map(pattern.match, present) if match}
+        for block, slot, ref in tower.encoder.spelled(tower.prefix, blocks):
+            if ref.key in present:
+                found.setdefault(WeightId(tower.name, block, slot), ref)
     return dict(sorted(found.items()))
+
+
+def find_weights(layout: Layout, keys: Iterable[str]) -> dict[WeightId, WeightRef]:
+    """Of `find_tensors` the matrices of the blocks' linear layers: what entry editors choose from."""
+    return {weight: ref for weight, ref in find_tensors(layout, keys).items() if weight.is_matrix_of_block}

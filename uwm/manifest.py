@@ -11,7 +11,7 @@ from .checkpoint.folder import write_file
 from .errors import BadInput
 from .records import to_json
 
-FORMAT = 1
+FORMAT = 2  # 2: changes of any kind
 Columns = Mapping[str, Mapping[str, Any]]  # column -> `EvalResult` as a dictionary; the first is the reference
 Changes = Mapping[str, Mapping[str, Any]]  # figure -> paired difference
 Differences = Mapping[str, Mapping[str, Changes]]  # column -> against which column -> changes
@@ -38,12 +38,25 @@ class CalibrationFacts(TypedDict, total=False):
 
 
 class LayerFacts(TypedDict):
-    """The edit of one matrix."""
+    """The edit of one tensor: the fields of `uwm.editing.changes.Summary`, and what the editor noted."""
 
-    selected: int
+    kind: str
+    words: str
+    entries: int
     of: int
-    guards: dict[str, int]  # neutral cases by kind
+    rank: int | None
+    relative_norm: float | None
+    notes: dict[str, Any]  # neutral cases by kind, and the like
     base_sha256: str
+
+
+class EditFacts(TypedDict, total=False):
+    """The editor, and what it reports."""
+
+    title: str
+    source: str
+    towers: dict[str, dict[str, Any]]  # by tower, such as the quality of its detector
+    notes: dict[str, Any]
 
 
 class TrainingFacts(TypedDict):
@@ -72,7 +85,8 @@ class Manifest(TypedDict, total=False):
     differences: Mapping[str, Differences]  # by evaluation set
     run: dict[str, Any]  # seconds and memory: the only part that differs from run to run
     # edit and demo
-    selected: int
+    edit: EditFacts
+    entries: int
     of: int
     layers: dict[str, LayerFacts]
     label_noise: dict[str, Any]

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from .calibration import CalibrationSet
+from .calibration import CalibrationSet, Preservation, read_preservation
 from .checkpoint import new_folder, open_checkpoint
 from .clock import Clock
-from .editing.entries.controls import random_control
-from .editing.entries.scoring import TEXT_LAYERS, VISION_LAYERS, Scores, check_method, score
-from .editing.entries.select import check_settings, select
+from .editing import settings
+from .editing.editors import DEFAULT, Editor, Proposal, Statistics, find_editor
 from .editing.files import fit, write_patched
 from .editing.live import patched
+from .editing.making import about, gather, make_patch
 from .editing.patch import PATCH_FILE, Patch
 from .errors import BadInput, InvalidResult
 from .evaluation import EvalResult, embed, quadruples
@@ -32,32 +32,37 @@ from .inputs import (
     warnings,
     write_documents,
 )
-from .label_noise import EmbeddingKeeper
-from .manifest import LayerFacts, Manifest
+from .label_noise import label_noise_of
+from .manifest import EditFacts, LayerFacts, Manifest
 from .models import Model
 from .models.export import check_export, export
 from .records import to_json
 from .report import Example, find_examples
 from .shipped_files import DEMO_SET
 from .statistics.batches import Progress
-from .statistics.passes import Embedded
+from .statistics.embeddings import PairEmbeddings
+from .statistics.passes import Reducer
 
 DEMO_MASS = 0.1  # chosen on the split val by calibration/build/choose_demo.py
 
 
 @dataclass(frozen=True)
 class Recipe(Inputs):
-    """Everything that decides an edit. The fields are the flags of `uwm edit`."""
+    """Everything that decides an edit. The fields are the flags of `uwm edit`.
 
-    method: str = "uwm"
-    variant: str | None = None
-    text_layers: str = TEXT_LAYERS
-    vision_layers: str = VISION_LAYERS
-    mass: float | None = None
-    text_mass: float | None = None
-    vision_mass: float | None = None
-    alpha: float | None = None
-    rule: str | None = None
+    Attributes:
+        method: The editor's name, see `uwm.editing.editors.find_editors`.
+        settings: Its settings by name; what is not given the editor decides.
+        preserve: Safe captions and images without partners, see `uwm.calibration.read_preservation`.
+        beside: Further methods with their own settings, fitted to the same pairs and measured beside the edit.
+        also_export: Write a CLIP in the other layout too, ``hf`` or ``open_clip``.
+        again: Edit a checkpoint that uwm has edited already.
+    """
+
+    method: str = DEFAULT
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    preserve: str | None = None
+    beside: tuple[str, ...] = ()
     also_export: str | None = None
     again: bool = False
 
@@ -72,6 +77,26 @@ class Outcome:
     warnings: tuple[str, ...] = field(default=())
 
 
+@dataclass(frozen=True)
+class Edit:
+    """One editor on its way: what the pass gathers for it, and the patches that came of it.
+
+    Attributes:
+        editor, settings: What edits, and how.
+        statistics: What it asked of the pass.
+        proposal: What it proposes.
+        patch: The edit, fitted to the model's checkpoint.
+        control: The random control of equal kind and size.
+    """
+
+    editor: Editor
+    settings: Any
+    statistics: Statistics
+    proposal: Proposal
+    patch: Patch
+    control: Patch
+
+
 def run(
     recipe: Recipe,
     output: Path | None = None,
@@ -80,7 +105,7 @@ def run(
     show_examples: bool = False,
     progress: Progress | None = None,
 ) -> Outcome:
-    """Score, select, measure before and after and against a random control, and write.
+    """Gather statistics, edit, measure before and after and against a random control, and write.
 
     Args:
         recipe: The settings.
@@ -96,33 +121,35 @@ def run(
     _check(recipe, output, overwrite)
     with clock("read"):
         calibration, held_out = read_sets(recipe)
+        preserve = None if recipe.preserve is None else read_preservation(recipe.preserve)
         refuse_bad_images([calibration, *held_out.values()], recipe.workers)
         data_sets = read_data_sets(recipe)
     with clock("load"):
         model = load_model(recipe)
     if recipe.also_export is not None:
         check_export(model, recipe.also_export)
-    with clock("score"):
-        scores, noise = _score(recipe, model, calibration, progress)
-    with clock("select"):
-        patch = make_patch(recipe, scores)
+    with clock("edit"):
+        kept = PairEmbeddings()
+        edits = make_edits(recipe, model, calibration, progress, preserve, also=[kept])
+        noise = label_noise_of(kept, calibration)
+    edit = edits[recipe.method]
     with clock("evaluate"):
-        results = measure(recipe, _columns(recipe, model, patch), held_out, data_sets, progress)
-        examples = _examples(recipe, model, patch, held_out, next(iter(results))) if show_examples and results else []
-    manifest = _manifest(recipe, model, calibration, scores, patch, results) | noise
+        results = measure(recipe, _columns(model, edits), held_out, data_sets, progress)
+        examples = _examples(recipe, model, edit, held_out, next(iter(results))) if show_examples and results else []
+    manifest = _manifest(recipe, model, calibration, edit, results)
+    manifest |= {} if noise is None else {"label_noise": noise.as_dict()}
     if output is not None:
         with clock("write"), new_folder(output) as folder:
-            manifest["output_sha256"] = _write_weights(folder, model, patch, recipe.also_export)
+            manifest["output_sha256"] = _write_weights(folder, model, edit.patch, recipe.also_export)
             write_documents(folder, manifest, results, clock, examples)
     manifest["run"] = clock.report()
-    return Outcome(patch, results, manifest, tuple(warnings(calibration, held_out, results, data_sets)))
+    told = (*edit.proposal.warnings, *warnings(calibration, held_out, results, data_sets))
+    return Outcome(edit.patch, results, manifest, told)
 
 
 def _check(recipe: Recipe, output: Path | None, overwrite: bool) -> None:
     """Refuse what cannot work before anything is read."""
-    check_method(recipe.method, recipe.variant)
-    masses = (recipe.mass, recipe.text_mass, recipe.vision_mass)
-    check_settings(alpha=recipe.alpha, masses=masses, rule=recipe.rule)
+    settings.make(find_editor(recipe.method), recipe.settings)
     model = check_paths(recipe, output, overwrite)
     if not recipe.again:
         _refuse_edited(model)
@@ -141,107 +168,126 @@ def _refuse_edited(model: Path) -> None:
     )
 
 
-def make_scores(
+def make_edits(
     recipe: Recipe,
     model: Model,
     calibration: CalibrationSet,
-    progress: Progress | None,
-    embedded: Embedded | None = None,
-) -> Scores:
-    """`uwm.score` with the recipe's settings."""
-    return score(
-        model,
-        calibration,
-        method=recipe.method,
-        variant=recipe.variant,
-        text_layers=recipe.text_layers,
-        vision_layers=recipe.vision_layers,
-        batch_size=recipe.batch_size,
-        workers=recipe.workers,
-        progress=progress,
-        embedded=embedded,
+    progress: Progress | None = None,
+    preserve: Preservation | None = None,
+    also: Sequence[Reducer] = (),
+) -> dict[str, Edit]:
+    """The recipe's edit by its method, and those beside it that the model and the set allow, from as few passes as can.
+
+    Args:
+        also: Further reducers of the first pass.
+    """
+    pairs = about(calibration)
+    asked: dict[str, tuple[Editor, Any, Statistics]] = {}
+    for name in dict.fromkeys((recipe.method, *recipe.beside)):
+        editor = find_editor(name)
+        chosen = settings.make(editor, recipe.settings if name == recipe.method else {})
+        try:
+            asked[name] = editor, chosen, editor.statistics(model, pairs, chosen)
+        except BadInput:
+            if name == recipe.method:
+                raise
+    passed: dict[str, Any] = {"batch_size": recipe.batch_size, "workers": recipe.workers, "progress": progress}
+    for group in _passes([statistics for _, _, statistics in asked.values()]):
+        others = [reducer for statistics in group[1:] for reducer in statistics.reducers.values()]
+        kept = preserve if group[0].preserve or len(group) == len(asked) == 1 else None
+        gather(model, group[0], calibration, also=[*others, *also], preserve=kept, **passed)
+        for statistics in group[1:]:
+            statistics.pairs = group[0].pairs
+        also = ()
+    return {name: _edited(recipe, model, calibration, *parts) for name, parts in asked.items()}
+
+
+def _passes(asked: list[Statistics]) -> list[list[Statistics]]:
+    """Statistics that one pass can gather together: of the same towers, pair by pair; the recipe's own come first."""
+    groups: dict[Any, list[Statistics]] = {}
+    for number, statistics in enumerate(asked):
+        alone = statistics.joint or bool(statistics.preserve)
+        groups.setdefault(number if alone else statistics.towers, []).append(statistics)
+    return [*groups.values()]
+
+
+def _edited(
+    recipe: Recipe, model: Model, calibration: CalibrationSet, editor: Editor, chosen: Any, statistics: Statistics
+) -> Edit:
+    """What an editor makes of fed statistics."""
+    about: dict[str, Any] = {"method": editor.name}
+    variant = getattr(statistics, "variant", None)
+    about |= {} if variant is None else {"variant": variant}
+    about |= {"calibration": calibration.fingerprint(), "pairs": statistics.pairs}
+    proposal = editor.edit(model, statistics, chosen, recipe.seed)
+    control = editor.control(model, statistics, chosen, recipe.seed)
+    drawn = {"method": "random", "seed": recipe.seed}
+    assert model.checkpoint is not None
+    return Edit(
+        editor,
+        chosen,
+        statistics,
+        proposal,
+        fit(model.checkpoint, make_patch(model, proposal, about))[0],
+        make_patch(model, replace(control, settings={}), drawn),
     )
 
 
-def _score(
-    recipe: Recipe, model: Model, calibration: CalibrationSet, progress: Progress | None
-) -> tuple[Scores, Manifest]:
-    """The scores, and what uwm.json says of doubted pairs: nothing where the method makes no embeddings of its own."""
-    keeper = EmbeddingKeeper()
-    scores = make_scores(recipe, model, calibration, progress, embedded=keeper)
-    noise = keeper.label_noise(calibration)
-    return scores, {} if noise is None else {"label_noise": noise.as_dict()}
-
-
-def make_patch(recipe: Recipe, scores: Scores) -> Patch:
-    """`uwm.select` with the recipe's settings."""
-    return select(
-        scores,
-        mass=recipe.mass,
-        text_mass=recipe.text_mass,
-        vision_mass=recipe.vision_mass,
-        alpha=recipe.alpha,
-        rule=recipe.rule,
-    )
-
-
-def demo_recipe(**settings: Any) -> Recipe:
+def demo_recipe(**given: Any) -> Recipe:
     """`uwm demo`: the shipped model and set, measured on the test split and on the unseen style."""
-    if settings.get("mass") is None:
-        settings["mass"] = DEMO_MASS
+    method, chosen = given.pop("method", DEFAULT), dict(given.pop("settings", {}))
+    if method == DEFAULT and chosen.get("mass") is None:
+        chosen["mass"] = DEMO_MASS
     return Recipe(
         model="demo",
         calib=str(DEMO_SET),
         split="calib",
         eval_splits=("test", "test-style"),
         zero_shot=tuple(str(DEMO_SET / "zero_shot" / name) for name in ("seen", "unseen")),
-        **settings,
+        method=method,
+        settings=chosen,
+        **given,
     )
 
 
-def _columns(recipe: Recipe, model: Model, patch: Patch) -> Iterator[tuple[str, AbstractContextManager[Model]]]:
+def _columns(model: Model, edits: Mapping[str, Edit]) -> Iterator[tuple[str, AbstractContextManager[Model]]]:
+    """The unedited model, the edit under its method's name, its control, and the methods beside it."""
+    (name, edit), *others = edits.items()
     yield "before", nullcontext(model)
-    yield "after", patched(model, patch)
-    yield "random", patched(model, random_control(patch, recipe.seed))
+    yield name, patched(model, edit.patch)
+    yield "random" if name != "random" else "random again", patched(model, edit.control)
+    yield from ((other, patched(model, beside.patch)) for other, beside in others)
 
 
 def _examples(
-    recipe: Recipe, model: Model, patch: Patch, held_out: Mapping[str, CalibrationSet], name: str
+    recipe: Recipe, model: Model, edit: Edit, held_out: Mapping[str, CalibrationSet], name: str
 ) -> list[Example]:
     """What queries of a measured set find before and after."""
     pairs, embeddings = quadruples(held_out[name]), {}
-    for column, edit in (("before", None), ("after", patch)):
-        with nullcontext() if edit is None else patched(model, edit):
+    for column, patch in (("before", None), (edit.editor.name, edit.patch)):
+        with nullcontext() if patch is None else patched(model, patch):
             embeddings[column] = embed(model, pairs, batch_size=recipe.batch_size, workers=recipe.workers)
     return find_examples(pairs.pairs, embeddings, recipe.seed)
 
 
-def _manifest(
-    recipe: Recipe, model: Model, calibration: CalibrationSet, scores: Scores, patch: Patch, results: Mapping
-) -> Manifest:
+def _manifest(recipe: Recipe, model: Model, calibration: CalibrationSet, edit: Edit, results: Mapping) -> Manifest:
     """The content of uwm.json, without `run`."""
-    counts = patch.counts()
+    patch, notes = edit.patch, edit.proposal.notes
     layers: dict[str, LayerFacts] = {
-        str(w): {
-            "selected": counts[w],
-            "of": scores[w].numel(),
-            "guards": scores.guards[w],
-            "base_sha256": patch.base[w],
-        }
-        for w in patch.flips
+        str(name): cast(LayerFacts, {**asdict(summary), "notes": notes.get(name, {}), "base_sha256": patch.base[name]})
+        for name, summary in patch.summaries().items()
     }
-    manifest = describe_inputs(recipe, model, calibration, scores.recipe["pairs"], scores.recipe["calibration"])
-    manifest["settings"] |= {"mass": patch.recipe["mass"], "rule": patch.recipe["rule"], "alpha": patch.alpha}
-    manifest["settings"]["variant"] = scores.variant
-    return (
-        manifest
-        | describe_results(results, recipe.seed)
-        | {
-            "selected": sum(counts.values()),
-            "of": sum(layer["of"] for layer in layers.values()),
-            "layers": layers,
-        }
+    manifest = describe_inputs(recipe, model, calibration, edit.statistics.pairs, patch.recipe["calibration"])
+    del manifest["settings"]["settings"]
+    manifest["settings"] |= asdict(edit.settings) | edit.proposal.settings
+    manifest["edit"] = cast(
+        EditFacts, {"title": edit.editor.title, "source": edit.editor.source, **edit.proposal.report}
     )
+    manifest |= describe_results(results, recipe.seed)
+    manifest["entries"] = sum(layer["entries"] for layer in layers.values())
+    manifest["of"] = sum(layer["of"] for layer in layers.values())
+    manifest["layers"] = layers
+    return manifest
 
 
 def _write_weights(folder: Path, model: Model, patch: Patch, also_export: str | None) -> dict[str, str]:

@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     import torch
 
 FORMAT = 1
+FORMATS = {"patch": (2, 1)}  # kind -> formats that are read, the one that is written first; of other kinds FORMAT
 KEY = "uwm"  # a single metadata key: with more, safetensors writes them in random order
 
 
 def write(path: Path, kind: str, tensors: Mapping[str, torch.Tensor | Bits], about: Mapping[str, Any]) -> None:
     """Write a record atomically; equal content gives equal bytes."""
-    text = json.dumps({"kind": kind, "format": FORMAT, **about}, sort_keys=True)
+    text = json.dumps({"kind": kind, "format": FORMATS.get(kind, (FORMAT,))[0], **about}, sort_keys=True)
     write_file(path, _serialised({name: Bits.of(tensor) for name, tensor in tensors.items()}, {KEY: text}))
 
 
@@ -66,8 +67,9 @@ def read_bits(path: Path, kind: str) -> tuple[dict[str, Bits], dict[str, Any]]:
         raise BadInput(f"{path}: not a file that uwm wrote; expected {kind}")
     if about.get("kind") != kind:
         raise BadInput(f"{path}: holds {about.get('kind')}, expected {kind}")
-    if about.get("format") != FORMAT:
-        raise BadInput(f"{path}: format {about.get('format')}, this uwm reads {FORMAT}; update uwm")
+    if (known := FORMATS.get(kind, (FORMAT,))) and about.get("format") not in known:
+        reads = " and ".join(map(str, sorted(known)))
+        raise BadInput(f"{path}: format {about.get('format')}, this uwm reads {reads}; update uwm")
     stored = {}
     with path.open("rb") as stream:
         header, entries = read_header(stream, path.stat().st_size, str(path))

@@ -1,65 +1,118 @@
-"""Canonical names of linear-layer weights, the same for every family: ``vision.11.fc2``."""
+"""Canonical names of tensors, the same for every family: ``vision.11.fc2``, ``vision.11.fc2.bias``, ``text.proj``."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import total_ordering
+from typing import TYPE_CHECKING, TypeVar
 
 from .errors import BadInput
 
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
 TOWERS = ("text", "vision")
 _TOWER = re.compile(r"(text|vision)(_[2-9])?")  # text_2: the second text encoder of Stable Diffusion XL
-SLOTS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+SLOTS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")  # the linear layers of a block
+NORMS = ("norm1", "norm2")  # of a block: beside attention and beside the MLP
+TOWER_SLOTS = (  # of the tower as a whole; `norm` is the LayerNorm before the projection, `head` pools by attention
+    "token_embedding", "class_embedding", "patch_embedding", "position_embedding", "pre_norm", "norm",
+    "head.norm", "head.fc1", "head.fc2", "proj",
+)  # fmt: skip
+
+Array = TypeVar("Array", "np.ndarray", "torch.Tensor")
 
 
-@dataclass(frozen=True, order=True)
+@total_ordering
+@dataclass(frozen=True)
 class WeightId:
-    """One linear layer's weight, [out, in], by tower, block and slot; ``str()`` gives ``"vision.11.fc2"``."""
+    """One tensor by tower, block and slot; ``str()`` gives ``"vision.11.fc2"``.
+
+    Attributes:
+        tower: ``text``, ``vision`` or ``text_2``.
+        block: Number of the transformer block; None for a tensor of the whole tower, which sorts after all blocks.
+        slot: One of SLOTS or NORMS in a block and of TOWER_SLOTS outside; with ``.bias`` the bias beside it.
+    """
 
     tower: str
-    block: int
+    block: int | None
     slot: str
 
     def __str__(self) -> str:
-        return f"{self.tower}.{self.block}.{self.slot}"
+        return ".".join(str(part) for part in (self.tower, self.block, self.slot) if part is not None)
+
+    def __lt__(self, other: WeightId) -> bool:
+        return self._order < other._order
+
+    @property
+    def _order(self) -> tuple[str, bool, int, str]:
+        return self.tower, self.block is None, self.block or 0, self.slot
 
     @property
     def modality(self) -> str:
         """``"text"`` or ``"vision"``, whatever the number of the tower."""
         return self.tower.partition("_")[0]
 
+    @property
+    def is_matrix_of_block(self) -> bool:
+        """Whether this is the matrix of a linear layer in a block."""
+        return self.block is not None and self.slot in SLOTS
+
     @classmethod
     def parse(cls, name: str) -> WeightId:
-        """Read ``"vision.11.fc2"``. Raises BadInput when it is no such name."""
+        """Read ``"vision.11.fc2"`` or ``"text.proj"``. Raises BadInput when it is no such name."""
         tower, _, rest = name.partition(".")
-        block, _, slot = rest.partition(".")
-        if not _TOWER.fullmatch(tower) or slot not in SLOTS or not block.isdecimal():
-            raise BadInput(f"{name!r} is no weight name; expected TOWER.BLOCK.SLOT such as vision.11.fc2")
-        return cls(tower, int(block), slot)
+        block, _, slot = rest.partition(".") if rest[:1].isdecimal() else ("", "", rest)
+        known = SLOTS + NORMS if block else TOWER_SLOTS
+        if not _TOWER.fullmatch(tower) or slot.removesuffix(".bias") not in known or not (block or "0").isdecimal():
+            raise BadInput(
+                f"{name!r} is no weight name; expected TOWER.BLOCK.SLOT such as vision.11.fc2, "
+                "or TOWER.SLOT such as vision.proj"
+            )
+        return cls(tower, int(block) if block else None, slot)
 
 
 @dataclass(frozen=True)
 class WeightRef:
-    """Where a weight lives in one layout: a tensor's key and, in a fused tensor, which equal part of its rows."""
+    """Where a tensor lives in one layout.
+
+    Attributes:
+        key: Of the stored tensor.
+        part, parts: Which of the equal row blocks of a fused tensor.
+        transposed: Whether it is stored as [in, out].
+    """
 
     key: str
     part: int = 0
     parts: int = 1
+    transposed: bool = False
 
     def rows(self, total: int) -> slice:
         """The row block of this weight in a tensor of `total` rows."""
         size = total // self.parts
         return slice(self.part * size, (self.part + 1) * size)
 
+    def of(self, stored: Array) -> Array:
+        """The view of the stored tensor that is this one, [out, in]."""
+        whole = stored.T if self.transposed else stored
+        return whole[self.rows(len(whole))] if self.parts > 1 else whole
+
+
+def block_count(weights: Iterable[WeightId], tower: str) -> int:
+    """How many blocks a tower has, by the names that are there."""
+    return 1 + max((w.block for w in weights if w.tower == tower and w.block is not None), default=-1)
+
 
 def match(patterns: str | Sequence[str], weights: Iterable[WeightId], tower: str) -> list[WeightId]:
-    """Choose weights of one tower.
+    """Choose among the linear layers of one tower's blocks.
 
     Args:
         patterns: Slots (``out_proj``), globs or full names (``vision.*.fc2``, ``vision.[6-11].fc2``), as a
             sequence or comma-separated; the empty string or ``"none"`` chooses nothing.
-        weights: What exists.
+        weights: What exists; only the matrices of blocks are chosen from.
         tower: ``"text"`` or ``"vision"``; where there are several text towers, a slot means all of them.
 
     Returns:
@@ -70,7 +123,7 @@ def match(patterns: str | Sequence[str], weights: Iterable[WeightId], tower: str
     """
     if isinstance(patterns, str):
         patterns = [p.strip() for p in patterns.split(",") if p.strip()]
-    here = sorted(w for w in weights if w.modality == tower)
+    here = sorted(w for w in weights if w.modality == tower and w.is_matrix_of_block)
     chosen: set[WeightId] = set()
     for pattern in patterns:
         if pattern == "none":
@@ -100,6 +153,6 @@ def _piece(piece: str) -> str:
 def _listing(weights: list[WeightId]) -> str:
     if not weights:
         return "none"
-    blocks = max(w.block for w in weights)
+    last = max(block_count(weights, w.tower) for w in weights) - 1
     slots = sorted({w.slot for w in weights}, key=SLOTS.index)
-    return f"blocks 0–{blocks} with {', '.join(slots)}"
+    return f"blocks 0–{last} with {', '.join(slots)}"

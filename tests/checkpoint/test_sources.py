@@ -10,11 +10,12 @@ import sys
 
 import pytest
 import torch
+from random_patches import scale
 from safetensors.torch import load_file, save_file
 from tiny_files import bits, hf_folder, hf_state
 
 import uwm
-from uwm.checkpoint import Edit, open_checkpoint, write_edited
+from uwm.checkpoint import open_checkpoint, write_edited
 from uwm.errors import BadInput, Refused
 from uwm.weights import WeightId
 
@@ -89,7 +90,7 @@ def test_a_variant_s_shards_are_edited_under_its_index(tmp_path, suffix):
     index = next((tmp_path / "in").glob("*.index.json"))
     index.rename(tmp_path / "in" / f"pytorch_model{suffix}.index.fp16.json")
     (tmp_path / "out").mkdir()
-    write_edited(open_checkpoint(tmp_path / "in"), {FC2: Edit(FLIPS)}, tmp_path / "out")
+    write_edited(open_checkpoint(tmp_path / "in"), {FC2: scale(FLIPS)}, tmp_path / "out")
     written = open_checkpoint(tmp_path / "out")
     assert len(written.files) == len(set(weight_map.values()))
     assert written.state_dict().keys() == state.keys()
@@ -105,7 +106,7 @@ def test_shards_keep_their_split(tmp_path, suffix):
     state = hf_state()
     weight_map = sharded(tmp_path / "in", state, suffix, stem="model" if suffix != ".bin" else "pytorch_model")
     (tmp_path / "out").mkdir()
-    hashes = write_edited(open_checkpoint(tmp_path / "in"), {FC2: Edit(FLIPS)}, tmp_path / "out")
+    hashes = write_edited(open_checkpoint(tmp_path / "in"), {FC2: scale(FLIPS)}, tmp_path / "out")
     names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     assert list(hashes) == names
     assert sorted(os.listdir(tmp_path / "out")) == [*names, "model.safetensors.index.json"]

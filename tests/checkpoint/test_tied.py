@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from random_patches import scale
 from safetensors.torch import load_file, save_file
 from tiny_files import bits, hf_state
 
 import uwm
-from uwm.checkpoint import Edit, open_checkpoint, write_edited
+from uwm.checkpoint import open_checkpoint, write_edited
 from uwm.editing.patch import PATCH_FILE, Patch
 from uwm.errors import BadInput
 from uwm.weights import WeightId
@@ -32,7 +33,7 @@ def patch_of(path, weights=(FC2,), alpha=-1.0):
     checkpoint = open_checkpoint(path)
     shapes = {w: tuple(checkpoint.matrix(w).shape) for w in weights}
     base = {w: checkpoint.fingerprint(w) for w in weights}
-    return Patch(dict.fromkeys(weights, FLIPS), shapes, base, alpha, {})
+    return Patch.scaled(dict.fromkeys(weights, FLIPS), alpha=alpha, shapes=shapes, base=base)
 
 
 @pytest.mark.parametrize("alpha", [-1.0, 0.0, 0.5])
@@ -82,8 +83,8 @@ def test_two_edits_of_one_matrix_are_refused(tmp_path):
     other = "vision_model.encoder.layers.0.mlp.fc2.weight"
     state[other] = state[KEY]
     torch.save(state, tmp_path / "in.pt")
-    patch = replace(patch_of(tmp_path / "in.pt", [FC2, WeightId("vision", 0, "fc2")]))
-    patch = replace(patch, flips=dict.fromkeys(patch.flips, FLIPS[:2]))
+    patch = patch_of(tmp_path / "in.pt", [FC2, WeightId("vision", 0, "fc2")])
+    patch = replace(patch, changes=dict.fromkeys(patch.changes, scale(FLIPS[:2])))
     with pytest.raises(BadInput) as caught:
         uwm.apply(tmp_path / "in.pt", patch, output=tmp_path / "out")
     assert "are one tied matrix, which cannot be edited twice; choose one of them with --text-layers" in str(
@@ -111,7 +112,7 @@ def test_a_patch_cannot_reach_tensors_that_were_never_tied(tmp_path, alias):
     state = hf_state()
     save_file(state, tmp_path / "in.safetensors", metadata={"format": "pt"})
     (tmp_path / "out").mkdir()
-    plan = {FC2: Edit(FLIPS)}
+    plan = {FC2: scale(FLIPS)}
     if alias == "absent":  # another spelling of the same weights
         write_edited(open_checkpoint(tmp_path / "in.safetensors"), plan, tmp_path / "out", {KEY: [alias]})
         return
@@ -126,7 +127,7 @@ def test_a_strided_view_is_written_contiguous_and_alone(tmp_path):
     state["vision_model.encoder.layers.1.mlp.fc1.weight"] = wide[:4, :6].T
     torch.save(state, tmp_path / "in.pt")
     (tmp_path / "out").mkdir()
-    write_edited(open_checkpoint(tmp_path / "in.pt"), {FC2: Edit(FLIPS), FC1: Edit(FLIPS)}, tmp_path / "out")
+    write_edited(open_checkpoint(tmp_path / "in.pt"), {FC2: scale(FLIPS), FC1: scale(FLIPS)}, tmp_path / "out")
     assert (tmp_path / "in.pt").stat().st_size > 4_000_000
     assert (tmp_path / "out" / "model.safetensors").stat().st_size < 20_000
     after = load_file(tmp_path / "out" / "model.safetensors")

@@ -10,15 +10,16 @@ import resource
 import pytest
 import torch
 from layouts_by_hand import to_open_clip
+from random_patches import scale
 from safetensors.torch import load_file, save_file
 from tiny_files import BITS, bits, hf_folder, hf_state
 
-from uwm.checkpoint import Edit, file_sha256, open_checkpoint, write_edited
+from uwm.checkpoint import file_sha256, open_checkpoint, write_edited
 from uwm.errors import InvalidResult, ResourceFault
 from uwm.weights import WeightId
 
 FC2, V_PROJ = WeightId("vision", 1, "fc2"), WeightId("text", 0, "v_proj")
-PLAN = {FC2: Edit(torch.tensor([0, 5, 23])), V_PROJ: Edit(torch.tensor([1, 14]))}
+PLAN = {FC2: scale(torch.tensor([0, 5, 23])), V_PROJ: scale(torch.tensor([1, 14]))}
 PLANNED = {  # the same by tensor name
     "vision_model.encoder.layers.1.mlp.fc2.weight": [0, 5, 23],
     "text_model.encoder.layers.0.self_attn.v_proj.weight": [1, 14],
@@ -67,42 +68,15 @@ def test_only_the_signs_of_the_planned_entries_differ(tmp_path, dtype):
 def test_in_a_fused_tensor_only_the_weights_own_rows_change(tmp_path):
     save_file(to_open_clip(hf_state()), tmp_path / "in.safetensors")
     slots = ("q_proj", "k_proj", "v_proj")
-    plan = {WeightId("text", 0, slot): Edit(torch.tensor([n, 15])) for n, slot in enumerate(slots)}
+    plan = {WeightId("text", 0, slot): scale(torch.tensor([n, 15])) for n, slot in enumerate(slots)}
     _, after = written(tmp_path / "in.safetensors", plan, tmp_path / "out")
     flipped = {"transformer.resblocks.0.attn.in_proj_weight": [0, 15, 16 + 1, 16 + 15, 32 + 2, 32 + 15]}
     assert_only_signs_differ(load_file(tmp_path / "in.safetensors"), after, flipped)
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("size", [1, 7, 32, 63])
-def test_minus_one_flips_the_sign_bit_of_every_kind_of_value(dtype, size):
-    info = torch.finfo(dtype)
-    values = torch.tensor([0.0, -0.0, info.max, -info.tiny, info.smallest_normal / 2, float("inf"), float("nan")])
-    before = values.to(torch.float64).to(dtype).repeat(9)[-size:].clone()
-    quiet_nan = before.isnan()
-    bits(before)[quiet_nan] |= 1  # NaN with something in it
-    after = Edit(torch.arange(size)).apply(before.clone())
-    assert torch.equal(bits(before) ^ bits(after), torch.full((size,), sign(dtype), dtype=BITS[dtype.itemsize]))
-
-
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_another_alpha_scales_and_values_replace(dtype):
-    before = torch.tensor([1.0, -3.0, 5.0, -0.0], dtype=dtype)
-    assert Edit(torch.tensor([1, 2]), 0.5).apply(before.clone()).tolist() == [1.0, -1.5, 2.5, 0.0]
-    gone = Edit(torch.tensor([0, 1]), 0.0).apply(before.clone())
-    back = Edit(torch.tensor([0, 1]), 0.0, before[:2]).apply(gone.clone())
-    assert gone.tolist() == [0.0, 0.0, 5.0, 0.0]
-    assert torch.equal(bits(back), bits(before))
-
-
-def test_a_scaled_value_is_rounded_once_to_the_stored_type():
-    value = torch.tensor([1.0009765625], dtype=torch.float16)  # 1 + 2^-10
-    assert Edit(torch.tensor([0]), 1 / 3).apply(value.clone()).item() == (value.double() / 3).half().item()
-
-
 def test_the_file_is_the_input_s_but_for_the_planned_bytes(tmp_path):
     source = hf_folder(tmp_path / "in")
-    written(source, {V_PROJ: Edit(torch.tensor([3]))}, tmp_path / "out")
+    written(source, {V_PROJ: scale(torch.tensor([3]))}, tmp_path / "out")
     before, after = ((tmp_path / side / "model.safetensors").read_bytes() for side in ("in", "out"))
     assert len(before) == len(after)
     differ = [i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
@@ -148,7 +122,7 @@ def test_scalars_empty_tensors_and_foreign_types_are_copied(tmp_path):
         "eight": torch.tensor([1.0, -2.0]).to(torch.float8_e4m3fn),
     }  # fmt: skip
     source = hf_folder(tmp_path / "in", state)
-    _, after = written(source, {V_PROJ: Edit(torch.tensor([3]))}, tmp_path / "out")
+    _, after = written(source, {V_PROJ: scale(torch.tensor([3]))}, tmp_path / "out")
     assert_only_signs_differ(state, after, {"text_model.encoder.layers.0.self_attn.v_proj.weight": [3]})
 
 

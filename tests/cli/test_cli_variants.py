@@ -9,8 +9,8 @@ import torch
 from terminal import ALL_OF_CALIB, done, refused
 
 import uwm
-from uwm.editing.entries.selection import RULES
-from uwm.editing.entries.uwm import VARIANTS
+from uwm.editing.entries.editor import RULES, VARIANTS
+from uwm.editing.entries.selection import SELECTORS
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_select(run_uwm, made, tmp_path, rule):
     done(run_uwm("select", scores, "-o", target, "--rule", rule, "--mass", 0.1))
     patch = uwm.Patch.load(target)
     for weight, values in uwm.Scores.load(scores).items():
-        assert torch.equal(patch.flips[weight], RULES[rule](values, 0.1))
+        assert torch.equal(patch.flips[weight], SELECTORS[rule](values, 0.1))
     assert patch.recipe["rule"] == {"text": rule, "vision": rule}
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from uwm.editing.entries.methods import METHODS
 
 from uwm.backends import find_backends
 from uwm.comparison.methods import CONTROLS, VARIANTS, Edit, Given, Method, Train, parse_methods
-from uwm.editing.entries.methods import METHODS
-from uwm.editing.entries.selection import RULES
+from uwm.editing.entries.editor import RULES
 from uwm.errors import BadInput
 
 BACKENDS = find_backends()

@@ -49,7 +49,7 @@ def test_the_magnitude_control_takes_the_largest_entries(tiny_hf, model, alpha):
     control = magnitude_control(patch, model)
     assert control.counts() == patch.counts()
     assert (control.base, control.shapes, control.alpha) == (patch.base, patch.shapes, alpha)
-    assert (control.recipe, control.originals) == ({"method": "magnitude"}, {})
+    assert (control.recipe, control.missed) == ({"method": "magnitude"}, {})
     for weight, indices in control.flips.items():
         magnitude = model.stored(weight).flatten().abs()
         rest = torch.ones(len(magnitude), dtype=torch.bool)

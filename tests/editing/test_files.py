@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from layouts_by_hand import to_open_clip
-from random_patches import EVERY_SLOT, FC2, patch_of
+from random_patches import EVERY_SLOT, FC2, patch_of, scale
 from safetensors.torch import load_file, save_file
 from tiny_files import bits, hf_folder, hf_state
 
@@ -49,7 +49,7 @@ def test_zeros_of_either_sign_survive_the_round_trip(tmp_path, out):
     state["vision_model.encoder.layers.1.mlp.fc2.weight"].flatten()[:8] = torch.tensor([0.0, -0.0] * 4)
     source = hf_folder(tmp_path / "in", state)
     for alpha in (-1.0, 0.0):
-        patch = replace(patch_of(source, alpha=alpha), flips={FC2: torch.arange(8)})
+        patch = replace(patch_of(source), changes={FC2: scale(range(8), alpha)})
         uwm.apply(source, patch, output=out, overwrite=True)
         uwm.revert(out, Patch.load(out), output=tmp_path / "back", overwrite=True)
         assert same_bits(state_of(tmp_path / "back"), state)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import ARCH
-from random_patches import EVERY_SLOT, FC2, patch_of, scores_of
+from random_patches import EVERY_SLOT, FC2, patch_of, scale, scores_of
 from safetensors.torch import save_file
 from tiny_files import bits
 
@@ -85,17 +85,17 @@ def test_a_patch_reads_back_as_it_was(source, out, alpha):
         assert (found.shapes, found.base, found.alpha, found.recipe) == (
             patch.shapes, patch.base, patch.alpha, patch.recipe,
         )  # fmt: skip
-    stored = Patch.load(out).originals
-    assert list(stored) == ([] if alpha == -1 else list(patch.flips))
-    checkpoint = open_checkpoint(source)
-    for weight, values in stored.items():
-        assert torch.equal(bits(values), bits(checkpoint.matrix(weight).flatten()[patch.flips[weight]]))
+    fitted, checkpoint = Patch.load(out), open_checkpoint(source)
+    assert list(fitted.missed) == ([] if alpha == -1 else list(patch.flips))
+    assert fitted.edited == {weight: open_checkpoint(out).fingerprint(weight) for weight in patch.flips}
+    for weight, missed in fitted.missed.items():
+        assert torch.equal(bits(missed.values.torch()), bits(checkpoint.matrix(weight).flatten()[patch.flips[weight]]))
 
 
 def test_the_same_patch_gives_the_same_bytes(source, tmp_path):
     patch = patch_of(source, EVERY_SLOT)
     patch.save(tmp_path / "a")
-    replace(patch, flips=dict(reversed(patch.flips.items()))).save(tmp_path / "b")
+    replace(patch, changes=dict(reversed(patch.changes.items()))).save(tmp_path / "b")
     Patch.load(tmp_path / "a").save(tmp_path / "c")
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == (tmp_path / "c").read_bytes()
 
@@ -121,22 +121,28 @@ def rewritten(patch, path, change):
 
 
 def test_an_unknown_format_version_is_refused(source, tmp_path):
-    path = rewritten(patch_of(source), tmp_path / "p", lambda tensors, about: about.update(format=2))
-    with pytest.raises(BadInput, match="format 2, this uwm reads 1; update uwm"):
+    path = rewritten(patch_of(source), tmp_path / "p", lambda tensors, about: about.update(format=3))
+    with pytest.raises(BadInput, match="format 3, this uwm reads 1 and 2; update uwm"):
         Patch.load(path)
 
 
+INDICES = f"{FC2}:indices"
 SPOILERS = {
     "no weights": lambda tensors, about: about.pop("weights"),
-    "no alpha": lambda tensors, about: about.pop("alpha"),
-    "a tensor is missing": lambda tensors, about: tensors.pop(str(FC2)),
-    "beyond the end": lambda tensors, about: tensors.update({str(FC2): torch.tensor([0, 24])}),
-    "negative": lambda tensors, about: tensors.update({str(FC2): torch.tensor([-1, 0])}),
-    "twice": lambda tensors, about: tensors.update({str(FC2): torch.tensor([3, 3])}),
-    "floats": lambda tensors, about: tensors.update({str(FC2): torch.tensor([1.0, 2.0])}),
-    "a table": lambda tensors, about: tensors.update({str(FC2): torch.tensor([[1, 2]])}),
-    "alpha is a word": lambda tensors, about: about.update(alpha="-1"),
+    "no kind": lambda tensors, about: about["weights"][str(FC2)].pop("kind"),
+    "an unknown kind": lambda tensors, about: about["weights"][str(FC2)].update(kind="rotate"),
+    "no factor": lambda tensors, about: about["weights"][str(FC2)]["settings"].clear(),
+    "a tensor is missing": lambda tensors, about: tensors.pop(INDICES),
+    "beyond the end": lambda tensors, about: tensors.update({INDICES: torch.tensor([0, 24])}),
+    "negative": lambda tensors, about: tensors.update({INDICES: torch.tensor([-1, 0])}),
+    "twice": lambda tensors, about: tensors.update({INDICES: torch.tensor([3, 3])}),
+    "floats": lambda tensors, about: tensors.update({INDICES: torch.tensor([1.0, 2.0])}),
+    "a table": lambda tensors, about: tensors.update({INDICES: torch.tensor([[1, 2]])}),
+    "alpha is a word": lambda tensors, about: about["weights"][str(FC2)]["settings"].update(factor="-1"),
+    "alpha is no number": lambda tensors, about: about["weights"][str(FC2)]["settings"].update(factor=float("nan")),
     "no such weight": lambda tensors, about: about["weights"].update({"x": about["weights"][str(FC2)]}),
+    "no shape": lambda tensors, about: about["weights"][str(FC2)].update(shape=[]),
+    "a recipe that is a list": lambda tensors, about: about.update(recipe=[]),
 }
 
 
@@ -147,6 +153,10 @@ def test_a_spoilt_patch_is_bad_input(source, tmp_path, name):
 
 
 # ---------------------------------------------------------------- live models
+
+
+def with_factor(patch, alpha):
+    return replace(patch, changes={name: replace(c, factor=alpha) for name, c in patch.changes.items()})
 
 
 def live_bits(model):
@@ -184,7 +194,7 @@ def test_a_live_edit_is_the_file_s_edit(live, tiny_patch, tmp_path):
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_every_bit_comes_back_when_the_body_raises(live, tiny_patch, error, alpha):
     before = live_bits(live)
-    with pytest.raises(error), uwm.patched(live, replace(tiny_patch, alpha=alpha)):  # noqa: PT012
+    with pytest.raises(error), uwm.patched(live, with_factor(tiny_patch, alpha)):  # noqa: PT012
         assert not unchanged(live, before)
         raise error
     assert unchanged(live, before)
@@ -220,7 +230,7 @@ def test_another_model_s_patch_is_refused_live(live, source, tiny_patch):
         (wrong, "differs from the weight"),
         (patch_of(source), r"was made for vision\.1\.fc2 of \[4, 6\], this model has \[32, 64\]"),
         (
-            replace(tiny_patch, flips={missing: torch.tensor([0])}),
+            replace(tiny_patch, changes={missing: scale([0])}, shapes={missing: (32, 64)}),
             r"edits vision\.9\.fc2, which this model does not have",
         ),
     ):

@@ -15,7 +15,7 @@ from tiny_files import hf_folder, hf_state
 
 import uwm
 from uwm.checkpoint import open_checkpoint
-from uwm.editing.entries.scoring import Scores
+from uwm.editing.entries.scores import Scores
 from uwm.errors import BadInput
 
 REST = {"language_model.layers.0.mlp.fc2.weight": torch.ones(3, 3)}
@@ -133,6 +133,23 @@ def test_a_patch_of_one_spelling_edits_the_same_entries_of_every_other(made, tmp
     uwm.revert(tmp_path / "out", uwm.Patch.load(tmp_path / "out"), output=tmp_path / "back")
     back = open_checkpoint(tmp_path / "back").state_dict()
     assert all(torch.equal(tensor, back[key]) for key, tensor in before.state_dict().items())
+
+
+def test_every_tensor_has_one_name_and_one_fingerprint_in_every_key_layout(made):
+    known = open_checkpoint(made["hf"])
+    for name, path in made.items():
+        checkpoint = open_checkpoint(path)
+        second = "_2" if name == "sdxl, second" else ""
+        for tower in EVERY[name][1]:
+            theirs = {w for w in checkpoint.tensors if w.tower == tower + second}
+            ours = {uwm.WeightId(tower, w.block, w.slot): w for w in theirs}
+            lacks = {str(w) for w in known.tensors if w.tower == tower and w not in ours}
+            assert lacks <= {f"{tower}.proj"}, name
+            assert lacks == set() or name.startswith(("llava", "sd")), name
+            for mine, their in ours.items():
+                assert checkpoint.fingerprint(their) == known.fingerprint(mine), (name, mine)
+                assert checkpoint.info(their).shape == known.info(mine).shape
+                assert torch.equal(checkpoint.matrix(their), known.matrix(mine))
 
 
 def test_a_patch_of_one_tower_goes_back_from_where_it_came(made, tmp_path):

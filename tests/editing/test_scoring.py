@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 import uwm
 from uwm import records
-from uwm.editing.entries.uwm import VARIANTS
+from uwm.editing.entries.editor import VARIANTS
 from uwm.errors import BadInput
 
 

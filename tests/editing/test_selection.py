@@ -6,7 +6,7 @@ import pytest
 import torch
 from reference.slow_selection import slow_top_fraction, slow_top_mass
 
-from uwm.editing.entries.selection import RULES, top_fraction, top_mass
+from uwm.editing.entries.selection import SELECTORS, top_fraction, top_mass
 from uwm.errors import BadInput, InvalidResult
 
 BY_HAND = torch.tensor([[4.0, 1.0], [3.0, 2.0]])  # ascending cumulative shares: 0.1, 0.3, 0.6, 1.0
@@ -46,7 +46,7 @@ def test_top_fraction_leaves_out_ties_at_the_threshold():
         top_fraction(torch.ones(4, 4), 0.4)
 
 
-@pytest.mark.parametrize("rule", RULES.values())
+@pytest.mark.parametrize("rule", SELECTORS.values())
 @pytest.mark.parametrize("share", [1e-4, 0.02, 0.5, 0.999])
 def test_between_one_and_its_share_plus_one_are_selected_sorted_and_once(rule, share):
     scores = torch.rand((40, 30), generator=torch.Generator().manual_seed(5))
@@ -57,7 +57,7 @@ def test_between_one_and_its_share_plus_one_are_selected_sorted_and_once(rule, s
     assert chosen.tolist() == sorted(set(chosen.tolist()))
 
 
-@pytest.mark.parametrize("rule", RULES.values())
+@pytest.mark.parametrize("rule", SELECTORS.values())
 def test_scale_dtype_and_memory_order_do_not_matter(rule):
     scores = torch.randint(1, 10_000, (17, 9), generator=torch.Generator().manual_seed(2)).float()
     expected = rule(scores, 0.1).tolist()
@@ -70,14 +70,14 @@ def test_a_tiny_mass_of_a_large_layer_is_summed_in_float64():
     assert len(top_mass(scores, 0.1)) == pytest.approx(225_000, abs=1)
 
 
-@pytest.mark.parametrize("rule", RULES.values())
+@pytest.mark.parametrize("rule", SELECTORS.values())
 @pytest.mark.parametrize("share", [0, 1, -0.1, 1.5, float("nan"), float("inf"), "0.98", None, True])
 def test_a_share_outside_of_0_to_1_is_bad_input(rule, share):
     with pytest.raises(BadInput, match="between 0 and 1"):
         rule(BY_HAND, share)
 
 
-@pytest.mark.parametrize("rule", RULES.values())
+@pytest.mark.parametrize("rule", SELECTORS.values())
 @pytest.mark.parametrize(
     ("value", "says"), [(float("nan"), "NaN"), (float("inf"), "infinite"), (-1e-6, "negative"), (-float("inf"), "NaN")]
 )
@@ -88,7 +88,7 @@ def test_one_unusable_score_is_an_invalid_result(rule, value, says):
         rule(scores, 0.3)
 
 
-@pytest.mark.parametrize("rule", RULES.values())
+@pytest.mark.parametrize("rule", SELECTORS.values())
 @pytest.mark.parametrize("scores", [torch.zeros(3, 3), torch.zeros(0, 3)])
 def test_nothing_but_zeros_is_an_invalid_result(rule, scores):
     with pytest.raises(InvalidResult, match="all zero"):

@@ -8,8 +8,9 @@ from reference.slow_selection import slow_top_fraction, slow_top_mass
 from reference.slow_uwm import uwm_score
 from uneven_pairs import IN, OUT, PAIRS, fast, make_inputs, statistics, tokens
 
-from uwm.editing.entries.selection import RULES, top_mass
-from uwm.editing.entries.uwm import VARIANTS, UwmScorer
+from uwm.editing.entries.editor import RULES, VARIANTS
+from uwm.editing.entries.selection import SELECTORS, top_mass
+from uwm.editing.entries.uwm import UwmScorer
 from uwm.errors import BadInput, InvalidResult
 from uwm.statistics.channel_norms import TokenStatistics
 from uwm.weights import WeightId
@@ -51,7 +52,7 @@ def test_selects_what_the_slow_form_selects(tower, variant, rule, share):
         expected = slow_top_mass(scores, share)
     else:
         expected = slow_top_fraction(scores, int((1 - share) * scores.numel()))
-    assert RULES[rule](fast(*inputs, tower, 4, variant).scores(), share).tolist() == expected
+    assert SELECTORS[rule](fast(*inputs, tower, 4, variant).scores(), share).tolist() == expected
 
 
 @pytest.mark.parametrize("tower", TOWERS)

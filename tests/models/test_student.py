@@ -56,30 +56,30 @@ def test_every_tensor_has_its_place(model):
     where = places(model)
     assert student.keys() <= where.keys()
     for name, parameter in student.items():
-        stored = where[name].of(model.checkpoint.read(where[name].ref.key))
+        stored = where[name].of(model.checkpoint.read(where[name].key))
         torch.testing.assert_close(stored.float(), parameter.detach(), rtol=0, atol=0)
 
 
 def test_what_is_added_ends_up_in_its_rows_only(model):
     name = "text_model.encoder.layers.1.self_attn.v_proj.weight"
     place = places(model)[name]
-    stored = model.checkpoint.read(place.ref.key)
+    stored = model.checkpoint.read(place.key)
     delta = torch.full_like(place.of(stored.float()), 0.5)
     new = added(model, {name: delta})
-    assert list(new) == [place.ref.key]
-    changed = new[place.ref.key] != stored
-    assert changed[place.ref.rows(len(stored))].all()
+    assert list(new) == [place.key]
+    changed = new[place.key] != stored
+    assert changed[place.rows(len(stored))].all()
     assert changed.sum() == delta.numel()
-    assert new[place.ref.key].dtype == stored.dtype
+    assert new[place.key].dtype == stored.dtype
     torch.testing.assert_close(
-        place.of(new[place.ref.key]).float(), (place.of(stored).float() + 0.5).to(stored.dtype).float()
+        place.of(new[place.key]).float(), (place.of(stored).float() + 0.5).to(stored.dtype).float()
     )
 
 
 def test_sums_that_overflow_are_refused(model):
     name = "text_model.encoder.layers.0.mlp.fc1.weight"
     place = places(model)[name]
-    delta = torch.full_like(place.of(model.checkpoint.read(place.ref.key).float()), torch.inf)
+    delta = torch.full_like(place.of(model.checkpoint.read(place.key).float()), torch.inf)
     with pytest.raises(InvalidResult, match="fine-tuned weights are not finite .* lower the learning rate"):
         added(model, {name: delta})
 

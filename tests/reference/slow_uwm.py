@@ -32,6 +32,9 @@ def entry_score(safe: list[float | None], unsafe: list[float | None], variant: s
     """One entry's score before the prior, from its φ of every sample, None where it is zero or undefined."""
     if variant == "ratio":
         return mean([1.0 if s is None or u is None else u / s for s, u in zip(safe, unsafe, strict=True)])
+    if variant == "log-ratio":  # a scorer of its own, not a variant of UWM's
+        logs = [0.0 if s is None or u is None else math.log(u / s) for s, u in zip(safe, unsafe, strict=True)]
+        return math.exp(mean(logs))
     if variant == "difference":
         return max(0.0, mean([0.0 if s is None or u is None else u - s for s, u in zip(safe, unsafe, strict=True)]))
     below, above = (mean([value for value in side if value is not None]) for side in (safe, unsafe))

@@ -1,4 +1,4 @@
-"""Token statistics, and a profile that refuses to be silent about a layer it did not see."""
+"""The one pass feeds every reducer, and refuses to be silent about a layer that it did not see."""
 
 from __future__ import annotations
 
@@ -9,31 +9,12 @@ import torch
 
 import uwm
 from uwm.editing.entries.uwm import UwmScorer
-from uwm.errors import InvalidResult
+from uwm.errors import BadInput, InvalidResult
 from uwm.statistics.batches import pair_batches
-from uwm.statistics.channel_norms import token_statistics
-from uwm.statistics.passes import profile
-from uwm.weights import match
-
-
-def test_statistics_against_torch_on_every_length():
-    x = torch.randn(4, 6, 5) + 2
-    mask = (torch.arange(6) < torch.tensor([6, 4, 2, 1])[:, None]).long()
-    found = token_statistics(x, mask)
-    for row, length in enumerate((6, 4, 2, 1)):
-        kept = x[row, :length].double()
-        torch.testing.assert_close(found.norm[row], kept.norm(dim=0), rtol=1e-6, atol=0)
-        expected = kept.std(dim=0) if length > 1 else torch.zeros(5).double()
-        torch.testing.assert_close(found.std[row], expected, rtol=1e-6, atol=0)
-    assert found.tokens.tolist() == [6, 4, 2, 1]
-
-
-def test_without_a_mask_all_tokens_count():
-    x = torch.randn(3, 6, 5)
-    full = token_statistics(x, torch.ones(3, 6, dtype=torch.long))
-    found = token_statistics(x)
-    assert torch.equal(found.norm, full.norm)
-    assert torch.equal(found.std, full.std)
+from uwm.statistics.channel_norms import ChannelNorms
+from uwm.statistics.embeddings import PairEmbeddings
+from uwm.statistics.passes import RESIDUAL, SAFE, UNSAFE, run_pass
+from uwm.weights import WeightId, match
 
 
 @pytest.fixture
@@ -48,6 +29,10 @@ def batches(model, tiny_set):
 
 def scorers_of(model, tower, slot):
     return {w: UwmScorer(w, model.parameter(w)) for w in match(slot, model.weights, tower)}
+
+
+def profile(model, batches, scorers):
+    return run_pass(model, batches, [ChannelNorms(scorers)], {w.tower for w in scorers})
 
 
 def test_only_the_towers_asked_for_are_run(model, batches):
@@ -85,3 +70,85 @@ def test_nan_names_the_layer_and_the_pair(model, batches):
     pictures[1] = replace(pictures[1], unsafe_pixel_values=broken)
     with pytest.raises(InvalidResult, match=r"vision\.0\.fc2: NaN or infinite activations at pair 13"):
         profile(model, pictures, scorers_of(model, "vision", "fc2"))
+
+
+class Witness:
+    """Notes what it is given."""
+
+    def __init__(self, *weights):
+        self.weights, self.inputs, self.parts = weights, [], []
+
+    def layers(self, tower):
+        return [w for w in self.weights if w.tower == tower]
+
+    def take(self, weight, side, x, mask):
+        self.inputs.append((weight, side, x.clone(), mask))
+
+    def update(self, part):
+        self.parts.append(part)
+
+
+FC2, RESIDUAL_0, NEXT = WeightId("text", 0, "fc2"), WeightId("text", 0, RESIDUAL), WeightId("text", 1, "q_proj")
+
+
+def test_reducers_share_one_pass(model, batches):
+    first, second, blind = Witness(FC2), Witness(FC2, RESIDUAL_0), Witness()
+    calls = []
+    handle = model.module.text_model.register_forward_hook(lambda *_: calls.append(1))
+    assert run_pass(model, batches, [first, second, blind], ["text"]) == {"text": 24}
+    handle.remove()
+    assert len(calls) == 6  # three batches, two sides
+    assert [(w, side) for w, side, *_ in first.inputs] == [(FC2, SAFE), (FC2, UNSAFE)] * 3
+    assert [(w, side) for w, side, *_ in second.inputs] == [(FC2, 0), (RESIDUAL_0, 0), (FC2, 1), (RESIDUAL_0, 1)] * 3
+    assert [part.first for part in blind.parts] == [0, 10, 20]
+    assert [len(side) for part in blind.parts for side in part.embeddings] == [10, 10, 10, 10, 4, 4]
+    assert not model.module.text_model.encoder.layers[0]._forward_hooks
+
+
+@pytest.mark.parametrize("folder", ["tiny_hf", "tiny_open_clip"])
+def test_the_residual_stream_is_what_the_next_block_normalises(folder, batches, request):
+    model = uwm.load(request.getfixturevalue(folder))
+    texts = [b for b in batches if b.safe_input_ids is not None]
+    witness = Witness(RESIDUAL_0, NEXT)
+    run_pass(model, texts[:1], [witness], ["text"])
+    (_, _, residual, mask), (_, _, following, _) = witness.inputs[:2]
+    blocks = model.module.text_model.encoder.layers if folder == "tiny_hf" else model.module.transformer.resblocks
+    norm = blocks[1].layer_norm1 if folder == "tiny_hf" else blocks[1].ln_1
+    torch.testing.assert_close(norm(residual), following)
+    assert mask.shape == residual.shape[:2]
+
+
+def test_a_preservation_batch_has_a_safe_side_only(model, batches):
+    safe = [replace(b, unsafe_input_ids=None, unsafe_attention_mask=None, unsafe_pixel_values=None) for b in batches]
+    assert [len(b.sides("text")) for b in safe] == [1, 1, 1, 0, 0, 0]
+    assert [len(b.sides("vision")) for b in safe] == [0, 0, 0, 1, 1, 1]
+    witness = Witness(FC2)
+    assert run_pass(model, safe, [witness], ["text", "vision"]) == {"text": 24, "vision": 24}
+    assert {side for _, side, *_ in witness.inputs} == {SAFE}
+    assert all(len(part.embeddings) == 1 for part in witness.parts)
+    with pytest.raises(BadInput, match="a batch of the text tower has no unsafe side"):
+        profile(model, safe, scorers_of(model, "text", "fc2"))
+
+
+def test_a_batch_without_a_safe_side_has_no_sides(batches):
+    unsafe = replace(batches[0], safe_input_ids=None, safe_attention_mask=None)
+    assert unsafe.sides("text") == []
+
+
+def test_a_layer_that_is_called_twice_is_an_error(model, batches):
+    block = model.module.text_model.encoder.layers[1]
+    original = block.mlp.forward
+    block.mlp.forward = lambda x: original(x) + original(x)
+    with pytest.raises(InvalidResult, match=r"text\.1\.fc2 received 20 activations for 10 samples"):
+        profile(model, batches, scorers_of(model, "text", "fc2"))
+
+
+def test_a_block_that_the_tower_does_not_have_is_an_error(model, batches):
+    with pytest.raises(InvalidResult, match=r"text\.7\.residual: the text tower has no block 7"):
+        run_pass(model, batches, [Witness(WeightId("text", 7, RESIDUAL))], ["text"])
+
+
+def test_without_a_layer_the_error_names_the_tower(model, batches):
+    texts = [b for b in batches if b.safe_input_ids is not None]
+    with pytest.raises(InvalidResult, match="the vision tower received no activations: the set has no pairs"):
+        run_pass(model, texts, [PairEmbeddings()], ["vision"])

@@ -1,10 +1,10 @@
-"""The backends that are installed, by their entry points; ours are found like anybody's."""
+"""The backends that are installed, by their entry points."""
 
 from __future__ import annotations
 
-from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
-from ..errors import BadInput
+from .. import plugins
 from .protocol import Backend, TrainingSettings
 
 GROUP = "uwm.backends"
@@ -17,33 +17,14 @@ def find_backends() -> dict[str, Backend]:
     Raises:
         BadInput: Two have one name, or one cannot be imported or is no backend; it names the distribution.
     """
-    found: dict[str, Backend] = {}
-    owners: dict[str, str] = {}
-    for entry in sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, _owner(entry))):
-        if entry.name in owners:
-            both = f"{owners[entry.name]} and {_owner(entry)}"
-            raise BadInput(f"two backends are called {entry.name!r}, of {both}; uninstall one")
-        owners[entry.name] = _owner(entry)
-        found[entry.name] = _load(entry)
-    return found
+    return plugins.find(GROUP, "backend", _lack)
 
 
-def _owner(entry: EntryPoint) -> str:
-    return entry.dist.name if entry.dist else "an unnamed distribution"
-
-
-def _load(entry: EntryPoint) -> Backend:
-    where = f"backend {entry.name!r} of {_owner(entry)} ({entry.value})"
-    try:
-        backend = entry.load()
-    except Exception as error:  # foreign code may raise anything
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise BadInput(f"{where} cannot be imported: {reason}; repair or uninstall {_owner(entry)}") from error
+def _lack(backend: Any) -> str | None:
+    """What an object lacks to be a backend."""
     for part, kind in PARTS.items():
         if not isinstance(getattr(backend, part, None), kind):
-            raise BadInput(f"{where}: expected an attribute {part!r}, a {kind.__name__}; see uwm.backends.Backend")
+            return f"expected an attribute {part!r}, a {kind.__name__}; see uwm.backends.Backend"
     if not callable(getattr(backend, "objective", None)):
-        raise BadInput(f"{where}: expected a method 'objective'; see uwm.backends.Backend")
-    if backend.name != entry.name:
-        raise BadInput(f"{where}: calls itself {backend.name!r}; its entry point must have the same name")
-    return backend
+        return "expected a method 'objective'; see uwm.backends.Backend"
+    return None

@@ -2,13 +2,16 @@
 
 from .check import check
 from .pairs import CalibrationPair, CalibrationSet, image_paths
+from .preservation import Preservation, read_preservation
 from .reading import comes_without_pictures, read_calibration
 
 __all__ = [
     "CalibrationPair",
     "CalibrationSet",
+    "Preservation",
     "check",
     "comes_without_pictures",
     "image_paths",
     "read_calibration",
+    "read_preservation",
 ]

@@ -3,12 +3,11 @@
 from .folder import MANIFEST, check_output, new_folder
 from .reader import Checkpoint, TensorInfo, file_sha256, open_checkpoint
 from .sources import read_json
-from .writer import Edit, LazyTensor, write_edited, write_tensors
+from .writer import LazyTensor, write_edited, write_tensors
 
 __all__ = [
     "MANIFEST",
     "Checkpoint",
-    "Edit",
     "LazyTensor",
     "TensorInfo",
     "check_output",

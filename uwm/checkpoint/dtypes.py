@@ -52,6 +52,25 @@ class Dtype:
             return ((first ^ second) == self._sign) & ((first & (self._sign - 1)) <= self.infinity)
         return first.view(self._numbers) == np.negative(second.view(self._numbers))
 
+    def doubles(self, bits: np.ndarray) -> np.ndarray:
+        """Values of a float type as float64, exactly."""
+        if self.name == "bfloat16":
+            return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+        return bits.view(np.dtype(self.name)).astype(np.float64)
+
+    def rounded(self, values: np.ndarray) -> np.ndarray:
+        """Float64 values rounded once, to nearest and even, to a float type of two bytes or more, as bit patterns."""
+        with np.errstate(over="ignore"):
+            if self.name != "bfloat16":
+                return values.astype(np.dtype(self.name)).view(self.bits)
+            near = values.astype(np.float32)
+        # Through float32 rounded to odd: what lies between two values stays between them, so nothing is rounded twice.
+        back, bits = near.astype(np.float64), near.view(np.uint32)
+        between = (back != values) & ~np.isnan(values) & ((bits & 1) == 0)
+        bits = np.where(between, np.where(np.abs(back) < np.abs(values), bits + 1, bits - 1), bits).astype(np.uint32)
+        top = ((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+        return np.where(np.isnan(values), np.uint16(0x7FC0), top)
+
     @property
     def _sign(self) -> int:
         return 1 << (8 * self.itemsize - 1)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import BadInput
-from ..layouts import Layout, find_weights, recognise
+from ..layouts import Layout, find_tensors, recognise
 from ..weights import WeightId, WeightRef
 from .archive import Archive, open_archive
 from .dtypes import DTYPES, NAMES, Bits, Dtype
@@ -111,7 +111,7 @@ class Checkpoint:
         path: What was opened, a file or a folder.
         files: Its weight files.
         layout: Which encoders it holds, recognised from the keys.
-        weights: Every editable weight and where it lives.
+        tensors: Everything that has a name and where it lives.
         side_files: For a folder, what else belongs to it (config, tokenizer), relative to `path`.
         indices: Name and content of the shard indices to write.
     """
@@ -119,7 +119,7 @@ class Checkpoint:
     path: Path
     files: tuple[WeightsFile, ...]
     layout: Layout
-    weights: dict[WeightId, WeightRef]
+    tensors: dict[WeightId, WeightRef]
     side_files: tuple[Path, ...] = ()
     indices: tuple[tuple[str, bytes], ...] = ()
 
@@ -127,6 +127,11 @@ class Checkpoint:
     def entries(self) -> dict[str, tuple[WeightsFile, TensorInfo]]:
         """Key -> the file and entry of its tensor."""
         return {file.component + info.name: (file, info) for file in self.files for info in file.tensors}
+
+    @cached_property
+    def weights(self) -> dict[WeightId, WeightRef]:
+        """Of `tensors` the matrices of the blocks' linear layers."""
+        return {weight: ref for weight, ref in self.tensors.items() if weight.is_matrix_of_block}
 
     @cached_property
     def aliases(self) -> dict[str, list[str]]:
@@ -180,34 +185,42 @@ class Checkpoint:
         return all(same_bytes(a, b) for a, b in zip(self.raw_chunks(key), self.raw_chunks(other), strict=True))
 
     def matrix(self, weight: WeightId) -> torch.Tensor:
-        """One weight's stored values, [out, in]."""
+        """One named tensor's stored values; a matrix is [out, in], however it is stored."""
         return self.matrix_bits(weight).torch()
 
     def matrix_bits(self, weight: WeightId) -> Bits:
         """The same as bit patterns."""
-        ref = self.weights[weight]
+        ref = self.tensors[weight]
         stored = self.bits(ref.key)
-        return Bits(stored.dtype, stored.array[ref.rows(len(stored.array))])
+        return Bits(stored.dtype, np.ascontiguousarray(ref.of(stored.array)))
 
     def info(self, weight: WeightId) -> TensorInfo:
-        """One weight's own type, shape [out, in] and place, row blocks of other weights left out."""
-        ref = self.weights[weight]
+        """One named tensor's own type, shape as for `matrix` and place, row blocks of others left out."""
+        ref = self.tensors[weight]
         _, info = self.entries[ref.key]
+        if ref.transposed:
+            return replace(info, shape=info.shape[::-1])
         total, *others = info.shape or (1,)
         rows = ref.rows(total)
         before = rows.start * math.prod(others) * info.dtype.itemsize
         return replace(info, shape=(rows.stop - rows.start, *others), begin=info.begin + before)
 
     def chunks(self, weight: WeightId) -> Iterator[np.ndarray]:
-        """One weight's values in row order, piece by piece, as `Dtype.bits`; each is good until the next is asked."""
-        file, whole = self.entries[self.weights[weight].key]
-        info = self.info(weight)
+        """One named tensor's values in row order of `matrix`, piece by piece, as `Dtype.bits`.
+
+        Each piece is valid until the next is asked for.
+        """
+        ref, info = self.tensors[weight], self.info(weight)
+        file, whole = self.entries[ref.key]
+        if ref.transposed:
+            yield from np.array_split(self.matrix_bits(weight).array.reshape(-1), -(-info.nbytes // CHUNK) or 1)
+            return
         begin = info.begin - whole.begin
         for chunk in file.chunks(whole, begin, begin + info.nbytes):
             yield chunk.view(info.dtype.bits)
 
     def fingerprint(self, weight: WeightId) -> str:
-        """sha256 of one weight's stored bytes, the same in every spelling of the same values and dtype."""
+        """sha256 of one named tensor's values, the same in every key layout of the same values and dtype."""
         digest = hashlib.sha256()
         for chunk in self.chunks(weight):
             digest.update(chunk.data)
@@ -278,7 +291,7 @@ def open_checkpoint(path: str | Path, key: str | None = None) -> Checkpoint:
         files = (replace(files[0], name=layout.file_name),)
     elif len(files) == 1 and files[0].pickled is not None:
         files = (replace(files[0], name=str(Path(files[0].name).with_name(layout.file_name))),)
-    return Checkpoint(path, files, layout, find_weights(layout, keys), source.side_files, source.indices)
+    return Checkpoint(path, files, layout, find_tensors(layout, keys), source.side_files, source.indices)
 
 
 def _check_promised(path: Path, source: Source, files: tuple[WeightsFile, ...]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -29,60 +29,31 @@ BATCH = 16  # pieces written before the disk is asked to take them; two batches 
 LazyTensor = tuple[Any, tuple[int, ...], Callable[[], "torch.Tensor"]]  # type as for `dtypes.dtype_of`, shape, maker
 
 
-@dataclass(frozen=True)
-class Edit:
-    """What happens to one weight: these flat indices (row order of [out, in]) change.
-
-    A value is multiplied by `alpha`, in its stored dtype; or replaced, where `values` are given.
-    """
-
-    indices: torch.Tensor | np.ndarray  # [n] int64, sorted
-    alpha: float = -1.0
-    values: torch.Tensor | Bits | None = None  # [n]
-
-    def apply(self, flat: torch.Tensor) -> torch.Tensor:
-        """Change a flat tensor [out · in] in place; −1 only touches the sign bit, −0 and NaN included."""
-        stored = Bits.of(flat)
-        self.change(stored.array, stored.dtype)
-        return flat
+class Rewrite(Protocol):
+    """What happens to a run of a tensor's values: a change of `uwm.editing.changes`, or a replacement."""
 
     def change(self, bits: np.ndarray, dtype: Dtype, first: int = 0) -> None:
-        """The same in a run of the weight's values, as bit patterns; `first` is the flat index of the run's first."""
-        indices = np.asarray(self.indices)
-        begin, end = np.searchsorted(indices, (first, first + len(bits)))
-        where = indices[begin:end] - first
-        if self.values is not None:
-            bits[where] = _as(dtype, Bits.of(self.values)).array[begin:end]
-        elif self.alpha == -1.0:
-            bits[where] = dtype.negated(bits[where])
-        else:
-            bits[where] = _scaled(Bits(dtype, bits[where]), self.alpha)
+        """Change a run in place, as bit patterns; `first` is the flat index of the run's first value."""
 
 
 @dataclass(frozen=True)
 class Replacement:
     """A whole tensor is replaced by this one, of the same shape, in the stored dtype."""
 
-    tensor: torch.Tensor
+    tensor: torch.Tensor | Bits
 
     def change(self, bits: np.ndarray, dtype: Dtype, first: int = 0) -> None:
-        """Fill a run of the tensor's values, as `Edit.change`."""
-        values = self.tensor.reshape(-1)[first : first + len(bits)]
-        bits[:] = _as(dtype, Bits.of(values)).array
-
-
-def _as(dtype: Dtype, values: Bits) -> Bits:
-    return values if values.dtype == dtype else Bits.of(values.torch().to(dtype.torch))
-
-
-def _scaled(old: Bits, alpha: float) -> np.ndarray:
-    """Multiplied in double precision and rounded as torch rounds, which NumPy cannot for bfloat16."""
-    return Bits.of((old.torch().double() * alpha).to(old.dtype.torch)).array
+        """Fill a run of the tensor's values."""
+        if isinstance(self.tensor, Bits):
+            bits[:] = self.tensor.array.reshape(-1)[first : first + len(bits)]
+            return
+        values = Bits.of(self.tensor.reshape(-1)[first : first + len(bits)])
+        bits[:] = (values if values.dtype == dtype else Bits.of(values.torch().to(dtype.torch))).array
 
 
 def write_edited(
     checkpoint: Checkpoint,
-    edits: Mapping[WeightId, Edit],
+    edits: Mapping[WeightId, Rewrite],
     folder: Path,
     aliases: Mapping[str, list[str]] | None = None,
     replaced: Mapping[str, torch.Tensor] | None = None,
@@ -123,16 +94,16 @@ def write_edited(
     return hashes
 
 
-Plan = list[tuple[WeightRef, Edit | Replacement]]  # what happens to which rows of one tensor
+Plan = list[tuple[WeightRef, Rewrite]]  # what happens to which rows of one tensor
 Plans = dict[str, Plan]  # by the tensor's key
 
 
-def _plans(checkpoint: Checkpoint, edits: Mapping[WeightId, Edit], aliases: Mapping[str, list[str]]) -> Plans:
+def _plans(checkpoint: Checkpoint, edits: Mapping[WeightId, Rewrite], aliases: Mapping[str, list[str]]) -> Plans:
     plans: Plans = {}
-    named = {checkpoint.weights[weight].key for weight in edits}
-    for weight, edit in edits.items():
-        ref = checkpoint.weights[weight]
-        plans.setdefault(ref.key, []).append((ref, edit))
+    named = {checkpoint.tensors[name].key for name in edits}
+    for name, edit in edits.items():
+        ref = checkpoint.tensors[name]
+        plans.setdefault(ref.key, []).append(_turned(checkpoint, name, edit) if ref.transposed else (ref, edit))
     for key in list(plans):
         for other in aliases.get(key, []):
             if other not in checkpoint.entries:
@@ -146,6 +117,14 @@ def _plans(checkpoint: Checkpoint, edits: Mapping[WeightId, Edit], aliases: Mapp
                 )
             plans[other] = plans[key]
     return plans
+
+
+def _turned(checkpoint: Checkpoint, name: WeightId, edit: Rewrite) -> tuple[WeightRef, Rewrite]:
+    """An edit of a matrix that is stored transposed, as the whole tensor in the order of its bytes."""
+    whole = checkpoint.matrix_bits(name)
+    array = whole.array.copy()
+    edit.change(array.reshape(-1), whole.dtype)
+    return WeightRef(checkpoint.tensors[name].key), Replacement(Bits(whole.dtype, np.ascontiguousarray(array.T)))
 
 
 def _pieces(file: WeightsFile, plans: Plans) -> Iterator[np.ndarray]:

@@ -7,7 +7,20 @@ from typing import Any
 
 import click
 
-from .flags import CALIBRATION, COMMON, HELD_OUT, MODEL, PATH, ZERO_SHOT, Numbers, progress_of, say, split_flags, warn
+from .flags import (
+    CALIBRATION,
+    COMMON,
+    HELD_OUT,
+    MODEL,
+    PATH,
+    PRESERVE,
+    ZERO_SHOT,
+    Numbers,
+    progress_of,
+    say,
+    split_flags,
+    warn,
+)
 from .group import uwm
 
 OUTPUT = "uwm-comparison"
@@ -20,16 +33,18 @@ OUTPUT = "uwm-comparison"
     "--methods",
     multiple=True,
     required=True,
-    help="With commas, or repeat: uwm, uwm:difference, uwm:mass=0.1, grad-unsafe, random, magnitude, safe-clip, "
-    "safe-clip:epochs=5, safe-clip+uwm, or LABEL=CHECKPOINT. A wrong one lists all.",
+    help="With commas, or repeat: uwm, uwm:difference, uwm:mass=0.1, repel:strength=1, repel:control, random, "
+    "safe-clip, safe-clip:epochs=5, safe-clip+uwm, or LABEL=CHECKPOINT. A wrong one lists all.",
 )
 @click.option("--seeds", default="0", type=Numbers(int), show_default=True, help="Run all with each of these.")
 @click.option("--masses", default="", type=Numbers(float), help="τ of the curves of edits, such as 0.02,0.05,0.1.")
+@click.option("--points", multiple=True, help="Curves over another setting: strength=0.5,1,2; repeat.")
 @click.option("--at-epochs", default="", type=Numbers(int), help="Epochs to measure fine-tuning after, as 1,2,4.")
 @click.option(
     "--validation", type=float, default=0.1, show_default=True, help="Share of pairs kept for fine-tuning to stop by."
 )
 @HELD_OUT
+@PRESERVE
 @click.option("--text-layers", default="out_proj", show_default=True, help="Of edits: slots, globs or names.")
 @click.option("--vision-layers", default="fc2", show_default=True, help="Likewise.")
 @click.option("--training", multiple=True, help="Of all fine-tuning: epochs=5, lora-alpha=16 and the like; repeat.")

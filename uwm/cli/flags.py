@@ -5,12 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ..editing import settings
+from ..editing.editors import DEFAULT, editor_names, find_editors
+from ..editing.entries.editor import EntrySettings
 from ..errors import BadInput
 
 
@@ -44,16 +48,16 @@ def _read_config(context: click.Context, option: click.Parameter, path: Path | N
     else:
         import tomli as tomllib
     try:
-        settings = tomllib.loads(path.read_text("utf-8"))
+        given = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise BadInput(f"--config {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"--config {path}: not valid TOML ({error})") from None
     names = {_flag(p): p.name for p in context.command.params if isinstance(p, click.Option) and p.name != "config"}
-    settings = {key.replace("_", "-"): value for key, value in settings.items()}
-    if unknown := sorted(settings.keys() - names.keys()):
+    given = {key.replace("_", "-"): value for key, value in given.items()}
+    if unknown := sorted(given.keys() - names.keys()):
         raise BadInput(f"--config {path}: unknown key {unknown[0]!r}; expected some of {', '.join(sorted(names))}")
-    context.default_map = {names[key]: value for key, value in settings.items()}
+    context.default_map = {names[key]: value for key, value in given.items()}
 
 
 class _Auto(click.ParamType):
@@ -146,17 +150,59 @@ CALIBRATION = _stack(
     IMAGES,
     click.option("--split", help="Its split to calibrate on  [default: calib or train, where there is one]"),
 )
-SCORE = _stack(
-    CALIBRATION,
-    click.option(
-        "--method", default="uwm", show_default=True, help="Score: uwm; baselines: grad-unsafe, grad-safe-clip."
-    ),
-    click.option(
-        "--variant", help="Of uwm's score: ratio, ratio-of-means, difference or unsafe-only  [default: ratio]"
-    ),
-    click.option("--text-layers", default="out_proj", show_default=True, help="Slots, globs or names; none for none."),
-    click.option("--vision-layers", default="fc2", show_default=True, help="Likewise."),
+METHOD = click.option("--method", default=DEFAULT, show_default=True, help=f"The editor: {', '.join(editor_names())}.")
+SET = click.option(
+    "--set", "set_", multiple=True, metavar="NAME=VALUE", help="Any setting of the method, of plug-ins too; repeat."
 )
+PRESERVE = click.option(
+    "--preserve", help="Safe captions or images without partners that the edit shall leave alone: a folder or a text."
+)
+
+
+def _setting_flags(kinds: Mapping[str, type], names: Iterable[str] | None = None) -> Callable:
+    """A flag for every setting of these editors, by their names; what is not given the editor decides."""
+    owners: dict[str, list[str]] = {}
+    declared: dict[str, Field] = {}
+    for editor, kind in kinds.items():
+        for f in fields(kind):
+            if names is None or f.name in names:
+                declared.setdefault(f.name, f)
+                owners.setdefault(f.name, []).append(editor)
+    common = max(map(len, owners.values()), default=0)
+    return _stack(
+        *(_setting_flag(f, owners[name] if len(owners[name]) < common else []) for name, f in declared.items())
+    )
+
+
+def _setting_flag(declared: Field, owners: Sequence[str]) -> Callable:
+    kind, choices = declared.metadata["kind"], declared.metadata["choices"]
+    of = f"Of {', '.join(owners)}: " if owners else ""
+    words = f" {', '.join(choices)}." if choices else ""
+    return click.option(
+        f"--{settings.flag(declared.name)}",
+        declared.name,
+        type=click.STRING if kind in (str, bool) else kind,
+        help=f"{of}{declared.metadata['help']}{words}",
+    )
+
+
+def _ours() -> dict[str, type]:
+    return {name: editor.Settings for name, editor in find_editors(only="uwm").items()}
+
+
+SCORING, CHOOSING = ("variant", "text_layers", "vision_layers"), ("mass", "text_mass", "vision_mass", "alpha", "rule")
+SCORE = _stack(CALIBRATION, METHOD, _setting_flags({DEFAULT: EntrySettings}, SCORING))
+SELECT = _setting_flags({DEFAULT: EntrySettings}, CHOOSING)
+EDITOR = _stack(METHOD, _setting_flags(_ours()), SET, PRESERVE)
+EDITOR_SETTINGS = tuple(dict.fromkeys(f.name for kind in _ours().values() for f in fields(kind)))
+
+
+def take_settings(flags: dict[str, Any]) -> dict[str, Any]:
+    """Take the flags of EDITOR that are the editor's settings out of the flags; those of --set come with them."""
+    given = {name: value for name in EDITOR_SETTINGS if (value := flags.pop(name, None)) is not None}
+    return {**given, **settings.spelt(flags.pop("set_", ()), [])}
+
+
 ZERO_SHOT = _stack(
     click.option(
         "--zero-shot",
@@ -171,18 +217,6 @@ HELD_OUT = _stack(
     click.option("--eval", "eval_set", help="Set to measure on  [default: pairs held out of --calib]"),
     click.option("--eval-split", "eval_splits", multiple=True, help="Its split, or one of --calib's; repeat for more."),
     click.option("--holdout", type=float, default=0.2, show_default=True, help="Share of pairs kept for measuring."),
-)
-SELECT = _stack(
-    click.option(
-        "--mass", type=float, help="τ: share of the score mass to edit  [default: the method's, 0.02 for uwm]"
-    ),
-    click.option("--text-mass", type=float, help="τ of the text tower."),
-    click.option("--vision-mass", type=float, help="τ of the vision tower."),
-    click.option("--alpha", type=float, help="Factor of the chosen entries  [default: the method's, -1 for uwm]"),
-    click.option(
-        "--rule",
-        help="τ is a share of the scores' sum, top-mass, or of the entries, top-fraction  [default: the method's]",
-    ),
 )
 GATE = _stack(
     click.option(

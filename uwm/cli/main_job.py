@@ -9,34 +9,42 @@ from typing import Any
 import click
 
 from .flags import (
+    CALIBRATION,
     COMMON,
+    EDITOR,
     EXAMPLES,
     EXPORT,
     HELD_OUT,
     MODEL,
     PATH,
-    SCORE,
-    SELECT,
     WRITE,
     ZERO_SHOT,
     print_json,
     progress_of,
     split_flags,
+    take_settings,
     target,
     warn,
 )
 from .group import uwm
 
 DEMO_OUTPUT = "uwm-demo"
+BESIDE = "repel"
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Names with commas between; ``none`` for none."""
+    return tuple(name.strip() for name in text.split(",") if name.strip() not in ("", "none"))
 
 
 @uwm.command()
 @click.argument("model")
-@SCORE
+@CALIBRATION
+@EDITOR
 @HELD_OUT
 @click.option("--again", is_flag=True, help="Edit a checkpoint that uwm has edited already.")
+@click.option("--beside", default=BESIDE, show_default=True, help="Methods measured beside the edit; none for none.")
 @ZERO_SHOT
-@SELECT
 @MODEL
 @WRITE
 @EXAMPLES
@@ -46,13 +54,15 @@ def edit(output: Path | None, overwrite: bool, dry_run: bool, show_examples: boo
     """Find, negate, measure, write: the main job."""
     from ..recipe import Recipe
 
+    chosen, beside = take_settings(flags), _names(flags.pop("beside"))
     settings, show = split_flags(flags)
     output = target(output, dry_run)
-    _run(Recipe(**settings), output, overwrite, show_examples, show)
+    _run(Recipe(**settings, settings=chosen, beside=beside), output, overwrite, show_examples, show)
 
 
 @uwm.command()
-@SELECT
+@EDITOR
+@click.option("--beside", default=BESIDE, show_default=True, help="Methods measured beside the edit; none for none.")
 @click.option("-o", "--output", type=PATH, default=DEMO_OUTPUT, show_default=True, help="Folder to write.")
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 @click.option("--dry-run", is_flag=True, help="Do everything but write.")
@@ -63,13 +73,15 @@ def demo(output: Path, overwrite: bool, dry_run: bool, show_examples: bool, **fl
     """The main job on the shipped model and set, offline, in under two minutes."""
     from ..recipe import demo_recipe
 
+    chosen, beside = take_settings(flags), _names(flags.pop("beside"))
     settings, show = split_flags(flags)
-    _run(demo_recipe(**settings), target(output, dry_run), overwrite, show_examples, show)
+    recipe = demo_recipe(**settings, settings=chosen, beside=beside)
+    _run(recipe, target(output, dry_run), overwrite, show_examples, show)
 
 
 def _run(recipe: Any, output: Path | None, overwrite: bool, show_examples: bool, show: dict[str, bool]) -> None:
     from ..recipe import run
-    from ..report import LEGEND, RANDOM_LEGEND
+    from ..report import LEGEND, RANDOM_LEGEND, edit_words
 
     outcome = run(recipe, output, overwrite=overwrite, show_examples=show_examples, progress=progress_of(show))
     warn(show, outcome.warnings)
@@ -79,10 +91,8 @@ def _run(recipe: Any, output: Path | None, overwrite: bool, show_examples: bool,
         return
     pairs = ", ".join(f"{count} for {tower}" for tower, count in manifest["calibration"]["pairs"].items())
     click.echo(
-        f"{manifest['model']['name']}: scored on {manifest['calibration']['name']} pairs ({pairs}); negated "
-        f"{manifest['selected']} of {manifest['of']} entries in {len(manifest['layers'])} matrices"
-        if outcome.patch.alpha == -1
-        else f"{manifest['model']['name']}: {manifest['selected']} of {manifest['of']} entries × {outcome.patch.alpha}"
+        f"{manifest['model']['name']}: {manifest['edit']['title']}, from {manifest['calibration']['name']} pairs "
+        f"({pairs}): {edit_words(manifest)}"
     )
     show_results(outcome.results, manifest["run"], output, f"{LEGEND} {RANDOM_LEGEND}")
 

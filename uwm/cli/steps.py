@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from .flags import (
     OFFLINE,
     PATH,
     SCORE,
+    SCORING,
     SELECT,
     WRITE,
     progress_of,
@@ -37,15 +39,19 @@ from .group import uwm
 @COMMON
 def score(output: Path, overwrite: bool, **flags: Any) -> None:
     """Profile and score only; thresholds can then be tried for free."""
-    from ..inputs import calibration_pairs, load_model
-    from ..recipe import Recipe, make_scores
+    from ..editing.entries.scoring import entry_editor
+    from ..editing.entries.scoring import score as make
+    from ..inputs import Inputs, calibration_pairs, load_model
 
     settings, show = split_flags(flags)
-    recipe = Recipe(**settings)
+    how = {name: value for name in SCORING if (value := settings.pop(name)) is not None}
+    how["method"] = entry_editor(settings.pop("method")).name
+    recipe = Inputs(**settings)
     _refuse_existing(output, overwrite, recipe.model, recipe.calib)
     pairs = calibration_pairs(recipe)
     warn(show, pairs.warnings())
-    scores = make_scores(recipe, load_model(recipe), pairs, progress_of(show))
+    how |= {"batch_size": recipe.batch_size, "workers": recipe.workers, "progress": progress_of(show)}
+    scores = make(load_model(recipe), pairs, **how)
     scores.save(output)
     say(show, {"output": str(output), "weights": len(scores), **scores.recipe}, f"{len(scores)} weights → {output}")
 
@@ -58,7 +64,7 @@ def score(output: Path, overwrite: bool, **flags: Any) -> None:
 @COMMON
 def select(scores: Path, output: Path, overwrite: bool, **flags: Any) -> None:
     """A patch from stored scores."""
-    from ..editing.entries.scoring import Scores
+    from ..editing.entries.scores import Scores
     from ..editing.entries.select import select as make
     from ..report import layer_table
     from ..text_tables import text_table
@@ -68,7 +74,7 @@ def select(scores: Path, output: Path, overwrite: bool, **flags: Any) -> None:
     loaded = Scores.load(scores)
     patch = make(loaded, **settings)
     patch.save(output)
-    layers = {str(w): {"selected": n, "of": loaded[w].numel()} for w, n in patch.counts().items()}
+    layers = {str(name): asdict(summary) for name, summary in patch.summaries().items()}
     say(show, {"output": str(output), "layers": layers}, f"{text_table(layer_table(layers))}\n→ {output}")
 
 
@@ -115,7 +121,7 @@ def _file_to_file(verb: str, model: str, patch_path: Path, flags: dict[str, Any]
         done, where = "changed", f" → {output}"
     count = sum(fitted.counts().values())
     missing = f" (left out: {', '.join(left_out)}, which this checkpoint does not have)" if left_out else ""
-    text = f"{verb}: {done} {count} entries in {len(fitted.flips)} matrices{missing}{where}"
+    text = f"{verb}: {done} {count} entries in {len(fitted.changes)} tensors{missing}{where}"
     about = {"entries": count, "left_out": left_out, "output": None if output is None else str(output)}
     say(show, {**about, "sha256": hashes}, text)
 

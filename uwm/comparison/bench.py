@@ -8,19 +8,19 @@ import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..backends import Adapter, Trained, train, write_trained
 from ..cache import EmbeddingCache
-from ..calibration import CalibrationSet
+from ..calibration import CalibrationSet, Preservation
 from ..checkpoint import new_folder
 from ..checkpoint.folder import write_file
 from ..clock import Cost, measured
-from ..editing.entries.controls import magnitude_control, random_control
-from ..editing.entries.scoring import Scores, score
-from ..editing.entries.select import select
-from ..editing.files import write_patched
+from ..editing.editors import Statistics
+from ..editing.files import fit, write_patched
+from ..editing.making import about, gather, make_patch
 from ..editing.patch import Patch
 from ..errors import BadInput
 from ..inputs import load_model
@@ -52,6 +52,7 @@ class Bench:
         facts: For the names of what is written.
         calibration, validation: Seed -> pairs.
         output: Where checkpoints and the state of training lie while they are needed.
+        preserve: Safe captions and images that edits shall leave alone; None for none.
     """
 
     recipe: CompareRecipe
@@ -59,6 +60,7 @@ class Bench:
     calibration: Mapping[int, CalibrationSet]
     validation: Mapping[int, CalibrationSet]
     output: Path
+    preserve: Preservation | None = None
 
     def start(self, stages: tuple[Stage, ...], seed: int, progress: Progress | None) -> Made:
         """The model that these stages make, each but the given ones by way of a checkpoint."""
@@ -91,38 +93,27 @@ class Bench:
             return
         assert isinstance(stage, Edit)
         assert before.model.checkpoint is not None
-        scores, scoring = self.score(before.model, stage, seed, progress)
-        patch, choosing = self.patch(before.model, scores, stage, seed)
+        statistics, gathering = self.gather(before.model, stage, seed, progress)
+        patch, editing = self.patch(before.model, statistics, stage, seed)
         shutil.rmtree(folder, ignore_errors=True)
         with new_folder(folder) as new:
-            write_patched(before.model.checkpoint, patch, new)
-        keep_costs(folder, joined(before.costs, {"score": scoring, "select": choosing}), before.trained)
+            write_patched(before.model.checkpoint, fit(before.model.checkpoint, patch)[0], new)
+        keep_costs(folder, joined(before.costs, {"gather": gathering, "edit": editing}), before.trained)
 
-    def score(self, model: Model, edit: Edit, seed: int, progress: Progress | None) -> tuple[Scores, Cost]:
-        """`uwm.score` of the pairs that all methods of a seed learn from."""
+    def gather(self, model: Model, edit: Edit, seed: int, progress: Progress | None) -> tuple[Statistics, Cost]:
+        """The statistics of the pairs that all methods of a seed learn from."""
+        passed: dict[str, Any] = {"batch_size": self.recipe.batch_size, "workers": self.recipe.workers}
         with measured() as cost:
-            scores = score(
-                model,
-                self.calibration[seed],
-                method=edit.method,
-                variant=edit.variant,
-                text_layers=edit.text_layers,
-                vision_layers=edit.vision_layers,
-                batch_size=self.recipe.batch_size,
-                workers=self.recipe.workers,
-                progress=progress,
-            )
-        return scores, cost
+            pairs = self.calibration[seed]
+            statistics = edit.editor.statistics(model, about(pairs), edit.made())
+            gather(model, statistics, pairs, progress=progress, preserve=self.preserve, **passed)
+        return statistics, cost
 
-    def patch(self, model: Model, scores: Scores, edit: Edit, seed: int) -> tuple[Patch, Cost]:
-        """What an edit or a control changes."""
-        settings = {name: getattr(edit, name) for name in ("mass", "text_mass", "vision_mass", "alpha", "rule")}
+    def patch(self, model: Model, statistics: Statistics, edit: Edit, seed: int) -> tuple[Patch, Cost]:
+        """What an edit or its control changes."""
         with measured() as cost:
-            patch = select(scores, **settings)
-            if edit.control == "random":
-                patch = random_control(patch, seed)
-            elif edit.control == "magnitude":
-                patch = magnitude_control(patch, model)
+            make = edit.editor.control if edit.control else edit.editor.edit
+            patch = make_patch(model, make(model, statistics, edit.made(), seed), {"method": edit.method})
         return patch, cost
 
     def train(
@@ -161,7 +152,7 @@ class Bench:
 
     def folder(self, kind: str, stages: tuple[Stage, ...], seed: int, epoch: int | None = None) -> Path:
         """Where the model of these stages, or the state of its training, lies."""
-        names = [s.control or s.method if isinstance(s, Edit) else getattr(s, "backend", "given") for s in stages]
+        names = [s.method if isinstance(s, Edit) else getattr(s, "backend", "given") for s in stages]
         after = "" if epoch is None else f"-epoch{epoch}"
         name = re.sub(r"[^\w.-]+", "-", "-".join(names)) + after
         return self.output / kind / f"{name}-seed{seed}-{key_of(stages, seed, self.facts)[:16]}"

@@ -13,7 +13,7 @@ import torch
 from ..backends import Backend, find_backends
 from ..backends.lora import check_installed
 from ..backends.training import check_training
-from ..calibration import CalibrationSet
+from ..calibration import CalibrationSet, read_preservation
 from ..checkpoint import MANIFEST, file_sha256, open_checkpoint
 from ..checkpoint.folder import write_file
 from ..errors import BadInput
@@ -26,7 +26,7 @@ from ..report import versions
 from ..statistics.batches import Progress
 from .bench import Bench
 from .figures import Row, rows
-from .methods import Edit, Given, Method, Train, parse_methods
+from .methods import Given, Method, Train, parse_methods
 from .plan import FORMAT, Facts, Run, plan
 from .plot import check_plotting, draw
 from .results import Result, Yardstick, classes_of, fingerprint
@@ -115,7 +115,7 @@ def planned(recipe: CompareRecipe, output: Path) -> list[tuple[str, bool]]:
 def _prepare(recipe: CompareRecipe, output: Path) -> _Prepared:
     """Read and check everything but models."""
     backends = find_backends()
-    default = Edit(text_layers=recipe.text_layers, vision_layers=recipe.vision_layers)
+    default = {"text_layers": recipe.text_layers, "vision_layers": recipe.vision_layers}
     methods = parse_methods(recipe.methods, backends, default, recipe.training)
     recipe.check(any(method.trains for method in methods))
     _check_training(recipe, methods, backends)
@@ -134,10 +134,12 @@ def _prepare(recipe: CompareRecipe, output: Path) -> _Prepared:
         "sets": {name: found.fingerprint() for name, found in sets.items()},
         "data_sets": [fingerprint(data) for data in data_sets.values()],
     }
+    preserve = None if recipe.preserve is None else read_preservation(recipe.preserve)
+    shared |= {} if preserve is None else {"preserve": preserve.fingerprint()}
     training = {"dtype": recipe.train_dtype, "micro_batch": recipe.micro_batch}
     given = _given(methods, recipe)
     facts = Facts(shared, _fingerprints(calibration), _fingerprints(validation), given, backends, training)
-    bench = Bench(recipe, facts, calibration, validation, output)
+    bench = Bench(recipe, facts, calibration, validation, output, preserve)
     remarks = tuple(warnings(pairs, sets, sets, data_sets))
     return _Prepared(recipe, bench, yardstick, plan(recipe, methods, facts), remarks)
 

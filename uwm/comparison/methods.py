@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeAlias
 
 from ..backends.protocol import Backend, TrainingSettings
-from ..editing.entries.methods import METHODS
-from ..editing.entries.scoring import TEXT_LAYERS, VISION_LAYERS, check_method
-from ..editing.entries.select import check_settings
-from ..editing.entries.selection import RULES
+from ..editing import settings
+from ..editing.editors import Editor, editor_names, find_editor
 from ..errors import BadInput
 
 NONE = "none"
-CONTROLS = ("random", "magnitude")
-VARIANTS = tuple(dict.fromkeys(name for method in METHODS.values() for name in method.variants))
+CONTROL = "control"  # a word among an edit's settings: the random control of equal kind and size
 
 
 @dataclass(frozen=True)
@@ -23,29 +20,39 @@ class Edit:
     """An edit without training.
 
     Attributes:
-        method, variant, text_layers, vision_layers: What scores, as in `uwm.score`.
-        mass, text_mass, vision_mass, alpha, rule: What is chosen and what becomes of it, as in `uwm.select`.
-        control: ``random`` or ``magnitude``: as many entries of every weight as that would choose, chosen like this.
+        method: The editor's name.
+        settings: Its settings that were given, sorted by name.
+        control: The control of equal kind and size in its place.
     """
 
     method: str = "uwm"
-    variant: str | None = None
-    text_layers: str = TEXT_LAYERS
-    vision_layers: str = VISION_LAYERS
-    mass: float | None = None
-    text_mass: float | None = None
-    vision_mass: float | None = None
-    alpha: float | None = None
-    rule: str | None = None
-    control: str = ""
+    settings: tuple[tuple[str, Any], ...] = ()
+    control: bool = False
 
-    def scoring(self) -> Edit:
-        """Only what decides the scores: edits that are equal in this share them."""
-        return Edit(self.method, self.variant, self.text_layers, self.vision_layers)
+    @property
+    def editor(self) -> Editor:
+        """What edits."""
+        return find_editor(self.method)
 
-    def at(self, mass: float) -> Edit:
-        """The same with another τ for both towers."""
-        return replace(self, mass=mass)
+    def made(self) -> Any:
+        """The editor's own settings."""
+        return settings.make(self.editor, dict(self.settings))
+
+    def measured(self) -> Any:
+        """What decides the statistics: edits that are equal in this share them."""
+        return self.editor.measured(self.made())
+
+    def has(self, name: str) -> bool:
+        """Whether the editor has a setting of this name."""
+        return name in {f.name for f in fields(self.editor.Settings)}
+
+    def given(self, name: str) -> bool:
+        """Whether a setting, or the same of one tower, was given."""
+        return any(key in (name, f"text_{name}", f"vision_{name}") for key, _ in self.settings)
+
+    def at(self, name: str, value: Any) -> Edit:
+        """The same with another value of a setting."""
+        return replace(self, settings=tuple(sorted({**dict(self.settings), name: value}.items())))
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,10 @@ class Method:
 
 
 def parse_methods(
-    texts: Iterable[str], backends: Mapping[str, Backend], default: Edit | None = None, training: Iterable[str] = ()
+    texts: Iterable[str],
+    backends: Mapping[str, Backend],
+    default: Mapping[str, Any] | None = None,
+    training: Iterable[str] = (),
 ) -> list[Method]:
     """Methods as the command line has them; the unedited model is put before them.
 
@@ -89,14 +99,14 @@ def parse_methods(
             settings after colons, ``uwm:mass=0.1`` or ``uwm:difference:top-fraction``; the first stage may be a
             checkpoint, ``LABEL=path/or/reference``.
         backends: Those that can be asked for.
-        default: What an edit has where it does not say otherwise.
+        default: Settings of edits that have them and do not say otherwise.
         training: Likewise of fine-tuning: settings such as ``epochs=5``.
 
     Raises:
         BadInput: Of all methods that cannot be read, and of names that occur twice.
     """
     written = [part.strip() for text in texts for part in text.split(",") if part.strip()]
-    read = _Reader(backends, default or Edit(), tuple(training))
+    read = _Reader(backends, editor_names(), default or {}, tuple(training))
     found, wrong = [Method(NONE, ())], []
     for text in written:
         try:
@@ -114,11 +124,18 @@ def parse_methods(
 
 def known(backends: Mapping[str, Backend]) -> str:
     """One line of all that may be asked for."""
+    edits = "; ".join(f"{name} ({', '.join(_spellings(name))})" for name in editor_names())
     return (
-        f"There are {', '.join((NONE, *METHODS, *CONTROLS, *backends))}, and LABEL=CHECKPOINT; settings of edits: "
-        f"{', '.join((*VARIANTS, *RULES, *(f'{name}=' for name in EDIT_SETTINGS)))}; of fine-tuning: "
-        f"{', '.join(f'{name}=' for name in TRAIN_SETTINGS)}"
+        f"There are {NONE}, edits with their settings: {edits}; of each edit its {CONTROL}; fine-tuning: "
+        f"{', '.join(backends)} ({', '.join(f'{name}=' for name in TRAIN_SETTINGS)}); and LABEL=CHECKPOINT"
     )
+
+
+def _spellings(name: str) -> list[str]:
+    """How the settings of an edit are written."""
+    own = fields(find_editor(name).Settings)
+    words = [word for f in own for word in f.metadata["choices"]]
+    return [*words, *(f"{settings.flag(f.name)}=" for f in own if not f.metadata["choices"])]
 
 
 @dataclass(frozen=True)
@@ -126,7 +143,8 @@ class _Reader:
     """Reads one method after another; what is wrong with one is a BadInput without the flag's name."""
 
     backends: Mapping[str, Backend]
-    default: Edit
+    editors: list[str]
+    default: Mapping[str, Any]
     training: tuple[str, ...]
 
     def method(self, text: str) -> Method:
@@ -142,48 +160,30 @@ class _Reader:
         return Method("+".join((label, *parts[count:])), (Given(reference), *stages))
 
     def _is_stage(self, part: str) -> bool:
-        return part.partition(":")[0] in (*METHODS, *CONTROLS, *self.backends)
+        return part.partition(":")[0] in (*self.editors, *self.backends)
 
     def _stage(self, text: str) -> Edit | Train:
-        name, *settings = text.split(":")
+        name, *given = text.split(":")
         if name in self.backends:
-            changes = _training(name, [*self.training, *settings], self.backends[name].settings)
+            changes = _training(name, [*self.training, *given], self.backends[name].settings)
             return Train(name, tuple(sorted(changes.items())))
-        if name in CONTROLS:
-            return _edit(replace(self.default, control=name), text, settings)
-        if name in METHODS:
-            return _edit(replace(self.default, method=name), text, settings)
+        if name in self.editors:
+            return self._edit(name, text, given)
         raise BadInput(f"{text!r}: no method is called {name!r}")
 
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise BadInput(f"{text!r} is no number") from None
-
-
-EDIT_SETTINGS: dict[str, Callable[[str], Any]] = {
-    **dict.fromkeys(("mass", "text-mass", "vision-mass", "alpha"), _number),
-    **dict.fromkeys(("text-layers", "vision-layers"), str),
-}
-
-
-def _edit(edit: Edit, text: str, settings: Iterable[str]) -> Edit:
-    """An edit with its settings: bare words for variants and rules, the others with a value."""
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        if name in VARIANTS and not equals:
-            edit = replace(edit, variant=name)
-        elif name in RULES and not equals:
-            edit = replace(edit, rule=name)
-        elif name in EDIT_SETTINGS and equals:
-            edit = replace(edit, **{name.replace("-", "_"): EDIT_SETTINGS[name](value)})
-        else:
-            raise BadInput(f"{text!r}: no setting of an edit is called {setting!r}")
-    check_method(edit.method, edit.variant)
-    check_settings(alpha=edit.alpha, masses=(edit.mass, edit.text_mass, edit.vision_mass), rule=edit.rule)
-    return edit
+    def _edit(self, name: str, text: str, given: Iterable[str]) -> Edit:
+        """An edit with its settings: bare words for choices and the control, the others with a value."""
+        editor = find_editor(name)
+        own = {f.name for f in fields(editor.Settings)}
+        words = [word for word in given if word != CONTROL]
+        try:
+            chosen = {key: value for key, value in self.default.items() if key in own}
+            chosen |= settings.spelt(words, [editor.Settings])
+            made = settings.make(editor, chosen)
+        except BadInput as error:
+            raise BadInput(f"{text!r}: {error}") from None
+        kept = tuple((key, getattr(made, key)) for key in sorted(chosen))
+        return Edit(name, kept, CONTROL in given)
 
 
 TRAIN_SETTINGS = tuple(

@@ -23,8 +23,8 @@ class Run:
 
     Attributes:
         method: Its label.
-        at: Where on its curve: ``mass`` or ``epoch`` and the number; None for a method of one point, and for the best
-            epoch.
+        at: Where on its curve: a setting such as ``mass``, or ``epoch``, and the number; None for a method of one
+            point, and for the best epoch.
         seed: Of the row.
         prefix: The stages before the last.
         stage: The last one, at its point; None for the unedited model.
@@ -54,8 +54,8 @@ class Run:
 
 
 def spelt(at: tuple[str, float]) -> str:
-    """``τ 0.02`` or ``epoch 4``."""
-    return f"{'τ' if at[0] == 'mass' else at[0]} {at[1]:g}"
+    """``τ 0.02``, ``strength 0.5`` or ``epoch 4``."""
+    return f"{'τ' if at[0] == 'mass' else at[0].replace('_', '-')} {at[1]:g}"
 
 
 @dataclass(frozen=True)
@@ -92,16 +92,18 @@ def plan(recipe: CompareRecipe, methods: list[Method], facts: Facts) -> list[Run
 def _points(recipe: CompareRecipe, method: Method) -> Iterator[tuple[tuple[str, float] | None, Stage | None]]:
     """Places on a method's curve, and its last stage there."""
     last = method.stages[-1] if method.stages else None
-    if isinstance(last, Edit) and recipe.masses and (last.mass, last.text_mass, last.vision_mass) == (None,) * 3:
-        yield from ((("mass", mass), last.at(mass)) for mass in recipe.masses)
-        return
+    if isinstance(last, Edit):
+        curves = [(name, values) for name, values in recipe.curves().items() if last.has(name) and not last.given(name)]
+        yield from (((name, value), last.at(name, value)) for name, values in curves for value in values)
+        if curves:
+            return
     if isinstance(last, Train):
         yield from ((("epoch", epoch), last) for epoch in recipe.at_epochs)
     yield None, last
 
 
 def key_of(stages: tuple[Stage, ...], seed: int, facts: Facts, epoch: int | None = None) -> str:
-    """sha256 over all that decides a model and its figures; the seed only where something is drawn with it."""
+    """sha256 over all that decides a model and its figures; the seed only where something may be drawn with it."""
     about = [_about(stage, seed, facts) for stage in stages]
     whole = {"format": FORMAT, "uwm": __version__, "shared": facts.shared, "stages": about, "epoch": epoch}
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
@@ -115,8 +117,7 @@ def _about(stage: Stage, seed: int, facts: Facts) -> dict[str, Any]:
         used = {"calibration": facts.calibration[seed], "validation": facts.validation[seed], "seed": seed}
         own = asdict(facts.backends[stage.backend].settings) | dict(stage.changes)
         return {"backend": stage.backend, "settings": own, "how": facts.training, **used}
-    drawn = {"seed": seed} if stage.control == "random" else {}
-    return {"edit": asdict(stage), "calibration": facts.calibration[seed], **drawn}
+    return {"edit": asdict(stage), "calibration": facts.calibration[seed], "seed": seed}
 
 
 def grouped(runs: list[Run]) -> Iterator[tuple[tuple[int, tuple[Stage, ...]], list[list[Run]]]]:
@@ -132,6 +133,6 @@ def grouped(runs: list[Run]) -> Iterator[tuple[tuple[int, tuple[Stage, ...]], li
         yield start, [list(found) for _, found in groupby(same, key=shared_work)]
 
 
-def shared_work(run: Run) -> Stage | None:
-    """What runs from the same model do only once: scoring, training, opening."""
-    return run.stage.scoring() if isinstance(run.stage, Edit) else run.stage
+def shared_work(run: Run) -> Any:
+    """What runs from the same model do only once: gathering statistics, training, opening."""
+    return run.stage.measured() if isinstance(run.stage, Edit) else run.stage

@@ -11,15 +11,16 @@ from typing import Any
 from ..errors import BadInput
 from ..figures import ZERO_SHOT, label
 from .figures import CHANCE, Row
-from .methods import CONTROLS, NONE
+from .methods import CONTROL, NONE
 
 EXTRA = "matplotlib is not installed, and the plot needs it; `pip install 'uwm[plot]'`"
 SAFETY = ("GS", "PU", "R1_unsafe")
 ACCURACY = (ZERO_SHOT, "R1_safe")
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8f6b00")  # after Okabe and Ito
+CONTROLS = ("random", "magnitude")
 GREYS = ("#555555", "#999999")  # of controls
 MARKERS = "osD^vP<X>"  # enough to distinguish methods of one colour
-READING = "markers grow with τ or epochs; dark edge: the best epoch, or a method of one point; whiskers: 95 %"
+READING = "markers grow along a curve; dark edge: the best epoch, or a method of one point; whiskers: 95 %"
 IGNORANT = "reached by chance"
 WIDTH = 7.2  # inches: a page's width
 STYLE: dict[str, Any] = {"font.size": 8, "axes.linewidth": 0.6, "svg.hashsalt": "uwm", "axes.spines.top": False}
@@ -102,9 +103,9 @@ def _look(name: str, plain: Any) -> tuple[str, str]:
     """Colour and marker of a method: the unedited model is a black star, controls are grey."""
     if name == NONE:
         return "#000000", "*"
-    control = name.partition(":")[0]
-    if control in CONTROLS:
-        return GREYS[CONTROLS.index(control)], "x+"[CONTROLS.index(control)]
+    if (control := name.partition(":")[0]) in CONTROLS or CONTROL in name.split(":"):
+        number = CONTROLS.index(control) if control in CONTROLS else 0
+        return GREYS[number], "x+"[number]
     number = next(plain)
     return COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
 

@@ -100,15 +100,15 @@ class _Work:
             yield group[0], self._measure(self.made.model, progress, cache=EmbeddingCache.default())
 
     def _edits(self, group: list[Run], stage: Edit, progress: Progress | None) -> Iterator[tuple[Run, Result]]:
-        """One scoring, and a patch for each run."""
+        """One pass for statistics, and a patch for each run."""
         model = self.made.model
-        scores, scoring = self.bench.score(model, stage, group[0].seed, progress)
+        statistics, gathering = self.bench.gather(model, stage, group[0].seed, progress)
         for run in group:
             assert isinstance(run.stage, Edit)
-            patch, choosing = self.bench.patch(model, scores, run.stage, run.seed)
+            patch, editing = self.bench.patch(model, statistics, run.stage, run.seed)
             with patched(model, patch):
                 found = self._measure(model, self.steps.of(run))
-            costs = joined(self.made.costs, {"score": scoring, "select": choosing}, found.costs)
+            costs = joined(self.made.costs, {"gather": gathering, "edit": editing}, found.costs)
             yield run, replace(found, costs=costs, changed=sum(patch.counts().values()), trained=self.made.trained)
 
     def _epochs(self, group: list[Run], progress: Progress | None) -> Iterator[tuple[Run, Result]]:

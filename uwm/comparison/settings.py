@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..backends.protocol import Computing
-from ..editing.entries.scoring import TEXT_LAYERS, VISION_LAYERS
+from ..editing.entries.editor import TEXT_LAYERS, VISION_LAYERS
 from ..editing.entries.selection import check_share
 from ..errors import BadInput
 from ..inputs import Inputs
@@ -21,7 +21,9 @@ class CompareRecipe(Inputs):
         methods: As in `uwm.comparison.methods.parse_methods`.
         seeds: Each method runs once a seed; the seed draws the pairs held back for validation, the random control and
             the training. `seed` draws what is the same for all: `limit`, `holdout` and the bootstrap.
-        masses: τ of the curves of edits and controls; without, each edit has one point at its method's own τ.
+        masses: τ of the curves of edits and controls that have one; without, each edit has one point.
+        points: Curves over other settings, such as ``strength=0.5,1,2``, of the edits that have them.
+        preserve: Safe captions and images that edits shall leave alone, see `uwm.calibration.read_preservation`.
         at_epochs: Epochs after which fine-tuning is measured too, beside its best one.
         validation: Share of the calibration pairs that no method learns from, for fine-tuning to stop by.
         text_layers, vision_layers: Of edits that do not say otherwise.
@@ -32,6 +34,8 @@ class CompareRecipe(Inputs):
     methods: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0,)
     masses: tuple[float, ...] = ()
+    points: tuple[str, ...] = ()
+    preserve: str | None = None
     at_epochs: tuple[int, ...] = ()
     validation: float = 0.1
     text_layers: str = TEXT_LAYERS
@@ -45,6 +49,20 @@ class CompareRecipe(Inputs):
         """What the backends ask of the machine."""
         return Computing(self.train_dtype, self.micro_batch, self.checkpointing, self.batch_size, self.workers)
 
+    def curves(self) -> dict[str, tuple[float, ...]]:
+        """Setting -> its values on the curves. Raises BadInput."""
+        found: dict[str, tuple[float, ...]] = {"mass": self.masses} if self.masses else {}
+        for text in self.points:
+            name, equals, values = text.partition("=")
+            try:
+                numbers = tuple(float(value) for value in values.split(","))
+            except ValueError:
+                numbers = ()
+            if not equals or not numbers or len(set(numbers)) < len(numbers):
+                raise BadInput(f"--points {text!r}: expected NAME=NUMBER,NUMBER,…, different numbers")
+            found[name.strip().replace("-", "_")] = numbers
+        return found
+
     def of(self, model: str) -> CompareRecipe:
         """The same with another model: what the flags say of bare weights holds for files only."""
         bare: dict[str, Any] = {} if Path(model).is_file() else {"arch": None, "quick_gelu": None}
@@ -52,6 +70,7 @@ class CompareRecipe(Inputs):
 
     def check(self, trains: bool) -> None:
         """Refuse numbers that cannot work. Raises BadInput."""
+        self.curves()
         for mass in self.masses:
             check_share(mass)
         if len(set(self.masses)) < len(self.masses):

@@ -1,6 +1,6 @@
-"""From file to file: apply a patch, revert it, compare two checkpoints. No model library is needed.
+"""From file to file: apply a patch and revert it. No model library is needed.
 
-A patch names weights by their canonical names, so it fits every spelling of the same weights. Where a checkpoint
+A patch names tensors by their canonical names, so it fits every key layout of the same weights. Where a checkpoint
 numbers its towers otherwise (the second text encoder of Stable Diffusion XL), the tower whose matrices are the patch's
 base is taken.
 """
@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checkpoint import Checkpoint, Edit, check_output, new_folder, open_checkpoint, write_edited
+from ..checkpoint import Checkpoint, check_output, new_folder, open_checkpoint, write_edited
 from ..checkpoint.dtypes import Bits
 from ..checkpoint.reader import cast_sha256, matrix_sha256
 from ..errors import BadInput
@@ -25,7 +25,8 @@ from ..manifest import FORMAT, Manifest, write_manifest
 from ..models.references import resolve
 from ..version import __version__
 from ..weights import WeightId
-from .patch import PATCH_FILE, Patch, StoredTensors
+from .patch import PATCH_FILE, Patch
+from .trace import Trace, trace
 
 if TYPE_CHECKING:
     import torch
@@ -77,22 +78,21 @@ def apply(
 
 
 def write_patched(checkpoint: Checkpoint, patch: Patch, folder: Path) -> dict[str, str]:
-    """Write the edited weights, the side files and the patch itself into an existing folder."""
-    edits = {weight: Edit(indices, patch.alpha) for weight, indices in patch.indices().items()}
-    hashes = write_edited(checkpoint, edits, folder)
-    keys = {checkpoint.weights[weight].key for weight in patch.flips}
+    """Write the edited weights, the side files and the patch itself into an existing folder.
+
+    Args:
+        checkpoint: The source, left untouched.
+        patch: As `fit` returns it for this checkpoint, which is how the written patch can be undone.
+        folder: An existing, empty folder.
+
+    Returns:
+        sha256 of every weight file written, by name.
+    """
+    hashes = write_edited(checkpoint, patch.changes, folder)
+    keys = {checkpoint.tensors[name].key for name in patch.changes}
     tied = {key: others for key, others in checkpoint.aliases.items() if key in keys}
-    with_originals(checkpoint, replace(patch, aliases=tied)).save(folder / PATCH_FILE)
+    replace(patch, aliases=tied).save(folder / PATCH_FILE)
     return hashes
-
-
-def with_originals(checkpoint: Checkpoint, patch: Patch) -> Patch:
-    """The patch, able to be undone: where α is not −1 it takes along the values that it replaces."""
-    if patch.alpha == -1.0:
-        return patch
-    stored = {w: (checkpoint.matrix_bits(w), indices) for w, indices in patch.indices().items()}
-    values = {w: Bits(matrix.dtype, matrix.array.reshape(-1)[indices]) for w, (matrix, indices) in stored.items()}
-    return replace(patch, originals=StoredTensors(values))
 
 
 def revert(
@@ -106,7 +106,7 @@ def revert(
 ) -> Rewritten:
     """Undo a patch from file to file; the result's tensors are the original's, byte for byte.
 
-    Arguments and result as `apply`; where α is not −1, the patch must be the one that `apply` wrote.
+    Arguments and result as `apply`; but for negated entries, the patch must be the one that `apply` wrote.
 
     Raises:
         BadInput: The checkpoint does not hold this patch. InvalidResult, ResourceFault: as `apply`.
@@ -116,9 +116,8 @@ def revert(
     check_output(output, [checkpoint.path], overwrite)
     fitted, left_out = fit(checkpoint, patch, cast=cast, edited=True)
     with new_folder(output) as folder:
-        values = fitted.replaced()
-        edits = {w: Edit(indices, fitted.alpha, values.get(w)) for w, indices in fitted.indices().items()}
-        hashes = write_edited(checkpoint, edits, folder, patch.aliases)
+        undo = {name: step for name in fitted.changes if (step := fitted.undo(name)) is not None}
+        hashes = write_edited(checkpoint, undo, folder, patch.aliases)
         _write_manifest(folder, "revert", fitted, hashes)
     return Rewritten(hashes, fitted, left_out)
 
@@ -135,91 +134,102 @@ def _write_manifest(folder: Path, verb: str, patch: Patch, hashes: dict[str, str
 def fit(
     checkpoint: Checkpoint, patch: Patch, *, cast: bool = False, edited: bool = False
 ) -> tuple[Patch, tuple[str, ...]]:
-    """The patch as this checkpoint names and stores its weights, and the patch's towers that it does not have.
+    """The patch as this checkpoint names and stores its tensors, and the patch's towers that it does not have.
+
+    A patch fitted to its base knows what the edit makes of it, and what the inverse of each change misses.
 
     Args:
         checkpoint: The base of the patch, or (`edited`) what it was applied to.
-        patch: Of any spelling of the same weights.
+        patch: Of any key layout of the same weights.
         cast: Also accept the base cast to another dtype.
 
     Raises:
-        BadInput: The matrices are others; the message says which and why.
+        BadInput: The tensors are others; the message says which and why.
     """
-    if edited and patch.alpha != -1.0 and patch.originals.keys() != patch.flips.keys():
-        raise BadInput(f"a patch with alpha {patch.alpha} is undone with the {PATCH_FILE} that `uwm apply` wrote")
-    check = _check_edited if edited else _check_base
-    names: dict[WeightId, WeightId] = {}
+    if edited and any(patch.undo(name) is None for name in patch.changes):
+        raise BadInput(f"a patch that does more than negate is undone with the {PATCH_FILE} that `uwm apply` wrote")
+    find = _find_edited if edited else _find_base
+    found: dict[WeightId, Found] = {}
     left_out = []
-    for tower in sorted({weight.tower for weight in patch.flips}):
-        weights = [weight for weight in patch.flips if weight.tower == tower]
-        if any(there.modality == weights[0].modality for there in checkpoint.weights):
-            names |= _fit_tower(
-                checkpoint, patch, weights, lambda ours, theirs: check(checkpoint, patch, ours, theirs, cast)
-            )
+    for tower in sorted({name.tower for name in patch.changes}):
+        ours = [name for name in patch.changes if name.tower == tower]
+        if any(there.modality == ours[0].modality for there in checkpoint.weights):
+            found |= _fit_tower(checkpoint, patch, ours, lambda name, there: find(checkpoint, patch, name, there, cast))
         else:
             left_out.append(tower)
-    if not names:
+    if not found:
         raise BadInput(f"{checkpoint.path}: the patch edits {', '.join(left_out)}, which this checkpoint does not have")
-    return _renamed(checkpoint, patch, names, edited, cast), tuple(left_out)
+    return _renamed(checkpoint, patch, found, None if edited else cast), tuple(left_out)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A tensor of the patch in a checkpoint: its name there, and what the edit makes of it."""
+
+    name: WeightId
+    trace: Trace | None = None  # None where the checkpoint is the edited one
 
 
 def _fit_tower(
-    checkpoint: Checkpoint, patch: Patch, weights: list[WeightId], check: Callable[[WeightId, WeightId], None]
-) -> dict[WeightId, WeightId]:
-    """The patch's weights of one tower -> the checkpoint's, of the first tower that passes the check."""
-    there = sorted({w.tower for w in checkpoint.weights if w.modality == weights[0].modality})
-    there.sort(key=lambda tower: tower != weights[0].tower)  # its namesake first
+    checkpoint: Checkpoint, patch: Patch, ours: list[WeightId], find: Callable[[WeightId, WeightId], Found]
+) -> dict[WeightId, Found]:
+    """The patch's tensors of one tower in the checkpoint, of the first tower that passes."""
+    towers = sorted({name.tower for name in checkpoint.weights if name.modality == ours[0].modality})
+    towers.sort(key=lambda tower: tower != ours[0].tower)  # its namesake first
     failure: BadInput | None = None
-    for tower in there:
-        names = {weight: replace(weight, tower=tower) for weight in weights}
+    for tower in towers:
         pool = ThreadPoolExecutor(HASHERS)
         try:
-            for checked in [pool.submit(check, ours, theirs) for ours, theirs in names.items()]:
-                checked.result()
+            waiting = {name: pool.submit(find, name, replace(name, tower=tower)) for name in ours}
+            return {name: found.result() for name, found in waiting.items()}
         except BadInput as error:
             failure = failure or error
-        else:
-            return names
         finally:
             pool.shutdown(cancel_futures=True)
     assert failure is not None
     raise failure
 
 
-def _renamed(checkpoint: Checkpoint, patch: Patch, names: dict[WeightId, WeightId], edited: bool, cast: bool) -> Patch:
-    """The patch under the checkpoint's own names, with the fingerprints of the matrices that it really has."""
-    flips, values = patch.indices(), patch.replaced()
-    originals = {theirs: values[ours] for ours, theirs in names.items() if ours in values}
+def _renamed(checkpoint: Checkpoint, patch: Patch, found: dict[WeightId, Found], cast: bool | None) -> Patch:
+    """The patch under the checkpoint's own names; `cast` is None where the checkpoint is the edited one."""
+
+    def under(values: Mapping[WeightId, Any]) -> dict[WeightId, Any]:
+        pairs = ((found[ours].name, values[ours]) for ours in found if ours in values)
+        return dict(sorted(pairs, key=lambda pair: pair[0]))
+
+    names = ("changes", "shapes", "base", "edited", "missed", "norms", "casts")
+    renamed: dict[str, Any] = {name: under(getattr(patch, name)) for name in names}
+    fitted = replace(patch, **renamed)
+    traces = {place.name: place.trace for place in found.values() if place.trace is not None}
+    if not traces:
+        return fitted
     fitted = replace(
-        patch,
-        flips=StoredTensors(
-            {theirs: Bits.of(flips[ours]) for ours, theirs in sorted(names.items(), key=lambda pair: pair[1])}
-        ),
-        shapes={theirs: patch.shapes[ours] for ours, theirs in names.items()},
-        base={theirs: patch.base[ours] for ours, theirs in names.items()},
-        casts={theirs: patch.casts.get(ours, {}) for ours, theirs in names.items()},
-        originals=StoredTensors(originals),
+        fitted,
+        edited={name: trace.edited for name, trace in traces.items()},
+        missed={name: trace.missed for name, trace in traces.items() if len(trace.missed.indices)},
+        norms={name: trace.norm for name, trace in traces.items() if trace.norm is not None},
     )
-    if edited or not cast:
+    if not cast:
         return fitted
     return replace(
         fitted,
-        base={theirs: checkpoint.fingerprint(theirs) for theirs in names.values()},
-        casts={theirs: cast_sha256(checkpoint.matrix(theirs)) for theirs in names.values()},
+        base={name: trace.base for name, trace in traces.items()},
+        casts={name: cast_sha256(checkpoint.matrix(name)) for name in traces},
     )
 
 
-def _check_base(checkpoint: Checkpoint, patch: Patch, ours: WeightId, theirs: WeightId, cast: bool) -> None:
-    """Refuse a weight that is not the one the patch was made for. Raises BadInput."""
+def _find_base(checkpoint: Checkpoint, patch: Patch, ours: WeightId, theirs: WeightId, cast: bool) -> Found:
+    """Trace the edit of a tensor; refuse one that is not what the patch was made for. Raises BadInput."""
     _check_shape(checkpoint, patch, ours, theirs)
-    if checkpoint.fingerprint(theirs) == patch.base[ours]:
-        return
+    found = trace(checkpoint, theirs, patch.changes[ours])
+    if found.base == patch.base[ours]:
+        return Found(theirs, found)
     matrix = checkpoint.matrix(theirs)
-    if _is_base(matrix, patch, ours, cast):
-        return
-    if patch.alpha == -1.0 and _is_base(_undone(matrix, patch, ours), patch, ours, cast):
+    if _is_base(matrix, found.base, patch, ours, cast):
+        return Found(theirs, found)
+    if found.base == patch.edited.get(ours) or _holds(checkpoint, patch, ours, theirs, cast):
         raise BadInput(f"{checkpoint.path}: this patch is already applied ({theirs}); `uwm revert` undoes it")
-    if not cast and _is_base(matrix, patch, ours, cast=True):
+    if not cast and _is_base(matrix, found.base, patch, ours, cast=True):
         made_for = next((d for d, sha in patch.casts.get(ours, {}).items() if sha == patch.base[ours]), "another dtype")
         raise BadInput(
             f"{checkpoint.path}: {theirs} is the weight this patch was made for, stored as {_name(matrix)} instead of "
@@ -230,57 +240,63 @@ def _check_base(checkpoint: Checkpoint, patch: Patch, ours: WeightId, theirs: We
     )
 
 
-def _check_edited(checkpoint: Checkpoint, patch: Patch, ours: WeightId, theirs: WeightId, cast: bool) -> None:
-    """Refuse a weight that does not hold the patch. Raises BadInput."""
+def _find_edited(checkpoint: Checkpoint, patch: Patch, ours: WeightId, theirs: WeightId, cast: bool) -> Found:
+    """Refuse a tensor that does not hold the patch. Raises BadInput."""
     _check_shape(checkpoint, patch, ours, theirs)
-    if patch.alpha == -1.0 and _negated_sha256(checkpoint, theirs, patch.indices()[ours]) == patch.base[ours]:
-        return  # negating twice changes nothing, so the patch is in it
-    matrix = checkpoint.matrix(theirs)
-    undone = _undone(matrix, patch, ours)
-    redone = Edit(patch.indices()[ours], patch.alpha).apply(undone.clone().flatten())
-    if not _is_base(undone, patch, ours, cast) or matrix_sha256(redone) != matrix_sha256(matrix):
+    if not _holds(checkpoint, patch, ours, theirs, cast):
         raise BadInput(f"{checkpoint.path}: {theirs} does not hold this patch, so it cannot be reverted")
+    return Found(theirs)
 
 
-def _negated_sha256(checkpoint: Checkpoint, weight: WeightId, indices: np.ndarray) -> str:
-    """sha256 of a weight with these entries negated."""
-    digest, edit, first = hashlib.sha256(), Edit(indices), 0
-    dtype = checkpoint.info(weight).dtype
-    for bits in checkpoint.chunks(weight):
-        edit.change(bits, dtype, first)
+def _holds(checkpoint: Checkpoint, patch: Patch, ours: WeightId, theirs: WeightId, cast: bool) -> bool:
+    """Whether a tensor is the patch's base with the patch applied: undone it is the base, redone itself."""
+    undo, change = patch.undo(ours), patch.changes[ours]
+    if undo is None:
+        return False
+    digest, dtype, first = hashlib.sha256(), checkpoint.info(theirs).dtype, 0
+    for bits in checkpoint.chunks(theirs):
+        undone = bits.copy()
+        undo.change(undone, dtype, first)
+        digest.update(undone.data)
+        change.change(undone, dtype, first)
+        if not np.array_equal(undone, bits):
+            return False
         first += len(bits)
-        digest.update(bits.data)
-    return digest.hexdigest()
+    if digest.hexdigest() == patch.base[ours]:
+        return True
+    if not cast:
+        return False
+    stored = checkpoint.matrix_bits(theirs)
+    undone = stored.array.copy()
+    undo.change(undone.reshape(-1), dtype)
+    return _is_base(Bits(dtype, undone).torch(), digest.hexdigest(), patch, ours, cast)
 
 
-def _is_base(matrix: torch.Tensor, patch: Patch, weight: WeightId, cast: bool) -> bool:
-    """Whether a matrix is the patch's base, or (`cast`) the base rounded to its dtype, or rounds to the base."""
-    casts = patch.casts.get(weight, {})
-    if matrix_sha256(matrix) == patch.base[weight]:
+def _is_base(matrix: torch.Tensor, sha256: str, patch: Patch, ours: WeightId, cast: bool) -> bool:
+    """Whether a tensor of this hash is the patch's base, or (`cast`) the base rounded, or rounds to the base."""
+    if sha256 == patch.base[ours]:
         return True
     if not cast or not matrix.is_floating_point():
         return False
     import torch
 
-    made_for = next((dtype for dtype, sha in casts.items() if sha == patch.base[weight]), _name(matrix))
+    casts = patch.casts.get(ours, {})
+    made_for = next((dtype for dtype, sha in casts.items() if sha == patch.base[ours]), _name(matrix))
     narrowed = matrix.to(getattr(torch, made_for))
-    return casts.get(_name(matrix)) == matrix_sha256(matrix) or matrix_sha256(narrowed) == patch.base[weight]
+    return casts.get(_name(matrix)) == sha256 or matrix_sha256(narrowed) == patch.base[ours]
 
 
 def _name(matrix: torch.Tensor) -> str:
     return str(matrix.dtype).removeprefix("torch.")
 
 
-def _undone(matrix: torch.Tensor, patch: Patch, weight: WeightId) -> torch.Tensor:
-    edit = Edit(patch.indices()[weight], patch.alpha, patch.replaced().get(weight))
-    return edit.apply(matrix.clone().flatten())
-
-
 def _check_shape(checkpoint: Checkpoint, patch: Patch, ours: WeightId, theirs: WeightId) -> None:
-    if theirs not in checkpoint.weights:
+    if theirs not in checkpoint.tensors:
         raise BadInput(f"{checkpoint.path}: the patch edits {ours}, which this checkpoint does not have")
-    shape = checkpoint.info(theirs).shape
-    if shape != patch.shapes[ours]:
+    info = checkpoint.info(theirs)
+    if info.shape != patch.shapes[ours]:
         raise BadInput(
-            f"{checkpoint.path}: {theirs} is {list(shape)}, the patch was made for {list(patch.shapes[ours])}"
+            f"{checkpoint.path}: {theirs} is {list(info.shape)}, the patch was made for {list(patch.shapes[ours])}"
         )
+    if info.dtype.kind != "float" or info.dtype.itemsize < 2:
+        raise BadInput(f"{checkpoint.path}: {theirs} is {info.dtype.name}, quantised; edit the float checkpoint first")

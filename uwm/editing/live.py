@@ -7,9 +7,11 @@ from contextlib import contextmanager
 
 import torch
 
-from ..checkpoint import Edit
+from ..checkpoint.dtypes import Bits
 from ..errors import BadInput
 from ..models import Model
+from ..weights import WeightId
+from .changes import Change
 from .patch import Patch
 
 
@@ -18,36 +20,55 @@ def patched(model: Model, patch: Patch) -> Iterator[Model]:
     """Edit the model in place while the body runs; every bit comes back on exit, also when the body raises.
 
     Raises:
-        BadInput: The model lacks a weight of the patch, is not the one it was made for, or is already patched.
+        BadInput: The model lacks a tensor of the patch, is not the one it was made for, or is already patched.
     """
     check_live(model, patch)
-    kept = {weight: model.parameter(weight).view(-1)[_on(model, indices)] for weight, indices in patch.flips.items()}
-    model.edited.update(patch.flips)
+    kept = {name: _values(model, name, change).clone() for name, change in patch.changes.items()}
+    model.edited.update(patch.changes)
     try:
-        for weight, indices in patch.flips.items():
-            stored = model.stored(weight).clone().flatten()
-            changed = Edit(indices, patch.alpha).apply(stored)[indices]
-            live = model.parameter(weight).view(-1)
-            live[_on(model, indices)] = changed.to(device=live.device, dtype=live.dtype)
+        for name, change in patch.changes.items():
+            stored = Bits.of(model.stored(name).clone())
+            flat = stored.array.reshape(-1)
+            change.change(flat, stored.dtype)
+            touched = change.touched()
+            new = Bits(stored.dtype, stored.array if touched is None else flat[touched])
+            _write(model, name, change, new.torch())
         yield model
     finally:
-        for weight, values in kept.items():
-            model.parameter(weight).view(-1)[_on(model, patch.flips[weight])] = values
-        model.edited.difference_update(patch.flips)
+        for name, values in kept.items():
+            _write(model, name, patch.changes[name], values)
+        model.edited.difference_update(patch.changes)
 
 
-def _on(model: Model, indices: torch.Tensor) -> torch.Tensor:
-    return indices.to(model.device)
+def _values(model: Model, name: WeightId, change: Change) -> torch.Tensor:
+    """The live values that a change may touch: [n], or the whole tensor."""
+    live, touched = model.parameter(name), change.touched()
+    return live if touched is None else live[_places(live, touched)]
+
+
+def _write(model: Model, name: WeightId, change: Change, values: torch.Tensor) -> None:
+    live, touched = model.parameter(name), change.touched()
+    values = values.to(device=live.device, dtype=live.dtype)
+    if touched is None:
+        live.copy_(values)
+    else:
+        live[_places(live, touched)] = values
+
+
+def _places(live: torch.Tensor, touched: object) -> tuple[torch.Tensor, ...]:
+    """Flat indices as places of a tensor that may be a transposed view."""
+    return torch.unravel_index(torch.as_tensor(touched, device=live.device), live.shape)
 
 
 def check_live(model: Model, patch: Patch) -> None:
-    for weight in patch.flips:
-        if weight not in model.weights:
-            raise BadInput(f"the patch edits {weight}, which this model does not have")
-        if weight in model.edited:
-            raise BadInput(f"{weight} is already patched; leave the earlier `patched` block first")
-        if tuple(model.parameter(weight).shape) != patch.shapes[weight]:
-            shape = list(model.parameter(weight).shape)
-            raise BadInput(f"the patch was made for {weight} of {list(patch.shapes[weight])}, this model has {shape}")
-        if model.fingerprint(weight) != patch.base[weight]:
-            raise BadInput(f"{weight} differs from the weight this patch was made for; score this model anew")
+    """Refuse a patch that is not this model's, or that is in effect. Raises BadInput."""
+    for name, shape in patch.shapes.items():
+        if name not in model.tensors:
+            raise BadInput(f"the patch edits {name}, which this model does not have")
+        if name in model.edited:
+            raise BadInput(f"{name} is already patched; leave the earlier `patched` block first")
+        if tuple(model.parameter(name).shape) != shape:
+            found = list(model.parameter(name).shape)
+            raise BadInput(f"the patch was made for {name} of {list(shape)}, this model has {found}")
+        if model.fingerprint(name) != patch.base[name]:
+            raise BadInput(f"{name} differs from the weight this patch was made for; score this model anew")

@@ -1,10 +1,10 @@
-"""The patch as it is kept: which entries change and how, written and read without torch."""
+"""The patch as it is kept: what happens to which tensors, written and read without torch. Format 2; reads format 1."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,85 +14,100 @@ from .. import records
 from ..checkpoint.dtypes import Bits
 from ..errors import BadInput
 from ..weights import WeightId
+from .changes import KINDS, Chain, Change, Scale, SetEntries, Summary
 
 if TYPE_CHECKING:
     import torch
 
 PATCH_FILE = "uwm_patch.safetensors"
-ORIGINALS = "originals."  # prefix of the replaced values' tensor names
-
-
-class StoredTensors(Mapping[WeightId, "torch.Tensor"]):
-    """Tensors by weight as a file stores them; torch is imported when one is asked for."""
-
-    def __init__(self, bits: dict[WeightId, Bits]) -> None:
-        self.bits = bits
-
-    def __getitem__(self, weight: WeightId) -> torch.Tensor:
-        return self.bits[weight].torch()
-
-    def __iter__(self) -> Iterator[WeightId]:
-        return iter(self.bits)
-
-    def __len__(self) -> int:
-        return len(self.bits)
-
-
-def _stored(tensors: Mapping[WeightId, torch.Tensor]) -> dict[WeightId, Bits]:
-    return tensors.bits if isinstance(tensors, StoredTensors) else {w: Bits.of(t) for w, t in tensors.items()}
+MISSED = "missed"  # between a tensor's name and its parts, for the entries that the inverse does not give back
 
 
 @dataclass(frozen=True)
 class Patch:
-    """Which entries of which weights change, and how (UWM, section 4: W_ij ← α W_ij).
+    """What happens to which tensors, and how it is undone.
+
+    A patch is undone by each change's inverse, and then by setting the entries that the inverse missed: none for −1,
+    all for α = 0 and for entries that were set, a few for a matrix of low rank. They are found when the patch is
+    fitted to a checkpoint (`uwm.editing.files.fit`), so only a fitted patch undoes every kind.
 
     Attributes:
-        flips: WeightId -> sorted flat indices into [out, in], int64.
-        shapes: WeightId -> (out, in).
-        base: WeightId -> sha256 of the unedited weight; a patch fits nothing else.
-        alpha: α.
+        changes: Name -> change.
+        shapes: Name -> the tensor's shape, ``(out, in)`` or ``(out,)``.
+        base: Name -> sha256 of the unedited tensor; a patch fits nothing else.
         recipe: How it came about.
-        originals: The replaced values where α is not −1, WeightId -> [n] in the stored dtype.
-        casts: WeightId -> sha256 of the unedited weight cast to other dtypes, by dtype.
-        aliases: Tensor name -> other names that hold the same matrix in the edited checkpoint (tied weights).
+        edited: Name -> sha256 of the edited tensor, once fitted.
+        missed: Name -> the entries that the inverse does not give back, in their stored bits.
+        norms: Name -> ‖change‖ / ‖tensor‖ (Frobenius) of changes that are not scalings, once fitted.
+        casts: Name -> sha256 of the unedited tensor cast to other dtypes, by dtype.
+        aliases: Tensor key -> other keys that hold the same tensor in the edited checkpoint (tied weights).
     """
 
-    flips: Mapping[WeightId, torch.Tensor] = field(repr=False)
-    shapes: dict[WeightId, tuple[int, int]] = field(repr=False)
+    changes: Mapping[WeightId, Change] = field(repr=False)
+    shapes: dict[WeightId, tuple[int, ...]] = field(repr=False)
     base: dict[WeightId, str] = field(repr=False)
-    alpha: float = -1.0
     recipe: dict[str, Any] = field(default_factory=dict)
-    originals: Mapping[WeightId, torch.Tensor] = field(default_factory=dict, repr=False)
+    edited: dict[WeightId, str] = field(default_factory=dict, repr=False)
+    missed: dict[WeightId, SetEntries] = field(default_factory=dict, repr=False)
+    norms: dict[WeightId, float] = field(default_factory=dict, repr=False)
     casts: dict[WeightId, dict[str, str]] = field(default_factory=dict, repr=False)
     aliases: dict[str, list[str]] = field(default_factory=dict, repr=False)
 
+    @classmethod
+    def scaled(cls, flips: Mapping[WeightId, Any], *, alpha: float = -1.0, **rest: Any) -> Patch:
+        """A patch that multiplies entries: name -> sorted flat indices (array or tensor), and the fields above."""
+        changes = {name: Scale(np.asarray(indices, np.int64), alpha) for name, indices in flips.items()}
+        return cls(changes, **rest)
+
+    @property
+    def flips(self) -> dict[WeightId, torch.Tensor]:
+        """Name -> sorted flat indices, int64 [n], of the tensors whose entries are scaled."""
+        import torch
+
+        scaled = {name: change for name, change in self.changes.items() if isinstance(change, Scale)}
+        return {name: torch.from_numpy(change.indices) for name, change in scaled.items()}
+
+    @property
+    def alpha(self) -> float | None:
+        """The factor of all changes; None where they are not scalings by one factor."""
+        factors = {change.factor if isinstance(change, Scale) else None for change in self.changes.values()}
+        return next(iter(factors)) if len(factors) == 1 else None
+
+    def summaries(self) -> dict[WeightId, Summary]:
+        """What people are told of every change, with its size beside the tensor's where that is known."""
+        told = {name: change.summary(self.shapes[name]) for name, change in self.changes.items()}
+        return {name: replace(summary, relative_norm=self.norms.get(name)) for name, summary in told.items()}
+
     def counts(self) -> dict[WeightId, int]:
-        """How many entries change, by weight."""
-        return {weight: len(indices) for weight, indices in self.indices().items()}
+        """How many entries change, by name."""
+        return {name: summary.entries for name, summary in self.summaries().items()}
 
-    def indices(self) -> dict[WeightId, np.ndarray]:
-        """`flips` as NumPy arrays."""
-        return {weight: bits.array.view(np.int64) for weight, bits in _stored(self.flips).items()}
-
-    def replaced(self) -> dict[WeightId, Bits]:
-        """`originals` as bit patterns."""
-        return _stored(self.originals)
+    def undo(self, name: WeightId) -> Chain | None:
+        """What takes the change of a tensor back; None where a patch that is not fitted does not know it."""
+        change = self.changes[name]
+        inverse, missed = change.inverse(), self.missed.get(name)
+        if inverse is not change and name not in self.edited and missed is None:
+            return None
+        return Chain([step for step in (inverse, missed) if step is not None])
 
     def save(self, path: str | Path) -> None:
         """Write one small safetensors file, atomically; the same patch gives the same bytes."""
-        tensors = {str(w): indices for w, indices in _stored(self.flips).items()}
-        tensors |= {f"{ORIGINALS}{w}": values for w, values in self.replaced().items()}
-        about = {
-            "alpha": self.alpha,
-            "recipe": self.recipe,
-            "weights": {str(w): self._about(w) for w in self.flips},
-            "aliases": self.aliases,
-        }
+        tensors: dict[str, Bits] = {}
+        weights = {}
+        for name in sorted(self.changes):
+            parts, settings = self.changes[name].stored()
+            missed = {} if name not in self.missed else self.missed[name].stored()[0]
+            tensors |= {f"{name}:{part}": bits for part, bits in parts.items()}
+            tensors |= {f"{name}:{MISSED}:{part}": bits for part, bits in missed.items()}
+            weights[str(name)] = self._about(name, settings)
+        about = {"recipe": self.recipe, "weights": weights, "aliases": self.aliases}
         records.write(Path(path), "patch", tensors, about)
 
-    def _about(self, weight: WeightId) -> dict[str, Any]:
-        about = {"shape": list(self.shapes[weight]), "base_sha256": self.base[weight]}
-        return about | {"casts_sha256": self.casts.get(weight, {})}
+    def _about(self, name: WeightId, settings: dict[str, Any]) -> dict[str, Any]:
+        about: dict[str, Any] = {"kind": self.changes[name].kind, "settings": settings}
+        about |= {"shape": list(self.shapes[name]), "base_sha256": self.base[name]}
+        about |= {"edited_sha256": self.edited.get(name), "relative_norm": self.norms.get(name)}
+        return about | {"casts_sha256": self.casts.get(name, {})}
 
     @classmethod
     def load(cls, path: str | Path) -> Patch:
@@ -101,39 +116,64 @@ class Patch:
         path = path / PATCH_FILE if path.is_dir() else path
         tensors, about = records.read_bits(path, "patch")
         try:
-            weights = {WeightId.parse(name): entry for name, entry in sorted(about["weights"].items())}
-            patch = cls(
-                flips=StoredTensors({w: tensors[str(w)] for w in sorted(weights)}),
-                shapes={w: tuple(weights[w]["shape"]) for w in sorted(weights)},
-                base={w: weights[w]["base_sha256"] for w in sorted(weights)},
-                alpha=_number(about["alpha"]),
-                recipe=about["recipe"],
-                originals=StoredTensors(
-                    {w: tensors[f"{ORIGINALS}{w}"] for w in sorted(weights) if f"{ORIGINALS}{w}" in tensors}
-                ),
-                casts={w: dict(weights[w]["casts_sha256"]) for w in sorted(weights)},
-                aliases={str(name): list(others) for name, others in about["aliases"].items()},
-            )
-            replaced = patch.replaced()
-            sound = all(_sound(tensors[str(w)], patch.shapes[w], replaced.get(w)) for w in weights)
+            patch = _read(tensors, about) if about["format"] > 1 else _read_first(tensors, about)
+            sound = all(_sound(patch, name) for name in patch.changes)
         except (KeyError, AttributeError, TypeError, ValueError) as error:
-            raise BadInput(f"{path}: damaged patch ({error!r}); make it anew with `uwm select`") from None
+            raise BadInput(f"{path}: damaged patch ({error!r}); make it anew with `uwm edit` or `uwm select`") from None
         if not sound:
-            raise BadInput(f"{path}: damaged patch (its indices do not fit its shapes); make it anew with `uwm select`")
+            raise BadInput(f"{path}: damaged patch (a change does not fit its tensor's shape); make it anew")
         return patch
 
 
-def _number(value: Any) -> float:
-    if type(value) not in (int, float):
-        raise TypeError(f"alpha {value!r}")
+def _read(tensors: Mapping[str, Bits], about: Mapping[str, Any]) -> Patch:
+    weights = {WeightId.parse(name): entry for name, entry in about["weights"].items()}
+    weights = dict(sorted(weights.items()))
+    parts = {name: _parts(tensors, f"{name}:") for name in weights}
+    missed = {name: _parts(tensors, f"{name}:{MISSED}:") for name in weights}
+    return Patch(
+        changes={n: KINDS[entry["kind"]].read(parts[n], entry["settings"]) for n, entry in weights.items()},
+        recipe=_object(about["recipe"]),
+        edited={n: entry["edited_sha256"] for n, entry in weights.items() if entry["edited_sha256"] is not None},
+        missed={n: SetEntries.read(found, {}) for n, found in missed.items() if found},
+        norms={n: float(entry["relative_norm"]) for n, entry in weights.items() if entry["relative_norm"] is not None},
+        **_shared(weights, about),
+    )
+
+
+def _read_first(tensors: Mapping[str, Bits], about: Mapping[str, Any]) -> Patch:
+    """Format 1: one α, indices under the weight's name, the replaced values under ``originals.`` and its name."""
+    weights = {WeightId.parse(name): entry for name, entry in sorted(about["weights"].items())}
+    weights = dict(sorted(weights.items()))
+    changes = {n: Scale.read({"indices": tensors[str(n)]}, {"factor": about["alpha"]}) for n in weights}
+    kept = {n: tensors[f"originals.{n}"] for n in weights if f"originals.{n}" in tensors}
+    missed = {n: SetEntries(changes[n].indices, values) for n, values in kept.items()}
+    return Patch(changes, recipe=_object(about["recipe"]), missed=missed, **_shared(weights, about))
+
+
+def _shared(weights: Mapping[WeightId, Mapping[str, Any]], about: Mapping[str, Any]) -> dict[str, Any]:
+    """What both formats say in the same words."""
+    return {
+        "shapes": {name: tuple(map(int, entry["shape"])) for name, entry in weights.items()},
+        "base": {name: entry["base_sha256"] for name, entry in weights.items()},
+        "casts": {name: dict(entry["casts_sha256"]) for name, entry in weights.items()},
+        "aliases": {str(key): list(others) for key, others in about["aliases"].items()},
+    }
+
+
+def _parts(tensors: Mapping[str, Bits], prefix: str) -> dict[str, Bits]:
+    """The tensors of one change by their own names."""
+    found = {name[len(prefix) :]: bits for name, bits in tensors.items() if name.startswith(prefix)}
+    return {name: bits for name, bits in found.items() if ":" not in name}
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"recipe {value!r}")
     return value
 
 
-def _sound(stored: Bits, shape: tuple[int, int], originals: Bits | None) -> bool:
-    """Whether these are sorted flat indices into the shape, each once, with as many original values."""
-    if stored.dtype.name != "int64" or stored.array.ndim != 1 or len(shape) != 2:
-        return False
-    indices = stored.array.view(np.int64)
-    inside = not len(indices) or bool(indices[0] >= 0 and indices[-1] < math.prod(shape))
-    ordered = bool((np.diff(indices) > 0).all())
-    return inside and ordered and (originals is None or originals.array.shape == indices.shape)
+def _sound(patch: Patch, name: WeightId) -> bool:
+    """Whether a change, and what its inverse missed, fit the tensor."""
+    shape, missed = patch.shapes[name], patch.missed.get(name)
+    flat = bool(shape) and math.prod(shape) > 0
+    return flat and patch.changes[name].fits(shape) and (missed is None or missed.fits(shape))

@@ -12,8 +12,8 @@ from torch import nn
 
 from ..checkpoint import Checkpoint
 from ..checkpoint.reader import cast_sha256, matrix_sha256
-from ..layouts import find_weights, recognise
-from ..weights import WeightId
+from ..layouts import find_tensors, recognise, whole_key
+from ..weights import WeightId, block_count
 
 
 class Model(ABC):
@@ -23,7 +23,8 @@ class Model(ABC):
         module: The torch module, in eval mode.
         checkpoint: Where its weights came from; None for a module made in memory.
         layout: Its encoders, by their keys in `module`.
-        weights: Every editable weight, by its key in `module`.
+        tensors: Everything that has a name, by its key in `module`.
+        weights: Of these the matrices of the blocks' linear layers.
         quick_gelu: Whether the activation is QuickGELU.
         edited: The weights that an open `patched` block has changed.
         offline, cache_dir: How `uwm.load` was told to fetch; a tokenizer is only loaded when it is asked for.
@@ -39,7 +40,8 @@ class Model(ABC):
         self.edited: set[WeightId] = set()
         self._parameters = dict(module.named_parameters())
         self.layout = recognise(self._parameters, type(module).__name__)
-        self.weights = find_weights(self.layout, self._parameters)
+        self.tensors = find_tensors(self.layout, self._parameters)
+        self.weights = {weight: ref for weight, ref in self.tensors.items() if weight.is_matrix_of_block}
 
     @property
     def device(self) -> torch.device:
@@ -52,31 +54,29 @@ class Model(ABC):
         return next(self.module.parameters()).dtype
 
     def trainable(self, weight: WeightId) -> nn.Parameter:
-        """The whole parameter that holds a weight, row blocks of other weights included."""
-        return self._parameters[self.weights[weight].key]
+        """The whole parameter that holds a named tensor as it is stored, row blocks of others included."""
+        return self._parameters[self.tensors[weight].key]
 
     def parameter(self, weight: WeightId) -> torch.Tensor:
-        """The live matrix [out, in], a view: writing to it edits the model."""
-        ref = self.weights[weight]
-        tensor = self._parameters[ref.key].detach()
-        return tensor[ref.rows(len(tensor))]
+        """The live values of a named tensor, a matrix as [out, in]; a view: writing to it edits the model."""
+        return self.tensors[weight].of(self.trainable(weight).detach())
 
     def owner(self, weight: WeightId) -> nn.Module:
         """The module to observe for a weight: its linear layer, or the `nn.MultiheadAttention` around it."""
-        own, _, _ = self.weights[weight].key.rpartition(".")
+        own, _, _ = self.tensors[weight].key.rpartition(".")
         around = self.module.get_submodule(own.rpartition(".")[0])
         return around if isinstance(around, nn.MultiheadAttention) else self.module.get_submodule(own)
 
     def stored(self, weight: WeightId) -> torch.Tensor:
-        """The unedited matrix [out, in] as the checkpoint stores it, or as it is in memory where there is none."""
+        """The unedited values, a matrix as [out, in]: the checkpoint's, or those in memory where there is none."""
         return self.parameter(weight).cpu() if self.checkpoint is None else self.checkpoint.matrix(weight)
 
     def fingerprint(self, weight: WeightId) -> str:
-        """sha256 of the stored matrix."""
+        """sha256 of the stored values."""
         return matrix_sha256(self.stored(weight))
 
     def casts(self, weight: WeightId) -> dict[str, str]:
-        """sha256 of the stored matrix in each floating dtype, by the dtype's name."""
+        """sha256 of the stored values in each floating dtype, by the dtype's name."""
         return cast_sha256(self.stored(weight))
 
     @property
@@ -116,6 +116,48 @@ class Model(ABC):
     def image_mask(self, pixel_values: torch.Tensor) -> torch.Tensor | None:
         """Which inputs of a vision layer count, [n, tokens]; None: all of them, the class token included."""
         return None
+
+    def pooled(self, tower: str, mask: torch.Tensor | None, length: int) -> torch.Tensor | None:
+        """Which token of a layer's input [n, length, width] the embedding is read from.
+
+        Args:
+            tower: ``text``, ``text_2`` or ``vision``.
+            mask: The attention mask or `text_mask`, [n, up to length]; None where all tokens count.
+            length: Tokens of the input; the layers of an attention-pooling head see one.
+
+        Returns:
+            Indices, int64 [n], or [1] without a mask; None where the embedding is read from more than one token.
+        """
+        pools = "first" if length == 1 else self.pools(tower)
+        if pools == "all":
+            return None
+        if mask is None:
+            return torch.tensor([0 if pools == "first" else length - 1], device=self.device)
+        if pools == "end":
+            counted = self.text_mask(mask, length) > 0
+            return (counted * torch.arange(1, length + 1, device=mask.device)).argmax(1)
+        return torch.full((len(mask),), 0 if pools == "first" else length - 1, device=mask.device)
+
+    def pools(self, tower: str) -> str:
+        """Which output of the last block becomes the embedding, as `layouts.Encoder` has it."""
+        found = self.layout.tower(tower)
+        assert found is not None
+        return found.encoder.pools
+
+    def last_mlp(self, tower: str) -> tuple[WeightId, WeightId] | None:
+        """``fc1`` and ``fc2`` of the MLP whose output at the pooled token becomes the embedding.
+
+        Only residual, LayerNorm and projection follow it. It is that of an attention-pooling head, or else that of the
+        last block; None where there is none such.
+        """
+        found = self.layout.tower(tower)
+        assert found is not None
+        if any(whole_key(found.prefix, key) in self._parameters for key in found.encoder.deeper):
+            return None
+        head, last = WeightId(tower, None, "head.fc1"), block_count(self.weights, tower) - 1
+        if head in self.tensors:
+            return head, WeightId(tower, None, "head.fc2")
+        return None if self.pools(tower) == "all" else (WeightId(tower, last, "fc1"), WeightId(tower, last, "fc2"))
 
     def side_configs(self) -> dict[str, Any]:
         """File name -> JSON that a folder with these weights needs, for weights that came without a folder."""

@@ -10,6 +10,8 @@ import torch
 
 from ..checkpoint import Checkpoint, LazyTensor, write_tensors
 from ..errors import BadInput
+from ..layouts import spelled
+from ..weights import WeightRef, block_count
 
 
 @dataclass(frozen=True)
@@ -20,43 +22,26 @@ class Rule:
     open_clip: str
     transposed: bool = False
 
-
-_BLOCK = {
-    "layer_norm1": "ln_1", "layer_norm2": "ln_2", "self_attn.out_proj": "attn.out_proj",
-    "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
-}  # fmt: skip
-_TEXT = {
-    "embeddings.token_embedding.weight": "token_embedding.weight",
-    "embeddings.position_embedding.weight": "positional_embedding",
-    "final_layer_norm.weight": "ln_final.weight",
-    "final_layer_norm.bias": "ln_final.bias",
-}
-_VISION = {
-    "embeddings.class_embedding": "class_embedding",
-    "embeddings.patch_embedding.weight": "conv1.weight",
-    "embeddings.position_embedding.weight": "positional_embedding",
-    "pre_layrnorm.weight": "ln_pre.weight",
-    "pre_layrnorm.bias": "ln_pre.bias",
-    "post_layernorm.weight": "ln_post.weight",
-    "post_layernorm.bias": "ln_post.bias",
-}
+    def places(self) -> dict[str, WeightRef]:
+        """Hugging Face's key -> where its tensor lies in open_clip's."""
+        parts = len(self.hugging_face)
+        return {key: WeightRef(self.open_clip, n, parts, self.transposed) for n, key in enumerate(self.hugging_face)}
 
 
 def rules(text_layers: int, vision_layers: int, text_prefix: str = "") -> Iterator[Rule]:
     """Every tensor of a plain CLIP; `text_prefix` is ``text.`` in open_clip's CustomTextCLIP."""
     yield Rule(("logit_scale",), "logit_scale")
-    yield Rule(("text_projection.weight",), f"{text_prefix}text_projection", transposed=True)
-    yield Rule(("visual_projection.weight",), "visual.proj", transposed=True)
-    for theirs, ours, table, layers in (
-        ("text_model.", text_prefix, _TEXT, text_layers),
-        ("vision_model.", "visual.", _VISION, vision_layers),
+    for modality, theirs, ours, layers in (
+        ("text", "text_model.", text_prefix, text_layers),
+        ("vision", "vision_model.", "visual.", vision_layers),
     ):
-        yield from (Rule((theirs + old,), ours + new) for old, new in table.items())
-        for block in range(layers):
-            old, new = f"{theirs}encoder.layers.{block}.", f"{ours}transformer.resblocks.{block}."
-            for kind in ("weight", "bias"):
-                yield from (Rule((f"{old}{a}.{kind}",), f"{new}{b}.{kind}") for a, b in _BLOCK.items())
-                yield Rule(tuple(f"{old}self_attn.{p}_proj.{kind}" for p in "qkv"), f"{new}attn.in_proj_{kind}")
+        old = spelled("hf-clip", modality, theirs, range(layers))
+        new = spelled("open_clip", modality, ours, range(layers))
+        fused: dict[tuple[str, bool], tuple[str, ...]] = {}  # row blocks are in their order
+        for name in (name for name in new if name in old):
+            place = (new[name].key, new[name].transposed)
+            fused[place] = (*fused.get(place, ()), old[name].key)
+        yield from (Rule(keys, key, transposed) for (key, transposed), keys in fused.items())
 
 
 def convert(checkpoint: Checkpoint, to: str, target: Path) -> None:
@@ -75,10 +60,7 @@ def convert(checkpoint: Checkpoint, to: str, target: Path) -> None:
 
 def plain_clip(checkpoint: Checkpoint, to: str) -> list[Rule]:
     """The rules that spell this checkpoint; raises as `convert`."""
-    layers = {
-        modality: 1 + max((w.block for w in checkpoint.weights if w.tower == modality), default=-1)
-        for modality in ("text", "vision")
-    }
+    layers = {modality: block_count(checkpoint.weights, modality) for modality in ("text", "vision")}
     text = checkpoint.layout.tower("text")
     prefix = text.prefix if text is not None and to == "hf" else ""
     table = list(rules(layers["text"], layers["vision"], prefix))
@@ -99,8 +81,7 @@ def converted(checkpoint: Checkpoint, table: list[Rule], to: str) -> Iterator[tu
         if to == "open_clip":
             yield rule.open_clip, _fused(checkpoint, rule)
         else:
-            for part, name in enumerate(rule.hugging_face):
-                yield name, _part(checkpoint, rule, part)
+            yield from ((name, _part(checkpoint, ref)) for name, ref in rule.places().items())
 
 
 def _fused(checkpoint: Checkpoint, rule: Rule) -> LazyTensor:
@@ -118,14 +99,8 @@ def _fused(checkpoint: Checkpoint, rule: Rule) -> LazyTensor:
     return infos[0].dtype, shape, make
 
 
-def _part(checkpoint: Checkpoint, rule: Rule, part: int) -> LazyTensor:
-    info, parts = checkpoint.entries[rule.open_clip][1], len(rule.hugging_face)
-    shape = info.shape[::-1] if rule.transposed else info.shape
-    shape = (shape[0] // parts, *shape[1:]) if parts > 1 else shape
-
-    def make() -> torch.Tensor:
-        whole = checkpoint.read(rule.open_clip)
-        whole = whole.T if rule.transposed else whole
-        return whole.chunk(parts)[part] if parts > 1 else whole
-
-    return info.dtype, shape, make
+def _part(checkpoint: Checkpoint, ref: WeightRef) -> LazyTensor:
+    info = checkpoint.entries[ref.key][1]
+    rows, *others = info.shape[::-1] if ref.transposed else info.shape or (1,)
+    shape = (rows // ref.parts, *others) if info.shape else ()
+    return info.dtype, shape, lambda: ref.of(checkpoint.read(ref.key))

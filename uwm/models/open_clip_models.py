@@ -104,6 +104,19 @@ class OpenClipModel(Model):
             mask[:, -1] = 1
         return mask
 
+    def pools(self, tower: str) -> str:
+        """By what the module says: open_clip's configs choose it."""
+        part: Any = self._text if tower.startswith("text") else self.module.visual
+        if hasattr(part, "trunk"):  # timm
+            return "first" if getattr(part.trunk, "global_pool", "") == "token" else "all"
+        if hasattr(part, "pooler"):  # a Hugging Face text tower
+            return "first" if getattr(part.pooler, "cls_token_position", None) == 0 else "all"
+        if getattr(part, "attn_pool", None) is not None:
+            return "all"
+        named = getattr(part, "pool_type", getattr(part, "text_pool_type", "argmax"))
+        named = "last" if self._appends_class and part is self._text else named
+        return {"tok": "first", "first": "first", "last": "last", "argmax": "end", "eos": "end"}.get(named, "all")
+
     def _make_tokenizer(self) -> Any:
         import open_clip
 

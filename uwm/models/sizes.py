@@ -11,6 +11,7 @@ from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..errors import BadInput
+from ..weights import WeightId, block_count
 from .registry import architectures_of, model_config
 
 OPENAI_HEAD_WIDTH = 64
@@ -23,35 +24,26 @@ def sizes_of(checkpoint: Checkpoint) -> dict[str, int]:
     Raises:
         BadInput: The checkpoint is no plain CLIP.
     """
-    shapes = checkpoint.shapes()
     found: dict[str, int] = {}
-    hugging_face = checkpoint.layout.library == "transformers"
-    names = _NAMES[checkpoint.layout.library]
     for tower in checkpoint.layout.towers:
         if tower.encoder.family not in ("hf-clip", "open_clip"):
             raise BadInput(f"{checkpoint.path}: bare {tower.encoder.family} weights need their folder with its config")
         modality = tower.encoder.modality
-        first, positions = (shapes.get(tower.prefix + names[what]) for what in (modality, "positions"))
-        blocks = [weight.block for weight in checkpoint.weights if weight.tower == tower.name]
+        first = _shape(checkpoint, tower.name, {"text": "token_embedding", "vision": "patch_embedding"}[modality])
+        positions = _shape(checkpoint, tower.name, "position_embedding")
+        blocks = block_count(checkpoint.weights, tower.name)
         if first is None or positions is None or not blocks:
             raise BadInput(
                 f"{checkpoint.path}: no plain CLIP ({tower.name} lacks some of its tensors); pass its folder"
             )
-        found |= {f"{modality}_layers": 1 + max(blocks)} | _tower(modality, first, positions)
-    projection = shapes.get("text_projection.weight") or shapes.get("text_projection")
-    if projection is not None:
-        found["embed_dim"] = projection[0] if hugging_face else projection[1]
-    return found
+        found |= {f"{modality}_layers": blocks} | _tower(modality, first, positions)
+    projection = _shape(checkpoint, "text", "proj")
+    return found if projection is None else found | {"embed_dim": projection[0]}
 
 
-_NAMES = {  # what each library calls the embedding of tokens, of patches, and of positions
-    "transformers": {
-        "text": "embeddings.token_embedding.weight",
-        "vision": "embeddings.patch_embedding.weight",
-        "positions": "embeddings.position_embedding.weight",
-    },
-    "open_clip": {"text": "token_embedding.weight", "vision": "conv1.weight", "positions": "positional_embedding"},
-}
+def _shape(checkpoint: Checkpoint, tower: str, slot: str) -> tuple[int, ...] | None:
+    name = WeightId(tower, None, slot)
+    return checkpoint.info(name).shape if name in checkpoint.tensors else None
 
 
 def _tower(modality: str, first: tuple[int, ...], positions: tuple[int, ...]) -> dict[str, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,19 +16,6 @@ from .conversion import converted, plain_clip
 from .filling import fill, stored_names
 from .hugging_face import HuggingFaceModel, clip_config
 from .open_clip_models import OpenClipModel
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a tensor of the Hugging Face layout lies in a checkpoint: a row block of a tensor, perhaps transposed."""
-
-    ref: WeightRef
-    transposed: bool = False
-
-    def of(self, whole: torch.Tensor) -> torch.Tensor:
-        """The view of the stored tensor that is this one."""
-        whole = whole.T if self.transposed else whole
-        return whole[self.ref.rows(len(whole))] if self.ref.parts > 1 else whole
 
 
 def check_trainable(model: Model) -> None:
@@ -67,8 +53,8 @@ def hugging_face_copy(model: Model, replaced: Mapping[str, torch.Tensor] | None 
     own, where = dict(module.named_parameters()), places(model) if replaced else {}
     with torch.no_grad():
         for name, place in where.items():
-            if replaced and place.ref.key in replaced:
-                own[name].copy_(place.of(replaced[place.ref.key]))
+            if replaced and place.key in replaced:
+                own[name].copy_(place.of(replaced[place.key]))
     module.set_attn_implementation("eager")  # of short sequences: on a CPU faster than the fused kernel's backward
     return HuggingFaceModel(module.float().to(model.device).requires_grad_(False), None)
 
@@ -88,17 +74,14 @@ def recompute_activations(student: HuggingFaceModel) -> None:
     enable({"use_reentrant": False})
 
 
-def places(model: Model) -> dict[str, Place]:
+def places(model: Model) -> dict[str, WeightRef]:
     """Name of a tensor of `hugging_face_copy` -> where it lies in the model's checkpoint."""
     assert model.checkpoint is not None
     if isinstance(model, HuggingFaceModel):
         names = stored_names(model.module, model.checkpoint)
-        return {name: Place(WeightRef(key)) for key, name in names.items()}
-    return {
-        name: Place(WeightRef(rule.open_clip, part, len(rule.hugging_face)), rule.transposed)
-        for rule in plain_clip(model.checkpoint, "hf")
-        for part, name in enumerate(rule.hugging_face)
-    }
+        return {name: WeightRef(key) for key, name in names.items()}
+    table = plain_clip(model.checkpoint, "hf")
+    return {name: ref for rule in table for name, ref in rule.places().items()}
 
 
 def added(model: Model, deltas: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -119,7 +102,7 @@ def added(model: Model, deltas: Mapping[str, torch.Tensor]) -> dict[str, torch.T
     sums: dict[str, torch.Tensor] = {}
     for name, delta in deltas.items():
         place = where[name]
-        whole = sums.setdefault(place.ref.key, checkpoint.read(place.ref.key).to(torch.float32, copy=True))
+        whole = sums.setdefault(place.key, checkpoint.read(place.key).to(torch.float32, copy=True))
         place.of(whole).add_(delta.cpu().float())
     return {key: _rounded(checkpoint, key, tensor) for key, tensor in sums.items()}
 

@@ -7,7 +7,7 @@ from .document import paired_differences, versions
 from .evaluation import Section, as_markdown, as_text, sections
 from .examples import Example, find_examples
 from .page import html_report, write_evaluation
-from .tables import LEGEND, RANDOM_LEGEND, heading, layer_table, rows
+from .tables import LEGEND, RANDOM_LEGEND, edit_words, heading, layer_table, rows
 
 __all__ = [
     "LEGEND",
@@ -16,6 +16,7 @@ __all__ = [
     "Section",
     "as_markdown",
     "as_text",
+    "edit_words",
     "find_examples",
     "heading",
     "html_report",

@@ -195,8 +195,11 @@ def checks(document: Manifest) -> Markup | None:
 def _neutral_cases(document: Manifest) -> Markup | None:
     if not (layers := document.get("layers")):
         return None
-    names = sorted({name for layer in layers.values() for name in layer["guards"]})
-    counts = {name: [layer["guards"].get(guard, 0) for guard in names] for name, layer in layers.items()}
+    neutral = {name: layer["notes"].get("neutral", {}) for name, layer in layers.items()}
+    names = sorted({kind for counts in neutral.values() for kind in counts})
+    if not names:
+        return None
+    counts = {name: [found.get(kind, 0) for kind in names] for name, found in neutral.items()}
     body = [(name, *numbers) for name, numbers in counts.items() if any(numbers)]
     if not body:
         return tag("p", f"There was no neutral case in {len(layers)} matrices: the score could judge every entry.")

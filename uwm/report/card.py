@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..editing.entries.methods import METHODS
 from ..evaluation import EvalResult
 from ..figures import SAFEGROUND, label
 from ..manifest import Manifest
@@ -15,7 +14,7 @@ from ..text_tables import markdown_table
 from .evaluation import plain
 from .findings import findings, roles
 from .markup import clean
-from .tables import LEGEND, RANDOM_LEGEND, rows
+from .tables import LEGEND, RANDOM_LEGEND, edit_words, rows
 from .training import trained_words
 
 if TYPE_CHECKING:
@@ -59,14 +58,10 @@ def _opening(manifest: Manifest) -> tuple[str, str]:
     name = _code(manifest["model"]["name"])
     if "training" in manifest:
         return "fine-tuned", f"This copy of {name} was fine-tuned to be safer {trained_words(manifest)}"
-    settings, layers = manifest["settings"], manifest["layers"]
-    found_by = METHODS[settings.get("method", "uwm")].title
-    what = "negated" if settings["alpha"] == -1 else f"multiplied by {settings['alpha']}"
     return "edited", (
-        f"In this copy of {name} the weights that carry unsafe content were found by {found_by} "
-        f"and {what}: {manifest['selected']} of {manifest['of']} entries of {len(layers)} matrices. Every other value "
-        "is the original's, bit for bit. Nothing was trained. `uwm revert` with `uwm_patch.safetensors` gives the "
-        "original back."
+        f"This copy of {name} was edited to be safer by {manifest['edit']['title']}: {edit_words(manifest)}. Every "
+        "other value is the original's, bit for bit. Nothing was trained. `uwm revert` with `uwm_patch.safetensors` "
+        "gives the original back."
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from ..weights import SLOTS, WeightId
+from ..weights import SLOTS, WeightId, block_count
 from .markup import fit, join, tag
 
 WIDTH = 360
@@ -202,12 +202,12 @@ def heat_map(title: str, description: str, shares: Mapping[str, float], top: flo
     """
     weights = {WeightId.parse(name): share for name, share in shares.items()}
     slots = sorted({w.slot for w in weights}, key=SLOTS.index)
-    blocks = range(max(w.block for w in weights) + 1)
+    blocks = range(max(block_count(weights, w.tower) for w in weights))
     left, height = 62, 30
     size = min(48.0, (WIDTH - left - 2) / len(blocks))
     body = [words(0, height * n + 20, slot) for n, slot in enumerate(slots)]
     for weight, share in weights.items():
-        x, y = left + size * weight.block, float(height * slots.index(weight.slot))
+        x, y = left + size * (weight.block or 0), float(height * slots.index(weight.slot))
         body.append(_cell(x, y, size, height, f"{weight}: {100 * share:.2f} %", share, top))
     every = math.ceil(16 / size)
     bottom = height * len(slots)

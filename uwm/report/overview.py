@@ -14,6 +14,7 @@ from .charts import PERCENT, Row, Scale, dots, heat_map
 from .findings import against_reference, roles
 from .markup import join, tag
 from .parts import beside, by_set, cell, change_cells, figure, folded, grid, legend, section, table
+from .tables import edit_words, layer_table
 
 Groups = list[tuple[str, list[str]]]
 
@@ -25,34 +26,49 @@ def edited(document: Manifest) -> Markup | None:
     if "layers" not in document:
         return None
     layers = document["layers"]
-    shares = {name: layer["selected"] / layer["of"] for name, layer in layers.items()}
-    towers: dict[str, dict[str, float]] = {tower: {} for tower in TOWERS}
+    head, *rows = layer_table(layers)
+    body = [(*row, tag("code", layers[row[0]]["base_sha256"])) for row in rows]
+    shares = {name: layer["entries"] / layer["of"] for name, layer in layers.items() if layer["kind"] == "scale"}
+    towers = sorted({name.partition(".")[0] for name in layers})
+    untouched = [tower for tower in TOWERS if tower not in towers]
+    about = f"{edit_words(document)}. Every other value is the original's, bit for bit."
+    about += "".join(f" Nothing of a {tower} tower was edited." for tower in untouched)
+    whole = folded(
+        "Table of all tensors", table((*head, "sha256 before the edit"), body, "Changes by tensor", "numbers")
+    )
+    charts = _heat_maps(shares) if shares else Markup()
+    return section(
+        "What was edited", "edited", tag("p", about), charts, _reported(document), folded("Table of all tensors", whole)
+    )
+
+
+def _heat_maps(shares: Mapping[str, float]) -> Markup:
+    """The scaled share of every matrix, a map a tower."""
+    by_tower: dict[str, dict[str, float]] = {}
     for name, share in shares.items():
-        towers.setdefault(name.partition(".")[0], {})[name] = share
+        by_tower.setdefault(name.partition(".")[0], {})[name] = share
     top = max(shares.values())
-    alpha = document["settings"]["alpha"]
-    what = "were negated" if alpha == -1 else f"were multiplied by {alpha:g}"
-    charts = [
+    return grid(
         figure(
             heat_map(f"Edited share of each matrix, {tower} tower", _heat_words(cells), cells, top),
             f"{tower.capitalize()} tower: percent of each matrix that was edited",
         )
-        for tower, cells in towers.items()
-        if cells
-    ]
-    untouched = [tower for tower, cells in towers.items() if not cells]
-    rows = [
-        (name, layer["selected"], layer["of"], f"{100 * shares[name]:.3f}", tag("code", layer["base_sha256"]))
-        for name, layer in layers.items()
-    ]
-    head = ("matrix", "edited", "of", "percent", "sha256 before the edit")
-    about = (
-        f"{document['selected']} of {document['of']} entries of {len(layers)} matrices {what} "
-        f"({100 * document['selected'] / document['of']:.2f} %). Every other value is the original's, bit for bit."
+        for tower, cells in sorted(by_tower.items())
     )
-    about += "".join(f" Nothing of a {tower} tower was edited." for tower in untouched)
-    whole = folded("Table of all matrices", table(head, rows, "Edited entries by matrix", "numbers"))
-    return section("What was edited", "edited", tag("p", about), grid(charts), whole)
+
+
+def _reported(document: Manifest) -> Markup | None:
+    """What the editor reports by tower, such as the quality of its detector on held-out folds."""
+    towers = document["edit"].get("towers", {})
+    if not towers:
+        return None
+    names = list(dict.fromkeys(name for found in towers.values() for name in found))
+    body = [(name, *(_number(found.get(name)) for found in towers.values())) for name in names]
+    return table(("", *towers), body, "What the editor reports by tower", "numbers")
+
+
+def _number(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
 def _heat_words(cells: Mapping[str, float]) -> str:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
-from ..calibration import CalibrationPair, CalibrationSet
+from ..calibration import CalibrationPair, CalibrationSet, Preservation
 from ..images import load_image
 from ..models import Model
 
 BATCH_SIZE = 64
+Item = TypeVar("Item")
 Progress = Callable[[Iterable, int, str], Iterable]  # wraps an iterable of known length, as tqdm does
 
 
@@ -21,6 +23,7 @@ Progress = Callable[[Iterable, int, str], Iterable]  # wraps an iterable of know
 class PairBatch:
     """Preprocessed tensors of some pairs; a missing modality is None.
 
+    A preservation batch has safe inputs without unsafe partners: its unsafe fields are None.
     Pixel values are [pairs, 3, h, w], input ids and masks [pairs, length], mask 1 from the start to the end token.
     """
 
@@ -31,15 +34,18 @@ class PairBatch:
     unsafe_input_ids: torch.Tensor | None = None
     unsafe_attention_mask: torch.Tensor | None = None
 
-    def sides(self, tower: str) -> list[tuple[torch.Tensor, torch.Tensor | None]] | None:
-        """The safe and the unsafe input of one tower, each with its mask; None when the modality is missing."""
+    def sides(self, tower: str) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+        """The inputs of one tower, each with its mask: safe and unsafe, or safe only; empty without the modality."""
+        sides: list[tuple[torch.Tensor | None, torch.Tensor | None]]
         if tower.startswith("vision"):
-            pixels = (self.safe_pixel_values, self.unsafe_pixel_values)
-            return None if pixels[0] is None or pixels[1] is None else [(pixels[0], None), (pixels[1], None)]
-        ids = (self.safe_input_ids, self.unsafe_input_ids)
-        if ids[0] is None or ids[1] is None:
-            return None
-        return [(ids[0], self.safe_attention_mask), (ids[1], self.unsafe_attention_mask)]
+            sides = [(self.safe_pixel_values, None), (self.unsafe_pixel_values, None)]
+        else:
+            sides = [
+                (self.safe_input_ids, self.safe_attention_mask),
+                (self.unsafe_input_ids, self.unsafe_attention_mask),
+            ]
+        there = [(inputs, mask) for inputs, mask in sides if inputs is not None]
+        return there if sides[0][0] is not None else []
 
 
 def pair_batches(
@@ -75,6 +81,20 @@ def pair_batches(
                 yield PairBatch(*_pixels(model, pairs, pool))
 
 
+def preserved_batches(
+    model: Model, preserve: Preservation, *, batch_size: int = BATCH_SIZE, towers: Iterable[str], workers: int = 2
+) -> Iterator[PairBatch]:
+    """A preservation set as batches without an unsafe side: first the captions, then the images."""
+    if "text" in towers:
+        for captions in _chunks(preserve.captions, batch_size):
+            ids, mask = model.tokenize([*captions])
+            yield PairBatch(safe_input_ids=ids, safe_attention_mask=mask)
+    if "vision" in towers:
+        with ThreadPoolExecutor(max(1, workers)) as pool:
+            for paths in _chunks(preserve.images, batch_size):
+                yield PairBatch(safe_pixel_values=model.preprocess(list(pool.map(load_image, paths))))
+
+
 def _tokens(model: Model, pairs: list[CalibrationPair]) -> tuple[torch.Tensor, ...]:
     """Safe ids and mask, unsafe ids and mask, [pairs, length] each."""
     return (*model.tokenize([p.safe_text or "" for p in pairs]), *model.tokenize([p.unsafe_text or "" for p in pairs]))
@@ -96,9 +116,9 @@ def _paths(side: list[Path | None]) -> list[Path]:
     return [path for path in side if path is not None]
 
 
-def _chunks(pairs: list[CalibrationPair], size: int) -> Iterator[list[CalibrationPair]]:
-    for start in range(0, len(pairs), size):
-        yield pairs[start : start + size]
+def _chunks(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
+    for start in range(0, len(items), size):
+        yield [*items[start : start + size]]
 
 
 def embed_inputs(model: Model, inputs: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
+
+from ..errors import BadInput
+from ..weights import WeightId
+from .passes import SAFE, UNSAFE, Part
 
 
 @dataclass(frozen=True)
@@ -37,3 +43,37 @@ def token_statistics(x: torch.Tensor, mask: torch.Tensor | None = None) -> Token
     spread = ((x - mean[:, None]) * kept).square().sum(1).double()
     std = (spread / (count - 1).clamp_min(1)).sqrt()
     return TokenStatistics(x.square().sum(1).double().sqrt(), std, tokens)
+
+
+class Scorer(Protocol):
+    """What `ChannelNorms` feeds: statistics of the same pairs, safe and unsafe, batch by batch."""
+
+    def update(self, safe: TokenStatistics, unsafe: TokenStatistics) -> None:
+        """Take in one batch."""
+
+
+class ChannelNorms:
+    """Reducer of UWM: token statistics of every weight's input, given to that weight's scorer (UWM, section 4).
+
+    Args:
+        scorers: One a weight; it is fed after both sides of a batch.
+    """
+
+    def __init__(self, scorers: Mapping[WeightId, Scorer]) -> None:
+        self.scorers = scorers
+        self._found: dict[tuple[WeightId, int], TokenStatistics] = {}
+
+    def layers(self, tower: str) -> Sequence[WeightId]:
+        """The scored weights of a tower."""
+        return [weight for weight in self.scorers if weight.tower == tower]
+
+    def take(self, weight: WeightId, side: int, x: torch.Tensor, mask: torch.Tensor | None) -> None:
+        """Keep the token statistics of one side until the batch is complete."""
+        self._found[weight, side] = token_statistics(x, mask)
+
+    def update(self, part: Part) -> None:
+        """Feed the scorers. Raises BadInput when the batch has no unsafe side."""
+        if len(part.embeddings) < 2:
+            raise BadInput(f"a batch of the {part.tower} tower has no unsafe side; UWM compares safe with unsafe")
+        for weight in self.layers(part.tower):
+            self.scorers[weight].update(self._found.pop((weight, SAFE)), self._found.pop((weight, UNSAFE)))

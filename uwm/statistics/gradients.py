@@ -45,12 +45,12 @@ def gradients(
     total: dict[WeightId, torch.Tensor] = {}
     count, pairs = 0, 0
     for batch in batches:
-        if batch.sides("text") is None or batch.sides("vision") is None:
+        if min(len(batch.sides("text")), len(batch.sides("vision"))) < 2:
             continue
         for tower in sorted({w.tower for w in weights}):
             for weight, gradient in _batch_gradient(model, batch, [w for w in weights if w.tower == tower], loss):
                 total[weight] = total.get(weight, 0) + gradient.abs().double().cpu()
-        count, pairs = count + 1, pairs + len(batch.sides("text")[0][0])  # type: ignore[index]
+        count, pairs = count + 1, pairs + len(batch.sides("text")[0][0])
     if not count:
         raise InvalidResult(f"{weights[0]} received no gradient: no pair has both captions and pictures")
     return {weight: value / count for weight, value in total.items()}, {w.tower: pairs for w in weights}
@@ -67,10 +67,10 @@ def _batch_gradient(
         for parameter in live.values():
             parameter.requires_grad_(True)
         with torch.no_grad():
-            far = QuadrupleEmbeddings(*(embed_inputs(model, *side) for side in batch.sides(other) or []))
-            unsafe = embed_inputs(model, *(batch.sides(tower) or [])[1])
+            far = QuadrupleEmbeddings(*(embed_inputs(model, *side) for side in batch.sides(other)))
+            unsafe = embed_inputs(model, *batch.sides(tower)[1])
         with torch.enable_grad():
-            safe = embed_inputs(model, *(batch.sides(tower) or [])[0])
+            safe = embed_inputs(model, *batch.sides(tower)[0])
             found = torch.autograd.grad(loss(QuadrupleEmbeddings(safe, unsafe), far), list(live.values()))
     finally:
         for parameter in live.values():

@@ -1,4 +1,4 @@
-"""Observe the input of linear layers. Nothing is changed, nothing is kept, nothing stays behind."""
+"""Observe the input of layers and the output of blocks. Nothing is changed, kept or left behind."""
 
 from __future__ import annotations
 
@@ -46,6 +46,32 @@ def observe(layers: Mapping[WeightId, nn.Module], sink: Sink) -> Iterator[None]:
             handle.remove()
         for attention in replaced:
             del attention.forward
+
+
+@contextmanager
+def observe_outputs(modules: Mapping[WeightId, nn.Module], sink: Sink) -> Iterator[None]:
+    """Call ``sink(name, Y)`` with every module's output Y [samples, tokens, out] while the body runs.
+
+    Args:
+        modules: A name for each module, such as the name of a block's residual stream. Where a module gives a tuple, as
+            the blocks of transformers 4 do, its first item is the output.
+        sink: Called once a module and forward pass.
+    """
+    handles = []
+    try:
+        for name, module in modules.items():
+            handles.append(module.register_forward_hook(_output_hook(name, sink)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _output_hook(name: WeightId, sink: Sink) -> Callable:
+    def after(module: nn.Module, args: tuple, output: Any) -> None:
+        sink(name, output[0] if isinstance(output, tuple) else output)
+
+    return after
 
 
 def _hook(weight: WeightId, sink: Sink, swap: bool) -> Callable:

@@ -1,41 +1,80 @@
-"""The one pass: pairs through a model, statistics of both sides streamed to whoever asks for them."""
+"""The one pass: pairs go through a model, and every reducer sees the layers that it asks for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import nn
 
 from ..errors import InvalidResult
 from ..models import Model
 from ..weights import WeightId
 from .batches import PairBatch
-from .channel_norms import TokenStatistics, token_statistics
-from .hooks import observe
+from .hooks import observe, observe_outputs
 
-Embedded = Callable[[str, torch.Tensor, torch.Tensor], None]  # takes a tower and embeddings, safe and unsafe
+RESIDUAL = "residual"  # slot by which a reducer asks for the residual stream after a block, its output
+SAFE, UNSAFE = 0, 1  # the numbers of the sides
 
 
-class Scorer(Protocol):
-    """What the profiler feeds: statistics of the same pairs, safe and unsafe, batch by batch."""
+@dataclass(frozen=True)
+class Part:
+    """One batch of one tower, after all of its sides have run.
 
-    def update(self, safe: TokenStatistics, unsafe: TokenStatistics) -> None:
-        """Take in one batch."""
+    Attributes:
+        tower: ``text``, ``vision``, ``text_2`` …
+        first: Number of the batch's first pair among the pairs of this tower.
+        embeddings: Not normalised, float32 [pairs, dim]: (safe, unsafe), or (safe,) for a preservation batch.
+        inputs: What went into the tower, each side with its mask: images, or ids and their mask.
+    """
+
+    tower: str
+    first: int
+    embeddings: tuple[torch.Tensor, ...]
+    inputs: tuple[tuple[torch.Tensor, torch.Tensor | None], ...] = ()
+
+
+class Reducer(Protocol):
+    """Sums up what it needs of the pass, batch by batch; the result must not depend on the batch size."""
+
+    def layers(self, tower: str) -> Sequence[WeightId]:
+        """The layers of a tower whose inputs it wants to see; empty for none.
+
+        ``WeightId(tower, block, RESIDUAL)`` asks for the output of a block instead.
+        """
+
+    def take(self, weight: WeightId, side: int, x: torch.Tensor, mask: torch.Tensor | None) -> None:
+        """Take in one layer's input for one side of a batch; called inside the hook, safe side first.
+
+        Args:
+            weight: One of `layers`.
+            side: `SAFE` or `UNSAFE`.
+            x: The input [samples, tokens, in]; not to be kept without a copy.
+            mask: Which tokens count, 1 or 0, [samples, tokens]; None: all of them.
+        """
+
+    def update(self, part: Part) -> None:
+        """Take in one batch of one tower, after all of its sides."""
 
 
 @torch.no_grad()
-def profile(
-    model: Model, batches: Iterable[PairBatch], scorers: Mapping[WeightId, Scorer], embedded: Embedded | None = None
+def run_pass(
+    model: Model,
+    batches: Iterable[PairBatch],
+    reducers: Sequence[Reducer],
+    towers: Iterable[str],
+    partly: bool = False,
 ) -> dict[str, int]:
-    """Run the pairs through the towers and feed every weight's scorer.
+    """Run the pairs through the towers once and feed every reducer.
 
     Args:
         model: In eval mode.
-        batches: Of any sizes; the scores do not depend on how the pairs are batched.
-        scorers: One a weight; only the towers that they name are run.
-        embedded: Called with the tower and both sides' embeddings [pairs, dim] of every batch, which the pass makes
-            anyway.
+        batches: Of any sizes, with both sides or the safe one only.
+        reducers: What to feed.
+        towers: Which towers to run.
+        partly: Some of the towers may get no pairs.
 
     Returns:
         Tower -> pairs seen.
@@ -43,47 +82,97 @@ def profile(
     Raises:
         InvalidResult: A layer saw no rows, fewer than there were pairs, or values that are not finite.
     """
-    seen = dict.fromkeys(sorted({w.tower for w in scorers}), 0)
+    wanted = {tower: _listeners(reducers, tower) for tower in sorted(set(towers))}
+    seen = dict.fromkeys(wanted, 0)
     for batch in batches:
-        for tower in seen:
+        for tower, listeners in wanted.items():
             sides = batch.sides(tower)
-            if sides is None:
+            if not sides:
                 continue
-            layers = {w: model.owner(w) for w in scorers if w.tower == tower}
-            found, ends = zip(*(_observe_side(model, tower, layers, *side, seen[tower]) for side in sides), strict=True)
-            for weight in layers:
-                scorers[weight].update(*(side[weight] for side in found))
-            if embedded is not None:
-                embedded(tower, *ends)
+            runs = [_Side(model, tower, listeners, side, seen[tower]) for side in range(len(sides))]
+            part = Part(tower, seen[tower], tuple(run(*side) for run, side in zip(runs, sides, strict=True)), (*sides,))
+            for reducer in reducers:
+                reducer.update(part)
             seen[tower] += len(sides[0][0])
     for tower, pairs in seen.items():
-        if pairs == 0:
-            weight = next(w for w in scorers if w.tower == tower)
-            raise InvalidResult(f"{weight} received no activations: the set has no pairs for the {tower} tower")
+        if pairs == 0 and not partly:
+            name = next(iter(wanted[tower]), f"the {tower} tower")
+            raise InvalidResult(f"{name} received no activations: the set has no pairs for the {tower} tower")
     return seen
 
 
-def _observe_side(
-    model: Model, tower: str, layers: Mapping, inputs: torch.Tensor, mask: torch.Tensor | None, first: int
-) -> tuple[dict[WeightId, TokenStatistics], torch.Tensor]:
-    """Statistics of every layer and the embeddings for one side of a batch; `first` is its first pair's number."""
-    found: dict[WeightId, TokenStatistics] = {}
-    inputs = inputs.to(model.device)
-    if inputs.is_floating_point():
-        counted = model.image_mask(inputs)
-    else:
-        mask = (torch.ones_like(inputs) if mask is None else mask).to(model.device)
+def _listeners(reducers: Sequence[Reducer], tower: str) -> dict[WeightId, list[Reducer]]:
+    """Layer -> the reducers that ask for it."""
+    found: dict[WeightId, list[Reducer]] = {}
+    for reducer in reducers:
+        for weight in dict.fromkeys(reducer.layers(tower)):
+            found.setdefault(weight, []).append(reducer)
+    return found
 
-    def sink(weight: WeightId, x: torch.Tensor) -> None:
-        found[weight] = token_statistics(x, counted if mask is None else model.text_mask(mask, x.shape[1]))
 
-    with observe(layers, sink):
-        end = model.encode_image(inputs.to(model.dtype)) if mask is None else model.encode_text(inputs, mask, tower)
-    for weight in layers:
-        rows = len(found[weight].norm) if weight in found else 0
-        if rows != len(inputs):
-            raise InvalidResult(f"{weight} received {rows} activations for {len(inputs)} samples; it cannot be scored")
-        bad = ~torch.isfinite(found[weight].norm).all(1)
+class _Side:
+    """One side of a batch on its way through a tower; `first` is the number of its first pair."""
+
+    def __init__(
+        self, model: Model, tower: str, listeners: Mapping[WeightId, list[Reducer]], side: int, first: int
+    ) -> None:
+        self._model, self._tower, self._listeners, self._side, self._first = model, tower, listeners, side, first
+        self._samples = 0
+        self._rows = dict.fromkeys(listeners, 0)
+        self._mask: torch.Tensor | None = None  # of the tokens of a caption, or of the patches of an image
+        self._text = False
+
+    def __call__(self, inputs: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Embeddings, float32 [samples, dim]; the reducers take the layers' inputs meanwhile."""
+        model, inputs = self._model, inputs.to(self._model.device)
+        self._samples, self._text = len(inputs), not inputs.is_floating_point()
+        if self._text:
+            self._mask = (torch.ones_like(inputs) if mask is None else mask).to(model.device)
+        else:
+            self._mask = model.image_mask(inputs)
+        layers = {w: model.owner(w) for w in self._listeners if w.slot != RESIDUAL}
+        blocks = {w: _block(model, w) for w in self._listeners if w.slot == RESIDUAL}
+        with observe(layers, self._take), observe_outputs(blocks, self._take):
+            if self._text:
+                assert self._mask is not None
+                end = model.encode_text(inputs, self._mask, self._tower)
+            else:
+                end = model.encode_image(inputs.to(model.dtype))
+        for weight in self._listeners:
+            self._check_rows(weight)
+        return end.float()
+
+    def _take(self, weight: WeightId, x: torch.Tensor) -> None:
+        """Check one layer's input [samples, tokens, in] or [samples, in] and give it to the reducers."""
+        self._rows[weight] += len(x)
+        self._check_rows(weight)
+        mask = self._counted(x.shape[1]) if x.ndim == 3 else None
+        x = x if x.ndim == 3 else x[:, None]
+        bad = ~torch.isfinite(x.float().square().sum((1, 2)))
         if bad.any():
-            raise InvalidResult(f"{weight}: NaN or infinite activations at pair {first + int(bad.nonzero()[0])}")
-    return found, end.float()
+            pair = self._first + int(bad.nonzero()[0])
+            raise InvalidResult(f"{weight}: NaN or infinite activations at pair {pair}")
+        for reducer in self._listeners[weight]:
+            reducer.take(weight, self._side, x, mask)
+
+    def _check_rows(self, weight: WeightId) -> None:
+        rows = self._rows[weight]
+        if rows != self._samples:
+            raise InvalidResult(
+                f"{weight} received {rows} activations for {self._samples} samples; it cannot be scored"
+            )
+
+    def _counted(self, tokens: int) -> torch.Tensor | None:
+        """Which of a layer's tokens count, [samples, tokens]; a layer after the pooling sees another number."""
+        if self._mask is None or (tokens == 1 and self._mask.shape[1] != 1):
+            return None
+        return self._model.text_mask(self._mask, tokens) if self._text else self._mask
+
+
+def _block(model: Model, weight: WeightId) -> nn.Module:
+    """The module of a block: what all of its layers lie in."""
+    keys = [r.key.split(".") for w, r in model.weights.items() if (w.tower, w.block) == (weight.tower, weight.block)]
+    if not keys:
+        raise InvalidResult(f"{weight}: the {weight.tower} tower has no block {weight.block}")
+    same = [len(set(names)) == 1 for names in zip(*keys, strict=False)]
+    return model.module.get_submodule(".".join(keys[0][: same.index(False)]))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 from ...errors import BadInput, InvalidResult
+from ...weights import WeightId
+from .. import settings
+from ..changes import Scale
 from ..patch import Patch
-from .methods import METHODS
-from .scoring import Scores
-from .selection import RULES, check_share
+from .editor import EntryEditor, EntrySettings
+from .scores import Scores
+from .scoring import entry_editor
+from .selection import SELECTORS
 
 
 def select(
@@ -32,42 +36,36 @@ def select(
         BadInput: A mass outside of 0–1, an alpha that is not finite, an unknown rule.
         InvalidResult: Nothing would change, or the bound 1 ≤ selected ≤ τN + 1 does not hold.
     """
-    if scores.recipe.get("method") not in METHODS:
-        raise BadInput(
-            f"scores of the unknown method {scores.recipe.get('method')!r}; this uwm has {', '.join(METHODS)}"
-        )
-    method = METHODS[scores.recipe["method"]]
-    alpha = method.alpha if alpha is None else alpha
-    check_settings(alpha=alpha, rule=rule, masses=(mass, text_mass, vision_mass))
-    both = method.mass if mass is None else mass
-    masses = {"text": both if text_mass is None else text_mass, "vision": both if vision_mass is None else vision_mass}
-    rules = {tower: rule or method.rules[tower] for tower in masses}
-    flips = {}
-    for weight, values in scores.items():
-        try:
-            flips[weight] = RULES[rules[weight.modality]](values, masses[weight.modality])
-        except InvalidResult as error:
-            raise InvalidResult(f"{weight}: {error}") from None
-    towers = sorted({w.modality for w in flips})
-    settings = {"rule": {t: rules[t] for t in towers}, "mass": {t: masses[t] for t in towers}}
+    try:
+        editor = entry_editor(scores.recipe.get("method", ""))
+    except BadInput as error:
+        raise BadInput(f"scores of a method that cannot be selected from: {error}") from None
+    given = {"mass": mass, "text_mass": text_mass, "vision_mass": vision_mass, "alpha": alpha, "rule": rule}
+    changes, filled = changes_of(scores, editor, settings.make(editor, given))
     return Patch(
-        flips=flips,
-        shapes={weight: (values.shape[0], values.shape[1]) for weight, values in scores.items()},
+        changes,
+        shapes={weight: tuple(values.shape) for weight, values in scores.items()},
         base=dict(scores.base),
-        alpha=alpha,
-        recipe={**scores.recipe, **settings},
+        recipe={**scores.recipe, **filled},
         casts=dict(scores.casts),
     )
 
 
-def check_settings(*, alpha: float | None, masses: tuple[float | None, ...], rule: str | None = None) -> None:
-    """Refuse settings of `select` that cannot work, before anything is computed; raises as `select`."""
-    for mass in masses:
-        if mass is not None:
-            check_share(mass)
-    if rule is not None and rule not in RULES:
-        raise BadInput(f"--rule {rule!r}: expected one of {', '.join(RULES)}")
-    if alpha is not None and (not math.isfinite(alpha) or abs(alpha) > 1e4):
-        raise BadInput(f"--alpha {alpha}: expected a finite number such as -1")
-    if alpha == 1:
-        raise InvalidResult("--alpha 1 changes nothing")
+def changes_of(
+    scores: Scores, editor: EntryEditor, chosen: EntrySettings
+) -> tuple[dict[WeightId, Scale], dict[str, Any]]:
+    """The changes of every scored weight, and by name the settings that decided them."""
+    both = editor.mass if chosen.mass is None else chosen.mass
+    own = {"text": chosen.text_mass, "vision": chosen.vision_mass}
+    masses = {tower: both if mass is None else mass for tower, mass in own.items()}
+    rules = {tower: chosen.rule or editor.rules[tower] for tower in masses}
+    alpha = editor.alpha if chosen.alpha is None else chosen.alpha
+    changes = {}
+    for weight, values in scores.items():
+        try:
+            found = SELECTORS[rules[weight.modality]](values, masses[weight.modality])
+        except InvalidResult as error:
+            raise InvalidResult(f"{weight}: {error}") from None
+        changes[weight] = Scale(found.numpy(), alpha)
+    towers = sorted({weight.modality for weight in changes})
+    return changes, {"rule": {t: rules[t] for t in towers}, "mass": {t: masses[t] for t in towers}, "alpha": alpha}

@@ -48,7 +48,7 @@ def top_fraction(scores: torch.Tensor, fraction: float) -> torch.Tensor:
     return chosen
 
 
-RULES = {"top-mass": top_mass, "top-fraction": top_fraction}
+SELECTORS = {"top-mass": top_mass, "top-fraction": top_fraction}
 
 
 def check_share(share: float) -> None:

@@ -7,8 +7,8 @@ import torch
 from ...errors import BadInput
 from ...statistics.channel_norms import TokenStatistics
 from ...weights import WeightId
+from .editor import VARIANTS
 
-VARIANTS = ("ratio", "ratio-of-means", "difference", "unsafe-only")  # the first is the paper's own
 VISION_EPSILON = 1e-8  # added to σ in the vision tower only
 CONSTANT = 1e-6  # σ below this share of the channel's norm is rounding, not spread
 
@@ -46,8 +46,10 @@ class UwmScorer:
         self._text = weight_id.tower == "text"
         self._variant = variant
         neutral = {"ratio": 1.0, "difference": 0.0}.get(variant)
-        self._main = _Mean(self._weight, neutral)  # of the pairs where they are compared, of the unsafe side otherwise
-        self._safe = _Mean(self._weight, None) if variant == "ratio-of-means" else None
+        self._main = EntryMean(
+            self._weight, neutral
+        )  # of the pairs where they are compared, of the unsafe side otherwise
+        self._safe = EntryMean(self._weight, None) if variant == "ratio-of-means" else None
         self._zero_columns = (self._weight == 0).all(0)  # [in]
         self.pairs = 0
         self.guards = {
@@ -123,7 +125,7 @@ class UwmScorer:
         self.guards["constant_channels"] += int((~spread & ~dead & ~one[:, None]).sum())
 
 
-class _Mean:
+class EntryMean:
     """The mean [out, in] over samples of a_i · b_j, where a product of 0 says nothing.
 
     Args:

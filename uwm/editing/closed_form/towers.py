@@ -1,0 +1,51 @@
+"""Which towers and blocks a closed form works on, as its settings name them. Importing this needs no torch."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from ...errors import BadInput
+from ...weights import WeightId, block_count
+from ..editors import Pairs
+
+if TYPE_CHECKING:
+    from ...models import Model
+
+TOWERS = ("both", "text", "vision")
+TOWERS_HELP = "Towers that are edited."
+DEPTH_HELP = "Block whose residual stream is looked at, as a share of the depth  [default: 1, the last]"
+WEIGHT_HELP = "Share of the direction that is removed; 2 reflects it  [default: 1]"
+RANK_HELP = "Rank of the change  [default: the method's]"
+
+
+def towers_of(method: str, model: Model, pairs: Pairs, named: str) -> tuple[str, ...]:
+    """The towers to edit; with ``both`` those that the model and the set have.
+
+    Raises:
+        BadInput: A tower that is asked for by name is missing, or none is left.
+    """
+    wanted = ("text", "vision") if named == "both" else (named,)
+    found = [t.name for t in model.layout.towers if t.encoder.modality in wanted]
+    there = tuple(name for name in found if name.partition("_")[0] in pairs.modalities)
+    if not there:
+        what = "the model" if not found else "the set"
+        raise BadInput(f"--method {method}: {what} has no side for the towers to edit ({' and '.join(wanted)})")
+    return there
+
+
+def block_at(model: Model, tower: str, depth: float) -> int:
+    """The block that ends at a share of the depth: 1 for the last, near 0 for the first."""
+    return max(0, math.ceil(depth * block_count(model.weights, tower) - 1e-9) - 1)
+
+
+def check_share(name: str, value: float, low: float = 0.0) -> None:
+    """Refuse a share outside (low, 1]. Raises BadInput."""
+    if not low < value <= 1:
+        raise BadInput(f"--{name} {value}: expected a number over {low:g}, at most 1")
+
+
+def bias_of(model: Model, name: WeightId) -> WeightId | None:
+    """The bias beside a matrix; None where there is none."""
+    bias = WeightId(name.tower, name.block, f"{name.slot}.bias")
+    return bias if bias in model.tensors else None

@@ -1,0 +1,42 @@
+"""The mean of log ratios in place of UWM's mean of ratios: as UWM's score, but robust against single pairs."""
+
+from __future__ import annotations
+
+import torch
+
+from ...weights import WeightId
+from .uwm import EntryMean, UwmScorer
+
+
+class LogRatioScorer(UwmScorer):
+    """The geometric mean over pairs of φ(unsafe) / φ(safe), where UWM takes the arithmetic one (UWM, Eq. 10).
+
+    A pair's ratio is a_i · b_j (see `UwmScorer`), so the mean of its log is mean log a_i + mean log b_j, of rank one up
+    to neutral cases, and one pair with a tiny φ(safe) cannot decide the score. Score = exp of that mean; the text tower
+    multiplies it by |W_ij| as UWM does. Swapping the sides inverts the score. Neutral cases have ratio 1 and are
+    counted as UWM counts them.
+
+    Args:
+        weight_id: Which weight, for its tower's rule.
+        weight: W [out, in].
+    """
+
+    def __init__(self, weight_id: WeightId, weight: torch.Tensor) -> None:
+        super().__init__(weight_id, weight, "ratio")
+        self._main = _LogMean(self._weight, 0.0)
+
+
+class _LogMean(EntryMean):
+    """The geometric mean over samples of a_i · b_j, where a product of 0 counts as 1."""
+
+    def add(self, a: torch.Tensor, b: torch.Tensor, less: tuple[torch.Tensor, torch.Tensor] | None = None) -> None:
+        """Add samples by their factors, [samples, out] and [samples, in]."""
+        assert less is None, "ratios are compared, not differences"
+        fit_a, fit_b = a > 0, b > 0
+        log_a, log_b = torch.where(fit_a, a, 1).log(), torch.where(fit_b, b, 1).log()
+        self._sum += log_a.T @ fit_b.double() + fit_a.double().T @ log_b
+        self._samples += len(a)
+
+    def value(self) -> torch.Tensor:
+        """The mean so far, float64 [out, in]."""
+        return super().value().exp()

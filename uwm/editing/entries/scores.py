@@ -1,0 +1,74 @@
+"""Scores of every chosen weight, stored and read back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ... import records
+from ...errors import InvalidResult
+from ...weights import WeightId
+
+
+@dataclass(frozen=True)
+class Scores(Mapping[WeightId, torch.Tensor]):
+    """WeightId -> scores, float32 [out, in], with what they were made from.
+
+    Attributes:
+        tensors: The scores.
+        base: WeightId -> sha256 of the weight that was scored.
+        casts: WeightId -> the same of its casts to other dtypes, by dtype.
+        recipe: Method, its variant where that is not the default, pairs seen by tower, set fingerprint.
+        guards: WeightId -> counts of the cases that the score leaves neutral.
+    """
+
+    tensors: dict[WeightId, torch.Tensor] = field(repr=False)
+    base: dict[WeightId, str] = field(repr=False)
+    recipe: dict[str, Any]
+    guards: dict[WeightId, dict[str, int]] = field(repr=False)
+    casts: dict[WeightId, dict[str, str]] = field(default_factory=dict, repr=False)
+
+    def __getitem__(self, weight: WeightId) -> torch.Tensor:
+        return self.tensors[weight]
+
+    def __iter__(self) -> Iterator[WeightId]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def check(self) -> None:
+        """Refuse scores that cannot be selected from. Raises InvalidResult."""
+        for weight, tensor in self.tensors.items():
+            if not torch.isfinite(tensor).all():
+                raise InvalidResult(f"{weight}: the scores hold NaN or infinite values")
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, atomically; the same scores give the same bytes."""
+        about = {"recipe": self.recipe, "base": _named(self.base), "guards": _named(self.guards)}
+        about["casts"] = _named(self.casts)
+        records.write(Path(path), "scores", {str(w): t for w, t in self.tensors.items()}, about)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Scores:
+        """Read what `save` wrote. Raises BadInput when it is something else or of another version."""
+        tensors, about = records.read(Path(path), "scores")
+        return cls(
+            {WeightId.parse(name): tensors[name] for name in sorted(tensors, key=WeightId.parse)},
+            _weights(about["base"]),
+            about["recipe"],
+            _weights(about["guards"]),
+            _weights(about["casts"]),
+        )
+
+
+def _named(mapping: Mapping[WeightId, Any]) -> dict[str, Any]:
+    return {str(weight): value for weight, value in mapping.items()}
+
+
+def _weights(mapping: Mapping[str, Any]) -> dict[WeightId, Any]:
+    return {WeightId.parse(name): value for name, value in mapping.items()}

@@ -1,0 +1,83 @@
+"""From a model and pairs to a patch: the pass that an editor asks for, and the patch that it proposes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ..calibration import CalibrationSet, Preservation
+from ..errors import BadInput, InvalidResult
+from ..models import Model
+from ..statistics.batches import BATCH_SIZE, Progress, count_batches, pair_batches, preserved_batches
+from ..statistics.passes import Reducer
+from .editors import Pairs, Proposal, Statistics
+from .patch import Patch
+
+
+def about(calibration: CalibrationSet) -> Pairs:
+    """What an editor is told of a set."""
+    of = {
+        "text": tuple(p.concept for p in calibration.pairs if p.has_text),
+        "vision": tuple(p.concept for p in calibration.pairs if p.has_image),
+    }
+    return Pairs(tuple(modality for modality, concepts in of.items() if concepts), of)
+
+
+def gather(
+    model: Model,
+    statistics: Statistics,
+    calibration: CalibrationSet,
+    *,
+    batch_size: int = BATCH_SIZE,
+    workers: int = 2,
+    progress: Progress | None = None,
+    also: Sequence[Reducer] = (),
+    preserve: Preservation | None = None,
+) -> None:
+    """Feed statistics, and the reducers of others, with the pairs of a set.
+
+    Args:
+        model: Unedited.
+        statistics: From an editor.
+        calibration: The pairs.
+        batch_size, workers, progress: As in `uwm.score`.
+        also: Further reducers of the same pass.
+        preserve: Safe captions and images without partners.
+
+    Raises:
+        BadInput: A preservation set for an editor that has no use for one.
+    """
+    if preserve is not None and not statistics.preserve:
+        raise BadInput("--preserve: this method does not use a preservation set; leave it out, or use --method repel")
+    towers = sorted({tower.partition("_")[0] for tower in statistics.towers})
+    joint = statistics.joint
+    batches: Iterable = pair_batches(
+        model, calibration, batch_size=batch_size, towers=towers, workers=workers, joint=joint
+    )
+    if progress is not None:
+        batches = progress(batches, count_batches(calibration, batch_size, ["text"] if joint else towers), "profile")
+    statistics.feed(model, batches, also)
+    if preserve is not None:
+        passed: dict[str, Any] = {"batch_size": batch_size, "towers": towers, "workers": workers}
+        statistics.feed_preserved(model, preserved_batches(model, preserve, **passed))
+
+
+def make_patch(model: Model, proposal: Proposal, recipe: Mapping[str, Any]) -> Patch:
+    """A patch of what an editor proposes for an unedited model.
+
+    Raises:
+        InvalidResult: Nothing would change, or a change does not fit its tensor or is not finite.
+    """
+    if not proposal.changes:
+        raise InvalidResult("the edit changes nothing")
+    shapes = {name: tuple(model.parameter(name).shape) for name in sorted(proposal.changes)}
+    for name, shape in shapes.items():
+        if not proposal.changes[name].fits(shape):
+            raise InvalidResult(f"{name}: the proposed change does not fit a tensor of {list(shape)}, or is not finite")
+    return Patch(
+        {name: proposal.changes[name] for name in shapes},
+        shapes=shapes,
+        base={name: model.fingerprint(name) for name in shapes},
+        recipe={**recipe, **proposal.settings},
+        casts={name: model.casts(name) for name in shapes},
+    )

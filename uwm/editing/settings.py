@@ -1,0 +1,88 @@
+"""Settings of editors, declared once: a field is a flag, a TOML key, a setting of `uwm compare` and of uwm.json."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, Field, field, fields
+from typing import Any
+
+from ..errors import BadInput
+
+
+def setting(default: Any, kind: type, help: str, choices: Iterable[str] = ()) -> Any:
+    """A field of an editor's frozen dataclass of settings.
+
+    Args:
+        default: None where the editor decides.
+        kind: ``float``, ``int``, ``str`` or ``bool``: what the text on a command line is read as.
+        help: One sentence, as the flag's help.
+        choices: The words that a text may be; such a word alone sets it in `uwm compare`.
+    """
+    return field(default=default, metadata={"kind": kind, "help": help, "choices": tuple(choices)})
+
+
+def flag(name: str) -> str:
+    """A field's name as flags and files spell it."""
+    return name.replace("_", "-")
+
+
+def make(editor: Any, given: Mapping[str, Any]) -> Any:
+    """An editor's settings from what was given by hand; None counts as not given.
+
+    Raises:
+        BadInput: The editor has no such setting, a value is of the wrong type or no word of its choices.
+    """
+    known = {f.name: f for f in fields(editor.Settings)}
+    chosen = {name.replace("-", "_"): value for name, value in given.items() if value is not None}
+    for name in chosen:
+        if name not in known:
+            there = ", ".join(map(flag, known)) or "none"
+            raise BadInput(f"--{flag(name)}: the method {editor.name} has no such setting; it has {there}")
+    settings = editor.Settings(**{name: _typed(known[name], value) for name, value in chosen.items()})
+    editor.check(settings)
+    return settings
+
+
+def _typed(declared: Field[Any], value: Any) -> Any:
+    """A value, or its text, as the field's type."""
+    name, kind, choices = declared.name, declared.metadata["kind"], declared.metadata["choices"]
+    if choices and value not in choices:
+        raise BadInput(f"--{flag(name)} {value!r}: expected one of {', '.join(choices)}")
+    if kind is str and not isinstance(value, str):
+        value = ",".join(map(str, value))  # a list of layers
+    if kind is bool and isinstance(value, str):
+        if value not in ("true", "false"):
+            raise BadInput(f"--{flag(name)} {value!r}: expected true or false")
+        return value == "true"
+    try:
+        made = kind(value)
+    except (TypeError, ValueError):
+        raise BadInput(f"--{flag(name)} {value!r}: expected {kind.__name__}") from None
+    if kind is float and not math.isfinite(made):
+        raise BadInput(f"--{flag(name)} {value!r}: expected a finite number")
+    return made
+
+
+def spelt(texts: Iterable[str], kinds: Iterable[type]) -> dict[str, str]:
+    """``KEY=VALUE``, and words that are a choice of some field, by the field's name.
+
+    Raises:
+        BadInput: A text that is neither.
+    """
+    words = {word: f.name for kind in kinds for f in fields(kind) for word in f.metadata["choices"]}
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if equals:
+            found[key.strip().replace("-", "_")] = value.strip()
+        elif text in words:
+            found[words[text]] = text
+        else:
+            raise BadInput(f"{text!r}: expected NAME=VALUE" + (f", or one of {', '.join(words)}" if words else ""))
+    return found
+
+
+def defaults(kind: type) -> dict[str, Any]:
+    """Field -> its default."""
+    return {f.name: None if f.default is MISSING else f.default for f in fields(kind)}

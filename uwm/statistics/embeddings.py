@@ -1,0 +1,45 @@
+"""Embeddings of every pair, kept while a pass makes them anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from ..errors import InvalidResult
+from ..weights import WeightId
+from .passes import Part
+
+
+class PairEmbeddings:
+    """Reducer that keeps the embeddings of every side, by tower, in the order of the pass.
+
+    Args:
+        normalised: Whether they are.
+    """
+
+    def __init__(self, normalised: bool = True) -> None:
+        self._normalised = normalised
+        self._rows: dict[str, list[list[torch.Tensor]]] = {}  # tower -> side -> batches [pairs, dim]
+
+    def sides(self, tower: str) -> list[torch.Tensor]:
+        """Safe and unsafe side, or the safe one only, float32 [n, dim] each on the CPU; empty where none was kept."""
+        return [torch.cat(batches) for batches in self._rows.get(tower, [])]
+
+    def layers(self, tower: str) -> Sequence[WeightId]:
+        """None: it looks at no layer."""
+        return ()
+
+    def take(self, weight: WeightId, side: int, x: torch.Tensor, mask: torch.Tensor | None) -> None:
+        """Never called."""
+
+    def update(self, part: Part) -> None:
+        """Keep one batch. Raises InvalidResult for NaN or infinite embeddings."""
+        rows = self._rows.setdefault(part.tower, [[] for _ in part.embeddings])
+        for batches, side in zip(rows, part.embeddings, strict=True):
+            bad = ~torch.isfinite(side).all(1)
+            if bad.any():
+                pair = part.first + int(bad.nonzero()[0])
+                raise InvalidResult(f"{part.tower} tower: NaN or infinite embeddings at pair {pair}")
+            batches.append((F.normalize(side, dim=-1) if self._normalised else side).cpu())
