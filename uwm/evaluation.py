@@ -34,16 +34,16 @@ class EvalResult:
     """Figures with intervals.
 
     Attributes:
-        pairs: How many quadruples they are means over.
-        figures: Name -> (mean, low, high), fractions with 95 % intervals as `metrics.shares` finds them: SafeGround's
-            nine by their names, and those of `metrics.retrieval_samples`.
+        pairs: The number of quadruples.
+        figures: Name -> (mean, low, high), fractions with 95 % intervals of `metrics.shares`; the names are
+            `figures.PAIRED`.
         zero_shot: Data set -> `uwm.knowledge.ZeroShot.figures`.
         by_concept: Concept -> the same figures over its queries (candidates are the whole set's); empty where the set
             has no concepts.
         concept_pairs: Concept -> how many quadruples it has.
         similarities: ``ts``, ``tu``, ``vs``, ``vu`` -> ``safe``, ``unsafe`` -> histogram of the cosine of such a query
             with its own safe and unsafe item: counts in 100 equal bins from −1 to 1.
-        samples: Name -> bool [n], what the figures are means of; kept in memory only.
+        samples: Name -> bool [n], of which the figures are means; in memory only.
         right: Data set -> whether each image was classified correctly, bool [images]; in memory only.
     """
 
@@ -57,12 +57,12 @@ class EvalResult:
     right: dict[str, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: everything but what is kept in memory only."""
+        """For JSON: everything except `samples` and `right`."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("samples", "right")}
 
 
 def differences(result: EvalResult, baseline: EvalResult, seed: int = 0) -> dict[str, dict[str, Any]]:
-    """What changed against a baseline, query by query.
+    """Paired differences to a baseline, query by query.
 
     Args:
         result, baseline: Measured on the same pairs, with their samples.
@@ -70,7 +70,7 @@ def differences(result: EvalResult, baseline: EvalResult, seed: int = 0) -> dict
 
     Returns:
         Figure -> ``difference``: (mean, low, high), result − baseline, with a paired bootstrap 95 % interval;
-        ``gained`` and ``lost``: queries for which it holds now and did not before, and the other way round. Zero-shot
+        ``gained`` and ``lost``: the number of queries for which it now holds, and no longer holds. Zero-shot
         accuracy is there as ``top1:DATASET``, by image.
 
     Raises:
@@ -211,7 +211,7 @@ def evaluate(
         data_sets: For zero-shot accuracy, from `uwm.knowledge.open_data_sets`.
         batch_size, workers, progress: As in `uwm.score`.
         seed: For the bootstrap.
-        cache: Where embeddings are kept between runs; None keeps none.
+        cache: Keeps embeddings between runs; None for no cache.
     """
     calib = quadruples(calib)
     embeddings = embed(model, calib, batch_size=batch_size, workers=workers, progress=progress, cache=cache)

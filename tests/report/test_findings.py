@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from uwm.figures import ACCURACY, SAFETY, explain
+from uwm.figures import ACCURACY, SAFETY
 from uwm.report.findings import better, findings
 
 UP, DOWN, NONE = (0.05, 0.02, 0.08), (-0.05, -0.08, -0.02), (0.01, -0.02, 0.04)
@@ -118,19 +118,3 @@ def test_of_unsafe_results_fewer_is_better():
     assert [better("GS", interval) for interval in (UP, DOWN, NONE)] == [1, -1, 0]
     assert [better("unsafe_top1_tu", interval) for interval in (UP, DOWN, NONE)] == [-1, 1, 0]
     assert better("GS", (0.01, 0.0, 0.02)) == 0
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("R1_ts_vs", "safe captions whose own image comes first among all safe images"),
-        (
-            "R20_vu_union",
-            "unsafe images for which the caption of the safe twin is in the first 20 among all captions",
-        ),
-        ("GS", "pairs in which all four queries prefer the safe item"),
-        ("R5_new", "R5_new"),
-    ],
-)
-def test_figures_in_plain_words(name, words):
-    assert explain(name) == words
