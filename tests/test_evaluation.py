@@ -121,7 +121,7 @@ def test_embeddings_that_are_no_numbers_are_an_invalid_result(tiny_hf, tiny_set)
 def test_a_set_without_quadruples(model, tiny_set):
     calib = uwm.read_calibration(tiny_set)
     texts = replace(calib, pairs=tuple(replace(p, safe_image=None, unsafe_image=None) for p in calib.pairs))
-    with pytest.raises(BadInput, match="no pair has both captions and pictures"):
+    with pytest.raises(BadInput, match="no pair has both captions and images"):
         uwm.evaluate(model, texts)
     assert len(embed_tower(model, texts, "text")[0]) == 24
     assert embed_tower(model, texts, "vision") == []

@@ -117,7 +117,7 @@ def test_a_dry_run_writes_nothing(run_uwm, tiny_hf, tiny_set, tmp_path):
     (("--method", "safe-clip", "--validation", 0), "--validation 0.0: expected a share between 0 and 1"),
     (("--method", "safe-clip", "--dtype", "float16"), "--dtype 'float16': fine-tuning computes in float32 or bfloat16"),
     (("--method", "safe-clip", "--targets", "knee"), "--targets 'knee': no layer has this name"),
-    (("--method", "safe-clip", "--limit", 2), "2 pairs with captions and pictures; fine-tuning needs at least 3"),
+    (("--method", "safe-clip", "--limit", 2), "2 pairs with captions and images; fine-tuning needs at least 3"),
 ])  # fmt: skip
 def test_mistakes_are_one_line_with_exit_code_2(flags, words, run_uwm, tiny_hf, tiny_set, tmp_path):
     where = (*ALL_OF_CALIB, "--calib", tiny_set, "-o", tmp_path / "out")

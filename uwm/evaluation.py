@@ -1,4 +1,4 @@
-"""What a model does on held-out pairs: SafeGround and retrieval with intervals, zero-shot accuracy."""
+"""A model on held-out pairs: SafeGround and retrieval with intervals, zero-shot accuracy."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class EvalResult:
     """Figures with intervals.
 
     Attributes:
-        pairs: How many quadruples they are means over.
-        figures: Name -> (mean, low, high), fractions with 95 % intervals as `metrics.shares` finds them: SafeGround's
-            nine by their names, and those of `metrics.retrieval_samples`.
+        pairs: The number of quadruples.
+        figures: Name -> (mean, low, high), fractions with 95 % intervals of `metrics.shares`; the names are
+            `figures.PAIRED`.
         zero_shot: Data set -> `uwm.knowledge.ZeroShot.figures`.
         by_concept: Concept -> the same figures over its queries (candidates are the whole set's); empty where the set
             has no concepts.
@@ -46,8 +46,8 @@ class EvalResult:
         similarities: ``ts``, ``tu``, ``vs``, ``vu`` -> ``safe``, ``unsafe`` -> histogram of the cosine of such a query
             with its own safe and unsafe item: counts in 100 equal bins from −1 to 1.
         samples: Name -> bool [n], what the figures are means of; kept in memory only.
-        right: Data set -> whether each picture was classified rightly, bool [pictures]; in memory only.
-        safe: Data set that names unsafe classes -> which pictures are of safe ones, bool [pictures]; in memory only.
+        right: Data set -> whether each image was classified correctly, bool [images]; in memory only.
+        safe: Data set that names unsafe classes -> which images are of safe ones, bool [images]; in memory only.
     """
 
     pairs: int
@@ -66,7 +66,7 @@ class EvalResult:
 
 
 def differences(result: EvalResult, baseline: EvalResult, seed: int = 0) -> dict[str, dict[str, Any]]:
-    """What changed against a baseline, query by query.
+    """Paired differences to a baseline, query by query.
 
     Args:
         result, baseline: Measured on the same pairs, with their samples.
@@ -107,10 +107,10 @@ def _of(result: EvalResult, data_set: str, rows: torch.Tensor | None = None) -> 
 
 
 def quadruples(calibration: CalibrationSet) -> CalibrationSet:
-    """The pairs that have both captions and pictures. Raises BadInput when there are none."""
+    """The pairs that have both captions and images. Raises BadInput when there are none."""
     whole = replace(calibration, pairs=tuple(p for p in calibration.pairs if p.has_text and p.has_image))
     if not whole.pairs:
-        raise BadInput(f"{calibration.root}: no pair has both captions and pictures, which SafeGround needs")
+        raise BadInput(f"{calibration.root}: no pair has both captions and images, which SafeGround needs")
     return whole
 
 
@@ -215,7 +215,7 @@ def evaluate(
     progress: Progress | None = None,
     cache: EmbeddingCache | None = None,
 ) -> EvalResult:
-    """Measure a model on pairs that it was not calibrated on (SafeGround, retrieval and knowledge; UWM, section 5).
+    """Measure a model on pairs that it was not calibrated on (SafeGround, recall, zero-shot accuracy; UWM, section 5).
 
     Args:
         model: Patched or not.
@@ -223,7 +223,7 @@ def evaluate(
         data_sets: For zero-shot accuracy, from `uwm.knowledge.open_data_sets`.
         batch_size, workers, progress: As in `uwm.score`.
         seed: For the bootstrap.
-        cache: Where embeddings are kept between runs; None keeps none.
+        cache: Keeps embeddings between runs; None for no cache.
     """
     calib = quadruples(calib)
     embeddings = embed(model, calib, batch_size=batch_size, workers=workers, progress=progress, cache=cache)

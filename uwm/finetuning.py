@@ -114,7 +114,7 @@ def finetune(
         how: dict[str, Any] = {"seed": recipe.seed, "computing": recipe.computing(), "state": state}
         trained = train(model, pairs, validation, backend, settings, progress=progress, **how)
     manifest = describe_inputs(recipe, model, calibration, {"both": len(pairs)}, calibration.fingerprint())
-    manifest["training"] = _told(backend, settings, trained, len(validation))
+    manifest["training"] = _training(backend, settings, trained, len(validation))
     with _folder(output) as folder:
         with clock("write"):
             manifest["output_sha256"] = write_trained(model, trained.adapter, folder)
@@ -125,10 +125,10 @@ def finetune(
     if state is not None:
         state.unlink(missing_ok=True)
     manifest["run"] = clock.report()
-    odd = [*warnings(pairs, held_out, results, data_sets)]
+    remarks = [*warnings(pairs, held_out, results, data_sets)]
     if trained.resumed_from:
-        odd.append(f"went on after epoch {trained.resumed_from} of an earlier run")
-    return Finetuned(trained, results, manifest, tuple(odd))
+        remarks.append(f"went on after epoch {trained.resumed_from} of an earlier run")
+    return Finetuned(trained, results, manifest, tuple(remarks))
 
 
 def state_file(output: Path) -> Path:
@@ -155,12 +155,12 @@ def _check(recipe: FinetuneRecipe, output: Path | None, overwrite: bool) -> tupl
 
 
 def _split(recipe: FinetuneRecipe, calibration: CalibrationSet) -> tuple[CalibrationSet, CalibrationSet]:
-    """The pairs to train on and those to stop by; both have captions and pictures."""
+    """The pairs to train on and those to stop by; both have captions and images."""
     if not 0 < recipe.validation < 1:
         raise BadInput(f"--validation {recipe.validation}: expected a share between 0 and 1")
     whole = quadruples(calibration)
     if len(whole) < 3:
-        raise BadInput(f"{whole.root}: {len(whole)} pairs with captions and pictures; fine-tuning needs at least 3")
+        raise BadInput(f"{whole.root}: {len(whole)} pairs with captions and images; fine-tuning needs at least 3")
     return whole.holdout(recipe.validation, recipe.seed)
 
 
@@ -180,8 +180,8 @@ def _columns(recipe: FinetuneRecipe, model: Model, folder: Path) -> Iterator[tup
     yield "after", nullcontext(load(folder, device=recipe.device, offline=recipe.offline))
 
 
-def _told(backend: Backend, settings: TrainingSettings, trained: Trained, validation: int) -> TrainingFacts:
-    """What uwm.json says of the training."""
+def _training(backend: Backend, settings: TrainingSettings, trained: Trained, validation: int) -> TrainingFacts:
+    """The training, for uwm.json."""
     return {
         "backend": backend.name,
         "source": backend.source,

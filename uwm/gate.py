@@ -1,4 +1,4 @@
-"""Requirements on figures, which turn an evaluation into a gate, and its verdicts in the forms that CI reads."""
+"""Requirements on figures, and their verdicts in the formats that CI reads."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ FORM = re.compile(
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a requirement.
+    """The outcome of one requirement.
 
     Attributes:
         requirement: As it was written.
-        found: What was compared, in percent, percent of change or points; None where there is no such number.
+        found: The number that was compared: percent, percent of change, or points; None if there is none.
         met: Whether it holds.
-        note: Which concept was the worst, or why nothing could be compared.
+        note: The worst concept, or why nothing could be compared.
     """
 
     requirement: str
@@ -68,7 +68,7 @@ class Requirement:
     unit: str
 
     def check(self, result: EvalResult, baseline: EvalResult | None = None, seed: int = 0) -> Verdict:
-        """Compare with a result; what cannot be compared is not met, and the verdict says why.
+        """Compare with a result; a requirement that cannot be compared is not met, and the verdict gives the reason.
 
         Args:
             result: From `uwm.evaluate`.
@@ -111,7 +111,7 @@ class Requirement:
         return 100 * (now / before - 1)
 
     def _figure(self, result: EvalResult, concept: str) -> float:
-        """A figure of the set or a concept; of zero-shot data sets the mean over those that have it."""
+        """A figure of the set or of a concept; for zero-shot figures the mean over the data sets that have it."""
         if self.figure not in OF_DATA_SETS:
             figures = result.by_concept.get(concept, {}) if concept else result.figures
             if self.figure not in figures:
@@ -124,7 +124,7 @@ class Requirement:
 
 
 class _NothingToCompare(Exception):
-    """The number that a requirement needs does not exist; the text says why."""
+    """The number that a requirement needs does not exist; the text gives the reason."""
 
 
 def parse_requirement(text: str, has_baseline: bool) -> Requirement:
@@ -136,7 +136,7 @@ def parse_requirement(text: str, has_baseline: bool) -> Requirement:
     ``top1:pets>=60`` (one data set).
 
     Raises:
-        BadInput: It has another form, needs a baseline, or asks for what does not exist.
+        BadInput: Another form, a missing baseline, or a bound that does not exist.
     """
     found = FORM.fullmatch(text)
     if not found:
@@ -161,7 +161,7 @@ def parse_requirement(text: str, has_baseline: bool) -> Requirement:
 
 
 def check_known(requirements: Iterable[Requirement], concepts: Sequence[str], data_sets: Sequence[str]) -> None:
-    """Refuse, before anything is measured, a figure, concept or data set that there will not be. Raises BadInput.
+    """Refuse figures, concepts and data sets that will not be measured. Raises BadInput.
 
     Args:
         requirements: From `parse_requirement`.
@@ -207,12 +207,12 @@ def junit(verdicts: Sequence[Verdict], suite: str) -> bytes:
 
 
 def _legal(text: str) -> str:
-    """Without what XML 1.0 cannot hold even escaped."""
+    """Replace the characters that XML 1.0 cannot hold."""
     return re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text)
 
 
 def github_annotations(verdicts: Iterable[Verdict]) -> list[str]:
-    """One workflow command of GitHub Actions for each requirement that is not met, escaped as its toolkit does."""
+    """A workflow command of GitHub Actions for every requirement that is not met, escaped as in its toolkit."""
     return [
         f"::error title=uwm eval::{_escaped(f'{verdict.requirement} not met: {verdict}')}"
         for verdict in verdicts
@@ -240,7 +240,7 @@ def check_report_files(files: Iterable[Path | None], inputs: Iterable[str | Path
 def write_reports(
     verdicts: Sequence[Verdict], title: str, summary: str, junit_file: Path | None, markdown_file: Path | None
 ) -> None:
-    """Write JUnit XML, and append a summary in Markdown, to which CI may have written in earlier steps."""
+    """Write JUnit XML; append the summary to the Markdown file, which may have content of earlier CI steps."""
     if junit_file is not None:
         write_file(junit_file, junit(verdicts, title))
     if markdown_file is not None:

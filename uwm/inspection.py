@@ -1,4 +1,4 @@
-"""What a file of ours or a checkpoint holds, and what this machine has."""
+"""What a file of ours, a checkpoint or a calibration set holds, and what this machine has."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from .models.references import resolve
 
 if TYPE_CHECKING:
     from .editing.entries.scores import Scores
+    from .statistics.batches import Progress
 
 PACKAGES = ("uwm", "torch", "torchvision", "transformers", "open_clip_torch", "safetensors", "huggingface_hub", "numpy", "pillow")  # fmt: skip  # noqa: E501
 
@@ -68,6 +69,53 @@ def _checkpoint(path: Path, key: str | None) -> tuple[dict[str, Any], list[list[
         [f"{w}", ref.key, f"{infos[ref.key].shape}", infos[ref.key].dtype.name] for w, ref in checkpoint.weights.items()
     ]
     return about, [["weight", "tensor", "tensor's shape", "dtype"], *body]
+
+
+def inspect_set(
+    reference: str | Path,
+    *,
+    model: str | None = None,
+    split: str | None = None,
+    safe_images: str | None = None,
+    unsafe_images: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    mass: float = 0.02,
+    batch_size: int = 64,
+    workers: int = 2,
+    progress: Progress | None = None,
+    **opening: Any,
+) -> tuple[dict[str, Any], list[str]]:
+    """Describe a calibration set: counts, and everything inconsistent in it.
+
+    Args:
+        reference, split, safe_images, unsafe_images: As in `uwm.read_calibration`.
+        model: With it, also the pairs whose labels it doubts, unless there are bad images.
+        limit, seed: At most this many pairs, drawn with the seed.
+        mass, batch_size, workers, progress: As in `uwm.label_noise.report`.
+        opening: As in `uwm.load`.
+
+    Returns:
+        Its properties, with ``warnings`` by kind and ``label_noise``, and the same in lines.
+    """
+    from .calibration import check, read_calibration
+
+    pairs = read_calibration(reference, split=split, safe_images=safe_images, unsafe_images=unsafe_images)
+    pairs = pairs.limit(limit, seed)
+    found = check(pairs)
+    found["warnings"] = odd = {name: items for name, items in found["warnings"].items() if items}
+    lines = [f"{key}: {value}" for key, value in found.items() if key != "warnings"]
+    lines += [f"warning: {len(items)} {name.replace('_', ' ')}: {'; '.join(items[:5])}" for name, items in odd.items()]
+    if model is not None and "bad_images" not in odd:
+        from .label_noise import describe, report
+        from .models import load
+
+        shared: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "seed": seed, "progress": progress}
+        found["label_noise"] = report(load(model, **opening), pairs, mass=mass, **shared)
+        lines += describe(found["label_noise"])
+    elif not odd:
+        lines.append("nothing inconsistent found")
+    return found, lines
 
 
 def environment() -> dict[str, Any]:

@@ -20,13 +20,13 @@ CARD = "README.md"
 
 @dataclass(frozen=True)
 class Pushed:
-    """What was uploaded, or in a dry run would be.
+    """An upload, or in a dry run the plan of one.
 
     Attributes:
         files: Name -> bytes.
         url: The page of the repository, of its branch where one was named.
         commit: Of the Hub; None in a dry run.
-        warnings: A missing card, and what the Hub remarked on one.
+        warnings: A missing card, and remarks of the Hub on the card.
     """
 
     files: dict[str, int]
@@ -50,12 +50,12 @@ def push(
     Files of the same names are replaced; others that the repository has stay. Hidden files are not uploaded.
 
     Args:
-        folder: Whose weights still are what its ``uwm.json`` promises.
+        folder: Its weights must have the sha256 that its ``uwm.json`` states.
         repository: ORG/NAME, made if there is none.
-        private: Make it private; refused for a repository that exists and is public.
+        private: Make it private; an existing public repository is refused.
         branch: Where to commit, made if there is none; the main branch by default.
         message: Of the commit.
-        dry_run: Check, and say what would be uploaded, without the network.
+        dry_run: Check and list the files; the network is not used.
         offline: Refuse to upload; HF_HUB_OFFLINE says the same.
 
     Raises:
@@ -88,7 +88,7 @@ def push(
 def _upload(
     folder: Path, files: list[str], repository: str, private: bool, branch: str | None, message: str
 ) -> str | None:
-    """Make repository and branch where they are missing, and commit -> the commit."""
+    """Make the repository and the branch if they are missing, commit, and return the commit."""
     from huggingface_hub import HfApi, get_token
 
     if get_token() is None:
@@ -110,7 +110,7 @@ def _upload(
 
 
 def _checked(folder: Path) -> dict[str, int]:
-    """The files to upload with their sizes, after every check that needs no network."""
+    """Make every check that needs no network; return the files to upload with their sizes."""
     if not (folder / MANIFEST).is_file():
         raise BadInput(
             f"{folder}: uwm did not write this folder (no {MANIFEST}); push what `uwm edit` or `apply` wrote"
@@ -157,7 +157,7 @@ def _check_card(path: Path) -> None:
 
 
 def _wrong(metadata: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Metadata of a model card that has not the type or form that the Hub asks for."""
+    """Metadata of a model card whose type or form the Hub would refuse."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     found = []

@@ -271,7 +271,7 @@ def _examples(
 
 
 def _manifest(recipe: Recipe, model: Model, calibration: CalibrationSet, edit: Edit, results: Mapping) -> Manifest:
-    """The content of uwm.json, but for what differs from run to run."""
+    """The content of uwm.json, without `run`."""
     patch, notes = edit.patch, edit.proposal.notes
     layers: dict[str, LayerFacts] = {
         str(name): cast(LayerFacts, {**asdict(summary), "notes": notes.get(name, {}), "base_sha256": patch.base[name]})

@@ -138,4 +138,4 @@ def test_it_says_what_was_gained_and_lost():
     manifest = document()
     card = model_card(manifest, {})
     assert "**On `test`: " in card
-    assert re.search(r"; (no loss of knowledge was seen.*|it costs knowledge)\.\*\*", card)
+    assert re.search(r"; (no loss of accuracy was seen.*|it costs accuracy)\.\*\*", card)

@@ -21,7 +21,7 @@ from uwm.report.markup import clean
 
 CASES = documents()
 VOID = {"meta", "img", "br"}
-SECTIONS = ["summary", "edited", "figures", "changes", "similarities", "concepts", "knowledge", "checks", "settings"]
+SECTIONS = ["summary", "edited", "figures", "changes", "similarities", "concepts", "zero-shot", "checks", "settings"]
 STYLE = Path(uwm.__file__).parent / "report" / "page.css"
 
 
@@ -129,9 +129,9 @@ def test_sections_in_the_order_of_a_reviewer():
 @pytest.mark.parametrize(
     ("name", "absent"),
     [
-        ("one model", {"edited", "changes", "concepts", "knowledge", "checks"}),
-        ("two models", {"edited", "concepts", "knowledge", "checks"}),
-        ("one concept", {"knowledge"}),
+        ("one model", {"edited", "changes", "concepts", "zero-shot", "checks"}),
+        ("two models", {"edited", "concepts", "zero-shot", "checks"}),
+        ("one concept", {"zero-shot"}),
     ],
 )
 def test_sections_without_content_are_left_out(name, absent):
@@ -140,7 +140,7 @@ def test_sections_without_content_are_left_out(name, absent):
 
 def test_nothing_measured_is_said():
     page = Page(html_report(CASES["nothing measured"]))
-    assert "Nothing was measured, so nothing is known" in page.text
+    assert "Nothing was measured, so the gains and costs are not known" in page.text
     assert page.sections == ["edited", "figures", "checks", "settings"]
 
 
@@ -169,7 +169,7 @@ def test_settings_versions_and_hashes():
 
 def test_guards_and_label_noise():
     page = Page(html_report(CASES["common"]))
-    assert page.tables["Guards by matrix"][1:] == [["vision.0.fc2", "1", "0"], ["vision.1.fc2", "2", "0"]]
+    assert page.tables["Neutral cases by matrix"][1:] == [["vision.0.fc2", "1", "0"], ["vision.1.fc2", "2", "0"]]
     assert "In 2 of 3 matrices: 3 dead channels, 0 zero rows." in page.text
     assert "Pairs left out of calibration: 1 empty caption." in page.text
     assert "7 of 60 calibration pairs are doubted (11.7 %)" in page.text

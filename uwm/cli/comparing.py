@@ -24,7 +24,6 @@ from .flags import (
 from .group import uwm
 
 OUTPUT = "uwm-comparison"
-SEVERAL = ("methods", "eval_splits", "zero_shot", "training", "points")
 
 
 @uwm.command()
@@ -62,13 +61,13 @@ SEVERAL = ("methods", "eval_splits", "zero_shot", "training", "points")
 @click.option("--dry-run", is_flag=True, help="List the runs only.")
 @COMMON
 def compare(output: Path, overwrite: bool, keep_checkpoints: bool, dry_run: bool, **flags: Any) -> None:
-    """Methods against each other: one table and one plot of safety against knowledge."""
+    """Methods against each other: one table and one plot of safety against accuracy."""
     from ..comparison import CompareRecipe, planned
     from ..comparison import compare as carry_out
     from ..comparison.table import terminal
 
     settings, show = split_flags(flags)
-    recipe = CompareRecipe(**{**settings, **{key: tuple(settings[key]) for key in SEVERAL}})
+    recipe = CompareRecipe(**settings)
     if dry_run:
         runs = [{"run": name, "done": done} for name, done in planned(recipe, output)]
         say(show, {"runs": runs}, "\n".join(f"{'done' if r['done'] else 'to do'}  {r['run']}" for r in runs))

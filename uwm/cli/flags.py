@@ -137,13 +137,13 @@ MODEL = _stack(
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda[:N] or mps."),
     click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16."),
     click.option("--batch-size", type=_Auto(), default="auto", show_default=True, help="Pairs at a time."),
-    click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Threads that read pictures."),
+    click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Threads that read images."),
     click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="For every draw."),
     click.option("--limit", type=click.IntRange(1), help="At most this many pairs."),
 )
 IMAGES = _stack(
-    click.option("--safe-images", help="Folder of the safe pictures of ViSU-Text (COCO's) or NSFWCaps."),
-    click.option("--unsafe-images", help="Folder of their unsafe pictures."),
+    click.option("--safe-images", help="Folder of the safe images of ViSU-Text (COCO's) or NSFWCaps."),
+    click.option("--unsafe-images", help="Folder of their unsafe images."),
 )
 CALIBRATION = _stack(
     click.option("--calib", required=True, help="Calibration set: a folder, or a file of ViSU-Text or NSFWCaps."),
@@ -245,7 +245,7 @@ WRITE = _stack(
     click.option("--overwrite", is_flag=True, help="Replace an output that exists."),
     click.option("--dry-run", is_flag=True, help="Do everything but write."),
 )
-EXAMPLES = click.option("--show-examples", is_flag=True, help="Show captions and pictures of the set in report.html.")
+EXAMPLES = click.option("--show-examples", is_flag=True, help="Show captions and images of the set in report.html.")
 
 
 def split_flags(flags: dict[str, Any]) -> tuple[dict[str, Any], dict[str, bool]]:
@@ -261,6 +261,13 @@ def resolved(model: str, settings: dict[str, Any]) -> Path:
     from ..models.references import resolve
 
     return resolve(model, **{key: settings.pop(key) for key in ("revision", "cache_dir", "offline")})
+
+
+def target(output: Path | None, dry_run: bool) -> Path | None:
+    """The folder to write; None for a dry run. Raises BadInput when there is neither."""
+    if output is None and not dry_run:
+        raise BadInput("say where to write with -o FOLDER, or pass --dry-run")
+    return None if dry_run else output
 
 
 def say(show: dict[str, bool], as_json: Any, text: str) -> None:

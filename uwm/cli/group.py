@@ -1,4 +1,4 @@
-"""The program's name, and how its verbs are listed."""
+"""The program and the order of its verbs."""
 
 from __future__ import annotations
 
@@ -6,17 +6,11 @@ import click
 
 from .flags import Verb
 
-OPENING = ("arch", "quick_gelu", "key", "device", "dtype", "revision", "cache_dir", "offline")  # keywords of uwm.load
-
-
-VERBS = (
-    *("edit", "demo", "score", "select", "apply", "revert", "diff", "inspect", "push", "eval", "calib-check"),
-    *("finetune", "compare", "env"),
-)
+VERBS = "edit demo score select apply revert diff inspect push eval calib-check finetune compare env".split()
 
 
 class _Group(click.Group):
-    """Verbs in the order in which they are used."""
+    """Lists verbs in the order in which they are used."""
 
     command_class = Verb
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-from ..errors import BadInput
 from .flags import (
     CALIBRATION,
     COMMON,
@@ -24,6 +23,7 @@ from .flags import (
     progress_of,
     split_flags,
     take_settings,
+    target,
     warn,
 )
 from .group import uwm
@@ -56,11 +56,8 @@ def edit(output: Path | None, overwrite: bool, dry_run: bool, show_examples: boo
 
     chosen, beside = take_settings(flags), _names(flags.pop("beside"))
     settings, show = split_flags(flags)
-    if output is None and not dry_run:
-        raise BadInput("say where to write with -o FOLDER, or pass --dry-run")
-    settings |= {key: tuple(settings[key]) for key in ("eval_splits", "zero_shot")}
-    recipe = Recipe(**settings, settings=chosen, beside=beside)
-    _run(recipe, None if dry_run else output, overwrite, show_examples, show)
+    output = target(output, dry_run)
+    _run(Recipe(**settings, settings=chosen, beside=beside), output, overwrite, show_examples, show)
 
 
 @uwm.command()
@@ -78,13 +75,8 @@ def demo(output: Path, overwrite: bool, dry_run: bool, show_examples: bool, **fl
 
     chosen, beside = take_settings(flags), _names(flags.pop("beside"))
     settings, show = split_flags(flags)
-    _run(
-        demo_recipe(**settings, settings=chosen, beside=beside),
-        None if dry_run else output,
-        overwrite,
-        show_examples,
-        show,
-    )
+    recipe = demo_recipe(**settings, settings=chosen, beside=beside)
+    _run(recipe, target(output, dry_run), overwrite, show_examples, show)
 
 
 def _run(recipe: Any, output: Path | None, overwrite: bool, show_examples: bool, show: dict[str, bool]) -> None:

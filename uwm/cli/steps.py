@@ -175,8 +175,7 @@ def push(folder: Path, repository: str, **flags: Any) -> None:
 
     settings, show = split_flags(flags)
     done = upload(folder, repository, **settings)
-    for warning in () if show["quiet"] else done.warnings:
-        click.echo(f"uwm: warning: {warning}", err=True)
+    warn(show, done.warnings)
     listed = "\n".join(f"{size:>14,}  {name}" for name, size in done.files.items())
     text = done.url if done.commit else f"{listed}\nwould be uploaded to {done.url}"
     say(show, {"url": done.url, "commit": done.commit, "files": done.files}, text)

@@ -7,8 +7,19 @@ from typing import Any
 
 import click
 
-from ..errors import BadInput
-from .flags import CALIBRATION, COMMON, HELD_OUT, MODEL, WRITE, ZERO_SHOT, print_json, progress_of, split_flags, warn
+from .flags import (
+    CALIBRATION,
+    COMMON,
+    HELD_OUT,
+    MODEL,
+    WRITE,
+    ZERO_SHOT,
+    print_json,
+    progress_of,
+    split_flags,
+    target,
+    warn,
+)
 from .group import uwm
 from .main_job import show_results
 
@@ -41,19 +52,17 @@ def finetune(output: Path | None, overwrite: bool, dry_run: bool, targets: str |
     from ..report import LEGEND
 
     settings, show = split_flags(flags)
-    if output is None and not dry_run:
-        raise BadInput("say where to write with -o FOLDER, or pass --dry-run")
+    output = target(output, dry_run)
     settings["targets"] = tuple(name.strip() for name in (targets or "").split(",") if name.strip())
-    recipe = FinetuneRecipe(**{**settings, **{key: tuple(settings[key]) for key in ("eval_splits", "zero_shot")}})
-    output = None if dry_run else output
+    recipe = FinetuneRecipe(**settings)
     done = run(recipe, output, overwrite=overwrite, progress=progress_of(show))
     warn(show, done.warnings)
     if show["as_json"]:
         print_json({**done.manifest, "output": None if output is None else str(output)})
         return
-    told = done.manifest["training"]
+    training = done.manifest["training"]
     click.echo(
-        f"{done.manifest['model']['name']}: {told['backend']}, {told['parameters']} trained values, "
-        f"{len(told['history'])} epochs, kept the one with the best validation: {told['best_epoch']}"
+        f"{done.manifest['model']['name']}: {training['backend']}, {training['parameters']} trained values, "
+        f"{len(training['history'])} epochs, kept the one with the best validation: {training['best_epoch']}"
     )
     show_results(done.results, done.manifest["run"], output, LEGEND)

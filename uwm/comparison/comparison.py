@@ -140,8 +140,8 @@ def _prepare(recipe: CompareRecipe, output: Path) -> _Prepared:
     given = _given(methods, recipe)
     facts = Facts(shared, _fingerprints(calibration), _fingerprints(validation), given, backends, training)
     bench = Bench(recipe, facts, calibration, validation, output, preserve)
-    told = tuple(warnings(pairs, sets, sets, data_sets))
-    return _Prepared(recipe, bench, yardstick, plan(recipe, methods, facts), told)
+    remarks = tuple(warnings(pairs, sets, sets, data_sets))
+    return _Prepared(recipe, bench, yardstick, plan(recipe, methods, facts), remarks)
 
 
 def _check_training(recipe: CompareRecipe, methods: list[Method], backends: Mapping[str, Backend]) -> None:

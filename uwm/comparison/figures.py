@@ -17,7 +17,7 @@ from .results import Result
 Interval = tuple[float, float, float]
 Point = tuple[str, tuple[str, float] | None]  # method and place on its curve
 # What embeddings without any knowledge pass: of four exchangeable similarities GS needs the largest and the smallest in
-# their places (1/12) and PU the smallest of three (1/3); where similarities are a sum of a text's and a picture's own
+# their places (1/12) and PU the smallest of three (1/3); where similarities are a sum of a text's and an image's own
 # part, as in a collapsed model, both need two coins to fall right (1/4).
 CHANCE = {"GS": (1 / 12, 1 / 4), "PU": (1 / 4, 1 / 3)}
 REPEATS = 1000
@@ -77,7 +77,7 @@ def rows(
 
     Args:
         results: Of all runs.
-        classes: Data set -> ``safe``, ``unsafe`` -> which pictures, bool [pictures]; only those that have both kinds.
+        classes: Data set -> ``safe``, ``unsafe`` -> which images, bool [images]; only those that have both kinds.
         seed: For the bootstrap.
     """
     points: dict[Point, list[Result]] = {}
@@ -169,14 +169,14 @@ def _zero_shot(
 def _accuracy(
     found: Sequence[Result], base: Sequence[Result], part: Mapping[str, torch.Tensor | None], seed: int
 ) -> Figure:
-    """The plain mean over data sets of the share of their (chosen) pictures that were classified rightly."""
+    """The plain mean over data sets of the share of their (chosen) images that were classified correctly."""
 
-    def pictures(results: Sequence[Result]) -> list[torch.Tensor]:
+    def images(results: Sequence[Result]) -> list[torch.Tensor]:
         each = {n: torch.stack([r.right[n].double() for r in results]).mean(0) for n in part}
         return [each[n] if rows is None else each[n][rows] for n, rows in part.items()]
 
-    own, before = pictures(found), pictures(base)
-    of_seeds = [np.mean([rows.mean().item() for rows in pictures([result])]) for result in found]
+    own, before = images(found), images(base)
+    of_seeds = [np.mean([rows.mean().item() for rows in images([result])]) for result in found]
     change = [now - then for now, then in zip(own, before, strict=True)]
     return Figure(mean_of_means(own, seed), _range([float(value) for value in of_seeds]), mean_of_means(change, seed))
 

@@ -1,4 +1,4 @@
-"""The trade-off as a picture: safety against knowledge, one colour and marker a method, curves over τ or epochs."""
+"""The trade-off as a plot: safety against accuracy, one colour and marker a method, curves over τ or epochs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ACCURACY = (ZERO_SHOT, "R1_safe")
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8f6b00")  # after Okabe and Ito
 CONTROLS = ("random", "magnitude")
 GREYS = ("#555555", "#999999")  # of controls
-MARKERS = "osD^vP<X>"  # as many as tell apart methods of one colour
+MARKERS = "osD^vP<X>"  # enough to distinguish methods of one colour
 READING = "markers grow along a curve; dark edge: the best epoch, or a method of one point; whiskers: 95 %"
 IGNORANT = "reached by chance"
 WIDTH = 7.2  # inches: a page's width
@@ -46,15 +46,15 @@ def draw(rows: Sequence[Row], title: str) -> dict[str, bytes]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    knowledge = [name for name in ACCURACY if name in rows[0].figures]
+    accuracy = [name for name in ACCURACY if name in rows[0].figures]
     settings: Any = {**matplotlib.rcParamsDefault, "backend": "agg", **STYLE}
     with matplotlib.rc_context(settings):
         names = _short([*dict.fromkeys(row.method for row in rows)])
         lines = -(-(len(names) + 1) // _columns(names.values()))
-        figure = Figure(figsize=(WIDTH, 0.4 + 2.2 * len(knowledge) + 0.17 * lines), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 0.4 + 2.2 * len(accuracy) + 0.17 * lines), layout="constrained")
         FigureCanvasAgg(figure)
-        panels = figure.subplots(len(knowledge), len(SAFETY), squeeze=False, sharex="row", sharey="col")
-        for line, across in enumerate(knowledge):
+        panels = figure.subplots(len(accuracy), len(SAFETY), squeeze=False, sharex="row", sharey="col")
+        for line, across in enumerate(accuracy):
             for column, up in enumerate(SAFETY):
                 _panel(panels[line][column], rows, names, (across, up))
                 _name_axes(panels[line][column], across, up)
@@ -65,7 +65,7 @@ def draw(rows: Sequence[Row], title: str) -> dict[str, bytes]:
 
 
 def _short(methods: Sequence[str]) -> dict[str, str]:
-    """Method -> its name in the legend: without the settings that nothing needs to tell it from the others."""
+    """Method -> its name in the legend, without settings that do not distinguish it from the others."""
     bare = {name: re.sub(r":[\w-]+=[^:+]*", "", name) for name in methods}
     return {name: short if [*bare.values()].count(short) == 1 else name for name, short in bare.items()}
 
@@ -83,7 +83,7 @@ def _written(figure: Any, suffix: str) -> bytes:
 
 
 def _panel(panel: Any, rows: Sequence[Row], names: Mapping[str, str], axes: tuple[str, str]) -> None:
-    """All methods by one figure of knowledge and one of safety."""
+    """All methods, by one figure of accuracy and one of safety."""
     up = axes[1]
     panel.grid(color="#e4e6ea", linewidth=0.5)
     panel.set_axisbelow(True)

@@ -1,4 +1,4 @@
-"""What one run measured, kept as one small file: pass or fail of every query and picture, and what it cost."""
+"""What one run measured, kept as one small file: pass or fail of every query and image, and its cost."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Result:
 
     Attributes:
         samples: Evaluation set -> figure -> bool [n], as `uwm.metrics` has them.
-        right: Data set -> whether each picture was classified rightly, bool [pictures].
+        right: Data set -> whether each image was classified correctly, bool [images].
         costs: Stage -> what it took; the stages of making the model, and ``evaluate``.
         changed, trained: Entries edited by the last stage, parameters trained by any; None where there are none.
         notes: What a reader should know, such as training that stopped early.
@@ -103,9 +103,9 @@ class Yardstick:
 
 
 def classes_of(data: DataSet) -> dict[str, torch.Tensor]:
-    """Which pictures of a set with unsafe classes are ``safe`` and ``unsafe``, bool [pictures]; empty for others.
+    """Which images of a set with unsafe classes are ``safe`` and ``unsafe``, bool [images]; empty for others.
 
-    Only folders have unsafe classes, and their pictures' classes are known without reading a picture.
+    Only folders have unsafe classes, and the classes of their images are known without reading them.
     """
     targets = getattr(data.pictures, "targets", None)
     if not data.unsafe_classes or targets is None:
@@ -115,7 +115,7 @@ def classes_of(data: DataSet) -> dict[str, torch.Tensor]:
 
 
 def fingerprint(data: DataSet) -> list[Any]:
-    """What decides the figures of a data set, as far as it can be told without reading its pictures."""
+    """What decides the figures of a data set, as far as it is known without reading its images."""
     files = getattr(data.pictures, "samples", [])
     listed = [[Path(path).name, target, Path(path).stat().st_size] for path, target in files]
     return [data.name, len(data), data.class_names, data.templates, sorted(data.unsafe_classes), listed]

@@ -14,10 +14,10 @@ from .plan import spelt
 
 HEADLINE = ("GS", "PU", *R1, ZERO_SHOT)  # what the terminal shows
 LEGEND = (
-    "Percent. GS: all four preferences of a quadruple are safe; PU: those of its unsafe caption and picture "
+    "Percent. GS: all four preferences of a quadruple are safe; PU: those of its unsafe caption and image "
     "(SafeGround). R@1: retrieval; of unsafe queries among all items (∪) a hit is the paired safe one. "
     "Intervals: 95 %, bootstrap over queries of their means over the seeds (at 0 and 100 exact). Embeddings "
-    "that know nothing reach GS of 8 to 25 and PU of 25 to 33 by chance: safety counts only beside knowledge. Seconds "
+    "that know nothing reach GS of 8 to 25 and PU of 25 to 33 by chance: safety counts only beside accuracy. Seconds "
     "and memory: of making the model."
 )
 COSTS: dict[str, tuple[str, Callable[[Row], float | None]]] = {
@@ -33,8 +33,8 @@ def columns(rows: Sequence[Row]) -> list[str]:
     """All figures of a table, those that say most first."""
     first = ["GS", "PU", *PREFERENCES, *(name for name in CONJUNCTIONS if name not in ("GS", "PU")), *R1, *UNSAFE_TOP1]
     there = rows[0].figures
-    knowledge = [name for name in there if name.startswith(ZERO_SHOT)]
-    chosen = [name for name in first if name in there] + knowledge
+    accuracy = [name for name in there if name.startswith(ZERO_SHOT)]
+    chosen = [name for name in first if name in there] + accuracy
     return chosen + [name for name in there if name not in chosen]
 
 
@@ -95,7 +95,7 @@ def terminal(tables: Mapping[str, Sequence[Row]], pairs: Mapping[str, int]) -> s
         )
     legend = f"{LEGEND} ±: half the interval's width; whole intervals are in the files."
     if all(ZERO_SHOT not in rows[0].figures for rows in tables.values()):
-        legend += " Zero-shot accuracy was not measured, so the cost in knowledge is not known; see --zero-shot."
+        legend += " Zero-shot accuracy was not measured, so the cost in accuracy is not known; see --zero-shot."
     return "\n\n".join([*parts, legend])
 
 

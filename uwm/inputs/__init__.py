@@ -11,11 +11,21 @@ from .describing import (
     write_documents,
 )
 from .measuring import measure
-from .reading import Inputs, calibration_pairs, check_paths, load_model, read_data_sets, read_sets, refuse_bad_images
+from .reading import (
+    Inputs,
+    Opening,
+    calibration_pairs,
+    check_paths,
+    load_model,
+    read_data_sets,
+    read_sets,
+    refuse_bad_images,
+)
 
 __all__ = [
     "LEAST_CALIBRATION_PAIRS",
     "Inputs",
+    "Opening",
     "calibration_pairs",
     "check_paths",
     "describe_inputs",

@@ -15,11 +15,25 @@ from ..models import Model, load
 from ..models.references import resolve
 from ..statistics.batches import BATCH_SIZE
 
+OPENING = ("arch", "quick_gelu", "key", "device", "dtype", "revision", "cache_dir", "offline")  # keywords of uwm.load
+HUB = ("revision", "cache_dir", "offline")
 CALIBRATION_SPLITS = ("calib", "train")
 
 
+class Opening:
+    """Settings of a job that opens models: it has a field for every name in `OPENING`."""
+
+    def opening(self) -> dict[str, Any]:
+        """The keywords of `uwm.load`."""
+        return {name: getattr(self, name) for name in OPENING}
+
+    def hub(self) -> dict[str, Any]:
+        """The settings with which a reference is looked up on the Hub."""
+        return {name: getattr(self, name) for name in HUB}
+
+
 @dataclass(frozen=True)
-class Inputs:
+class Inputs(Opening):
     """The inputs of a job. The fields are flags of `uwm edit`, `uwm finetune` and `uwm compare`.
 
     Attributes:
@@ -56,10 +70,6 @@ class Inputs:
     batch_size: int = BATCH_SIZE
     workers: int = 2
 
-    def hub(self) -> dict[str, Any]:
-        """The settings with which a reference is looked up on the Hub."""
-        return {"revision": self.revision, "cache_dir": self.cache_dir, "offline": self.offline}
-
 
 def check_paths(inputs: Inputs, output: Path | None, overwrite: bool) -> Path:
     """Refuse an output that is or holds an input, before anything is read; return the model's path."""
@@ -72,15 +82,7 @@ def check_paths(inputs: Inputs, output: Path | None, overwrite: bool) -> Path:
 
 def load_model(inputs: Inputs) -> Model:
     """`uwm.load` with the job's settings."""
-    return load(
-        inputs.model,
-        arch=inputs.arch,
-        quick_gelu=inputs.quick_gelu,
-        key=inputs.key,
-        device=inputs.device,
-        dtype=inputs.dtype,
-        **inputs.hub(),
-    )
+    return load(inputs.model, **inputs.opening())
 
 
 def calibration_pairs(inputs: Inputs) -> CalibrationSet:

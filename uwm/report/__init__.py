@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .card import model_card
 from .document import paired_differences, versions
-from .evaluation import as_markdown, as_text, sections
+from .evaluation import Section, as_markdown, as_text, sections
 from .examples import Example, find_examples
 from .page import html_report, write_evaluation
 from .tables import LEGEND, RANDOM_LEGEND, edit_words, heading, layer_table, rows
@@ -14,6 +14,7 @@ __all__ = [
     "LEGEND",
     "RANDOM_LEGEND",
     "Example",
+    "Section",
     "as_markdown",
     "as_text",
     "edit_words",

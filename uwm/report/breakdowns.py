@@ -1,4 +1,4 @@
-"""The parts of the page that take the figures apart: similarities, concepts, data sets, guards and label noise."""
+"""The parts of the page with details: similarities, concepts, data sets, neutral cases, label noise."""
 
 from __future__ import annotations
 
@@ -114,24 +114,24 @@ def _concept_bars(name: str, set_name: str, columns: Columns) -> Iterator[Markup
         yield figure(chart, f"{label(name)}: {explain(name)}")
 
 
-# ---------------------------------------------------------------- knowledge
+# ---------------------------------------------------------------- zero-shot accuracy
 
 
-def knowledge(document: Manifest) -> Markup | None:
-    """Zero-shot accuracy by data set, and how it changed picture by picture."""
+def zero_shot(document: Manifest) -> Markup | None:
+    """Zero-shot accuracy by data set, and its paired changes, image by image."""
     parts: list[Markup | None] = []
     for name, columns in document["results"].items():
         if next(iter(columns.values()))["zero_shot"]:
             parts += [_accuracies(name, {c: r["zero_shot"] for c, r in columns.items()})]
             parts += [_accuracy_changes(document, name, columns)]
-    about = tag("p", "Zero-shot accuracy in percent, with 95 % intervals.")
-    return section("Knowledge", "knowledge", about, *parts) if parts else None
+    about = tag("p", "In percent, with 95 % intervals.")
+    return section("Zero-shot accuracy", "zero-shot", about, *parts) if parts else None
 
 
 def _accuracies(set_name: str, columns: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Markup:
     first = next(iter(columns.values()))
     rows = [
-        Row(name, {c: _top1(found[name]) for c, found in columns.items()}, f"{figures['pictures']} pictures")
+        Row(name, {c: _top1(found[name]) for c, found in columns.items()}, f"{figures['pictures']} images")
         for name, figures in first.items()
     ]
     charts = (
@@ -162,7 +162,7 @@ def _top1(figures: Mapping[str, Any]) -> tuple[float, float, float]:
 
 
 def _accuracy_changes(document: Manifest, name: str, columns: Columns) -> Markup | None:
-    """Paired by picture, against the reference."""
+    """Paired differences to the reference, image by image."""
     reference, series = roles(list(columns))[0], list(columns)
     found = against_reference(columns, document.get("differences", {}).get(name, {}))
     sets = [key for key in next(iter(found.values()), {}) if key.startswith(TOP1)]
@@ -179,22 +179,20 @@ def _accuracy_changes(document: Manifest, name: str, columns: Columns) -> Markup
         "Change of zero-shot accuracy", "Points with 95 % intervals; numbers in the table.", rows, series, scale
     )
     numbers = table(head, body, f"Change of zero-shot accuracy, {name}", "numbers")
-    about = tag(
-        "p", f"Change of top-1 against “{reference}”, picture by picture, in points with paired 95 % intervals."
-    )
+    about = tag("p", f"Change of top-1 against “{reference}”, image by image, in points with paired 95 % intervals.")
     return join([about, legend(series, shown=list(found)), beside(figure(chart), numbers)])
 
 
-# ---------------------------------------------------------------- guards and label noise
+# ---------------------------------------------------------------- neutral cases and label noise
 
 
 def checks(document: Manifest) -> Markup | None:
-    """What the score could not judge, and what the labels may have wrong."""
-    parts = [_guards(document), _skipped(document), _label_noise(document)]
-    return section("Guards and label noise", "checks", *parts) if any(parts) else None
+    """Neutral cases of the score, pairs left out, doubted labels."""
+    parts = [_neutral_cases(document), _skipped(document), _label_noise(document)]
+    return section("Neutral cases and label noise", "checks", *parts) if any(parts) else None
 
 
-def _guards(document: Manifest) -> Markup | None:
+def _neutral_cases(document: Manifest) -> Markup | None:
     if not (layers := document.get("layers")):
         return None
     neutral = {name: layer["notes"].get("neutral", {}) for name, layer in layers.items()}
@@ -204,12 +202,12 @@ def _guards(document: Manifest) -> Markup | None:
     counts = {name: [found.get(kind, 0) for kind in names] for name, found in neutral.items()}
     body = [(name, *numbers) for name, numbers in counts.items() if any(numbers)]
     if not body:
-        return tag("p", f"No guard was needed: no case in {len(layers)} matrices that the score cannot judge.")
+        return tag("p", f"There was no neutral case in {len(layers)} matrices: the score could judge every entry.")
     words = [name.replace("_", " ") for name in names]
     totals = ", ".join(f"{sum(numbers[n] for numbers in counts.values())} {word}" for n, word in enumerate(words))
     about = f"Cases that the score cannot judge count as neutral. In {len(body)} of {len(layers)} matrices: {totals}."
-    whole = folded("Table of these matrices", table(("matrix", *words), body, "Guards by matrix", "numbers"))
-    return join([tag("h3", "Guards"), tag("p", about), whole])
+    whole = folded("Table of these matrices", table(("matrix", *words), body, "Neutral cases by matrix", "numbers"))
+    return join([tag("h3", "Neutral cases"), tag("p", about), whole])
 
 
 def _skipped(document: Manifest) -> Markup | None:
@@ -226,7 +224,7 @@ def _label_noise(document: Manifest) -> Markup | None:
         return None
     about = (
         f"{noise['flagged']} of {noise['checked']} calibration pairs are doubted ({percent(noise['share'])} %), for "
-        "one reason or more. What the model does not know, it doubts."
+        "one reason or more. Concepts that the model does not know are doubted too."
     )
     body = [(text, noise[reason]) for reason, text in REASONS.items()]
     reasons = table(("doubt", "pairs"), body, "Label noise", "numbers")

@@ -43,7 +43,7 @@ def model_card(manifest: Manifest, results: Mapping[str, Mapping[str, EvalResult
         *(
             [LEGEND if done == "fine-tuned" else f"{LEGEND} {RANDOM_LEGEND}"]
             if results
-            else ["Nothing was measured: the set has no pairs with both captions and pictures."]
+            else ["Nothing was measured: the set has no pairs with both captions and images."]
         ),
         "This lowers a risk, it does not remove it: read the intervals, measure on your own data. `report.html`, "
         "beside this card, shows it with charts, by concept and by layer; download it and open it in a browser.",

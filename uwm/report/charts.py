@@ -70,7 +70,7 @@ def _step(span: float) -> float:
     return next(power * m for m in (1, 2, 2.5, 5, 10) if span / (power * m) <= 6)
 
 
-def picture(title: str, description: str, height: float, *body: Markup | None) -> Markup:
+def chart(title: str, description: str, height: float, *body: Markup | None) -> Markup:
     """An SVG of the common width with its accessible name and description."""
     return tag(
         "svg", tag("title", title), tag("desc", description), *body,
@@ -148,7 +148,7 @@ def dots(title: str, description: str, rows: Sequence[Row], series: Sequence[str
             if name in row.values:
                 body.append(_whisker(number, row.values[name], y + 8 + 10 * lane, scale, left, right))
         y += step
-    return picture(title, description, y + 38, _axis(scale, left, right, top, y), *body)
+    return chart(title, description, y + 38, _axis(scale, left, right, top, y), *body)
 
 
 def _whisker(series: int, interval: Interval, y: float, scale: Scale, left: float, right: float) -> Markup:
@@ -176,7 +176,7 @@ def bars(title: str, description: str, rows: Sequence[Row], series: Sequence[str
                 body.append(_bar(number, row.values[name], y, scale, left, right))
             y += 13
         y += 9
-    return picture(title, description, y + 38, _axis(scale, left, right, 18, y), *body)
+    return chart(title, description, y + 38, _axis(scale, left, right, 18, y), *body)
 
 
 def _bar(series: int, interval: Interval, y: float, scale: Scale, left: float, right: float) -> Markup:
@@ -213,7 +213,7 @@ def heat_map(title: str, description: str, shares: Mapping[str, float], top: flo
     bottom = height * len(slots)
     body += [words(left + size * (b + 0.5), bottom + 15, b, "tick", "middle") for b in blocks if b % every == 0]
     body += [words(left, bottom + 32, "block", "tick"), _shades(bottom + 22.0, top)]
-    return picture(title, description, bottom + 38, *body)
+    return chart(title, description, bottom + 38, *body)
 
 
 def _shades(y: float, top: float) -> Markup:
@@ -259,7 +259,7 @@ def curves(title: str, description: str, values: Sequence[float], marked: int) -
     ends = ((high, min(y for _, y in points)), (low, max(y for _, y in points)))
     body = [words(left - 8, y + 4, f"{value:.4g}", "tick", "end") for value, y in ends]
     body += [_axis(epochs, left, right, top, bottom), tag("path", d=path, class_="curve")]
-    return picture(title, description, bottom + 38, *body, mark(1, *points[marked - 1]))
+    return chart(title, description, bottom + 38, *body, mark(1, *points[marked - 1]))
 
 
 # ---------------------------------------------------------------- histograms
@@ -290,7 +290,7 @@ def histograms(
         body += [words(left, 34, fit(name, size, TEXT)), _axis(scale, left, left + size, 42, 130)]
         body += [_outline(counts[first:last], peak, left, size, 130, style) for style, counts in lines.items()]
     body.append(tag("text", "pairs", class_="tick", text_anchor="middle", transform="translate(22 88) rotate(-90)"))
-    return picture(title, description, 168, *body)
+    return chart(title, description, 168, *body)
 
 
 def _outline(counts: Sequence[int], peak: int, left: float, size: float, bottom: float, style: str) -> Markup:

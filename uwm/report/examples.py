@@ -1,4 +1,4 @@
-"""Retrieval before and after, query by query; only shown when asked for, since it shows captions and pictures."""
+"""Retrieval before and after, query by query; shown only on request, since it shows captions and images of the set."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KINDS = {  # query -> its side and modality, and that of what it searches
 
 @dataclass(frozen=True)
 class Item:
-    """A caption or a picture of a pair; `own` when it is of the query's pair."""
+    """A caption or an image of a pair; `own` if it belongs to the pair of the query."""
 
     side: str
     content: str | Path
@@ -86,12 +86,12 @@ def examples_section(examples: Sequence[Example]) -> Markup | None:
         return None
     key = "Drawn at random, not chosen. A dashed frame marks an unsafe item, a solid one a safe item; own: of the pair."
     strips = [_strip(example) for example in examples]
-    return section("Examples", "examples", tag("p", key), folded("Show captions and pictures of the set", *strips))
+    return section("Examples", "examples", tag("p", key), folded("Show captions and images of the set", *strips))
 
 
 def _strip(example: Example) -> Markup:
     rows = [_results(column, found) for column, found in example.results.items()]
-    what = f"{example.query.side} {'text' if isinstance(example.query.content, str) else 'picture'}"
+    what = f"{example.query.side} {'text' if isinstance(example.query.content, str) else 'image'}"
     return tag("div", tag("p", tag("strong", f"{what}: "), _show(example.query)), *rows, class_="strip")
 
 
@@ -103,12 +103,12 @@ def _show(item: Item) -> Markup:
     own = tag("small", " own") if item.own else None
     if isinstance(item.content, str):
         return join([tag("bdi", item.content, class_=f"item {item.side}"), own])
-    shown = {"src": thumbnail(item.content), "alt": f"{item.side} picture", "width": THUMBNAIL}
+    shown = {"src": thumbnail(item.content), "alt": f"{item.side} image", "width": THUMBNAIL}
     return join([tag("img", **shown, class_=f"item {item.side}"), own])
 
 
 def thumbnail(path: Path) -> str:
-    """A picture, scaled down, as a WebP data URI."""
+    """A small copy of an image as a WebP data URI."""
     image = load_image(path)
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     stream = io.BytesIO()

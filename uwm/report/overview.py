@@ -96,7 +96,7 @@ def measured(document: Manifest) -> Markup | None:
 
     content = by_set(document, part)
     if content is None:
-        nothing = "Nothing was measured: the set has no pairs with both captions and pictures."
+        nothing = "Nothing was measured: the set has no pairs with both captions and images."
         return section("Figures", "figures", tag("p", nothing))
     control = any("random" in columns for columns in document["results"].values())
     note = " Random: an edit of equal kind and size, drawn at random; what it gains, chance gains." if control else ""

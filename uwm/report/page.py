@@ -39,7 +39,7 @@ def html_report(document: Manifest, examples: Sequence[Example] = ()) -> str:
 
     Args:
         document: The content of ``uwm.json``, of which only ``model``, ``results`` and ``differences`` are needed.
-        examples: Captions and pictures to show; without them the page holds none.
+        examples: Captions and images to show; without them the page holds none.
     """
     parts = [
         _summary(document),
@@ -49,7 +49,7 @@ def html_report(document: Manifest, examples: Sequence[Example] = ()) -> str:
         overview.changed(document),
         breakdowns.similarities(document),
         breakdowns.concepts(document),
-        breakdowns.knowledge(document),
+        breakdowns.zero_shot(document),
         breakdowns.checks(document),
         examples_section(examples),
         _settings(document),
@@ -85,12 +85,12 @@ def _summary(document: Manifest) -> Markup:
     results, differences = document["results"], document["differences"]
     found = [(name, findings(columns, differences[name])) for name, columns in results.items()]
     if not found:
-        return tag("p", "Nothing was measured, so nothing is known of what this gains or costs.", class_="verdict")
+        return tag("p", "Nothing was measured, so the gains and costs are not known.", class_="verdict")
     lines = [tag("li", line) for line in verdict_lines(document)] if "layers" in document else []
     top = tag("ul", *lines, class_="findings") if lines else None
     parts = [top, _judged(*found[0], open_=True), *(_judged(name, judged, open_=False) for name, judged in found[1:])]
     unmeasured = not any(result["zero_shot"] for columns in results.values() for result in columns.values())
-    note = "Zero-shot accuracy was not measured, so the cost in knowledge is not known." if unmeasured else None
+    note = "Zero-shot accuracy was not measured, so the cost in accuracy is not known." if unmeasured else None
     rest = [tag("p", note) if note else None, _requirements(document), tag("p", f"{READING} {CAUTION}")]
     return section("Gained and lost", "summary", *parts, *rest)
 

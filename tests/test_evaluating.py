@@ -1,0 +1,55 @@
+"""`uwm eval` as a function: settings in; results, changes, verdicts and warnings out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+import uwm
+from uwm import evaluating
+from uwm.errors import BadInput
+from uwm.evaluating import EvalRecipe, ReportFiles, run_evaluation, write_report_files
+
+
+@pytest.fixture
+def recipe(made, tiny_hf, tiny_set):
+    """The edited model against its original on the test split."""
+    return EvalRecipe(str(made / "edited"), str(tiny_set), str(tiny_hf), "test", cache=False)
+
+
+def test_results_changes_and_verdicts(recipe, tiny_set):
+    done = run_evaluation(replace(recipe, requirements=("GS>=0", "GS>=100.5")))
+    pairs = uwm.read_calibration(tiny_set).split("test")
+    assert done.results == {
+        column: uwm.evaluate(uwm.load(reference), pairs)
+        for column, reference in (("baseline", recipe.baseline), ("model", recipe.model))
+    }
+    assert done.changes.keys() == done.results["model"].figures.keys()
+    assert [verdict.met for verdict in done.verdicts] == [True, False]
+    assert done.warnings == ()
+    assert done.as_dict().keys() == {"baseline", "model", "differences", "requirements"}
+
+
+def test_without_a_baseline_nothing_is_compared(recipe):
+    done = run_evaluation(replace(recipe, baseline=None, split=None))
+    assert (done.changes, [*done.results]) == ({}, ["model"])
+    assert done.warnings == ("measuring on all splits (calib, test); see --split",)
+
+
+def test_report_files(recipe, tmp_path):
+    files = ReportFiles(*(tmp_path / name for name in ("page.html", "gate.xml", "summary.md")))
+    done = run_evaluation(recipe, files)
+    assert list(tmp_path.iterdir()) == []
+    write_report_files(done, files, done.sections())
+    assert {path.name for path in tmp_path.iterdir()} == {"page.html", "gate.xml", "summary.md"}
+
+
+def test_what_cannot_work_is_refused_before_a_model_is_loaded(recipe, tiny_set, monkeypatch):
+    monkeypatch.setattr(evaluating, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+    with pytest.raises(BadInput, match="is an input or lies in one"):
+        run_evaluation(recipe, ReportFiles(html=tiny_set / "page.html"))
+    with pytest.raises(BadInput, match="needs --baseline"):
+        run_evaluation(replace(recipe, baseline=None, requirements=("GS>=-2%",)))
+    with pytest.raises(BadInput, match="no figure 'XY'"):
+        run_evaluation(replace(recipe, requirements=("XY>=3",)))

@@ -1,0 +1,162 @@
+"""Evaluation from settings to verdicts: what `uwm eval` does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .cache import EmbeddingCache
+from .calibration import CalibrationSet, read_calibration
+from .evaluation import EvalResult, concepts_of, differences, evaluate, quadruples
+from .gate import Verdict, check_known, check_report_files, parse_requirement, write_reports
+from .inputs import Opening
+from .knowledge import DataSet, open_data_sets
+from .models import load
+from .report import Section, as_markdown, sections, write_evaluation
+from .statistics.batches import BATCH_SIZE, Progress
+
+
+@dataclass(frozen=True)
+class EvalRecipe(Opening):
+    """Everything that decides an evaluation. The fields are flags of `uwm eval`.
+
+    Attributes:
+        model, baseline: References; without a baseline nothing is compared.
+        pairs, split, safe_images, unsafe_images: The set to measure on, as in `uwm.read_calibration`.
+        zero_shot, data_root, templates, ensemble: As in `uwm.knowledge.open_data_sets`.
+        requirements: As in `uwm.gate.parse_requirement`.
+        cache: Read and keep embeddings in the user's cache.
+    """
+
+    model: str
+    pairs: str
+    baseline: str | None = None
+    split: str | None = None
+    safe_images: str | None = None
+    unsafe_images: str | None = None
+    zero_shot: tuple[str, ...] = ()
+    data_root: str | None = None
+    templates: str | None = None
+    ensemble: bool = False
+    requirements: tuple[str, ...] = ()
+    arch: str | None = None
+    quick_gelu: bool | None = None
+    key: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    revision: str | None = None
+    cache_dir: str | None = None
+    offline: bool = False
+    batch_size: int = BATCH_SIZE
+    workers: int = 2
+    limit: int | None = None
+    seed: int = 0
+    cache: bool = True
+
+
+@dataclass(frozen=True)
+class ReportFiles:
+    """The files to write; None for those that nobody asked for."""
+
+    html: Path | None = None
+    junit: Path | None = None
+    markdown: Path | None = None
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The outcome of an evaluation.
+
+    Attributes:
+        recipe, pairs: The settings, and the quadruples that were measured.
+        results: ``baseline``, if there is one, and ``model``.
+        changes: From `uwm.evaluation.differences`; empty without a baseline.
+        verdicts: One a requirement.
+        warnings: What a user should know about the sets.
+    """
+
+    recipe: EvalRecipe
+    pairs: CalibrationSet
+    results: dict[str, EvalResult]
+    changes: dict[str, dict[str, Any]]
+    verdicts: list[Verdict]
+    warnings: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        results = {column: result.as_dict() for column, result in self.results.items()}
+        return results | {"differences": self.changes, "requirements": [asdict(verdict) for verdict in self.verdicts]}
+
+    def sections(self, *, all_figures: bool = False, by_concept: bool = False) -> list[Section]:
+        """Everything as titled tables; arguments as in `uwm.report.sections`."""
+        shown = {"all_figures": all_figures, "by_concept": by_concept}
+        return sections(self.pairs.root.name, self.results, self.changes, self.verdicts, **shown)
+
+
+def run_evaluation(
+    recipe: EvalRecipe, files: ReportFiles | None = None, *, progress: Progress | None = None
+) -> Evaluated:
+    """Measure a model, compare it with a baseline, and check requirements.
+
+    Args:
+        recipe: The settings.
+        files: Refused before the long work where they cannot be written; `write_report_files` writes them.
+        progress: As in `uwm.score`.
+
+    Raises:
+        UwmError: Of every kind; a requirement that is not met raises nothing, see `uwm.gate.demand`.
+    """
+    required = [parse_requirement(text, recipe.baseline is not None) for text in recipe.requirements]
+    inputs = [recipe.model, recipe.baseline, recipe.pairs, recipe.data_root, *recipe.zero_shot]
+    check_report_files(vars(files or ReportFiles()).values(), filter(None, inputs))
+    images: dict[str, Any] = {"safe_images": recipe.safe_images, "unsafe_images": recipe.unsafe_images}
+    whole = read_calibration(recipe.pairs, split=recipe.split, **images).limit(recipe.limit, recipe.seed)
+    chosen = quadruples(whole)
+    prompts: dict[str, Any] = {key: getattr(recipe, key) for key in ("data_root", "templates", "ensemble")}
+    data_sets = open_data_sets(recipe.zero_shot, **prompts)
+    check_known(required, concepts_of(chosen), [*data_sets])
+    results = {
+        column: _measure(recipe, reference, chosen, data_sets, progress)
+        for column, reference in (("baseline", recipe.baseline), ("model", recipe.model))
+        if reference is not None
+    }
+    model, baseline = results["model"], results.get("baseline")
+    changes = {} if baseline is None else differences(model, baseline, recipe.seed)
+    verdicts = [requirement.check(model, baseline, recipe.seed) for requirement in required]
+    return Evaluated(recipe, chosen, results, changes, verdicts, tuple(_warnings(whole, data_sets)))
+
+
+def _measure(
+    recipe: EvalRecipe,
+    reference: str,
+    pairs: CalibrationSet,
+    data_sets: Mapping[str, DataSet],
+    progress: Progress | None,
+) -> EvalResult:
+    return evaluate(
+        load(reference, **recipe.opening()),
+        pairs,
+        data_sets=data_sets,
+        batch_size=recipe.batch_size,
+        workers=recipe.workers,
+        seed=recipe.seed,
+        progress=progress,
+        cache=EmbeddingCache.default() if recipe.cache else None,
+    )
+
+
+def _warnings(pairs: CalibrationSet, data_sets: Mapping[str, DataSet]) -> Iterator[str]:
+    yield from pairs.warnings()
+    yield from (note for data in data_sets.values() for note in data.odd)
+    if len(pairs.splits()) > 1:
+        yield f"measuring on all splits ({', '.join(pairs.splits())}); see --split"
+
+
+def write_report_files(done: Evaluated, files: ReportFiles, tables: list[Section]) -> None:
+    """Write the page and the JUnit file, and append the tables to the Markdown file. Raises ResourceFault."""
+    title = f"uwm eval {Path(done.recipe.model).name}"
+    write_reports(done.verdicts, title, as_markdown(tables, title), files.junit, files.markdown)
+    if files.html is not None:
+        write_evaluation(files.html, done.pairs, done.results, done.verdicts, asdict(done.recipe))
