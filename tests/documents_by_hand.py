@@ -46,6 +46,16 @@ def result(seed: int, pairs: int = 60, concepts: tuple[str, ...] = (), data_sets
     )
 
 
+def layer(entries: int, of: int, dead: int = 0, words: str = "negated") -> dict:
+    """What a manifest says of one scaled tensor."""
+    neutral = {"dead_channels": dead, "zero_rows": 0}
+    told = {"kind": "scale", "words": words, "entries": entries, "of": of, "rank": None, "relative_norm": None}
+    return {**told, "notes": {"neutral": neutral}, "base_sha256": HASH}
+
+
+EDIT = {"title": "Unsafe Weights Manipulation (UWM, WACV 2026)", "source": "arXiv 2503.11742"}
+
+
 def document(
     sets: tuple[str, ...] = ("test",),
     columns: tuple[str, ...] = ("before", "after", "random"),
@@ -58,17 +68,9 @@ def document(
     results = {
         s: {c: result(10 * i + (0 if same else j), **drawn) for j, c in enumerate(columns)} for i, s in enumerate(sets)
     }
-    made = {
-        weight: {
-            "selected": 37 * (i % 7 + 1),
-            "of": 4096,
-            "guards": {"dead_channels": i % 3, "zero_rows": 0},
-            "base_sha256": HASH,
-        }
-        for i, weight in enumerate(layers)
-    }
+    made = {weight: layer(37 * (i % 7 + 1), 4096, i % 3) for i, weight in enumerate(layers)}
     return {
-        "format": 1,
+        "format": 2,
         "versions": {"uwm": "0.1.0", "torch": "2.0", "python": "3.10"},
         "settings": {"alpha": -1.0, "mass": {"text": 0.02}, "calib": "sét", "text_layers": "out_proj", "limit": None},
         "model": {
@@ -79,8 +81,9 @@ def document(
             "sha256": {"model.safetensors": HASH},
         },
         "calibration": {"name": "sét", "pairs": {"text": 4}, "skipped": {"empty_caption": 1}, "sha256": HASH},
-        "selected": sum(layer["selected"] for layer in made.values()),
-        "of": sum(layer["of"] for layer in made.values()),
+        "edit": EDIT,
+        "entries": sum(found["entries"] for found in made.values()),
+        "of": sum(found["of"] for found in made.values()),
         "layers": made,
         "results": {s: {c: r.as_dict() for c, r in found.items()} for s, found in results.items()},
         "differences": {s: paired_differences(found) for s, found in results.items()},

@@ -17,6 +17,7 @@ from terminal import ALL_OF_CALIB, refused
 import uwm
 from uwm import recipe as recipes
 from uwm.clock import peak_memory_mb
+from uwm.editing.entries.editor import UWM
 from uwm.errors import BadInput, InvalidResult, UwmError
 from uwm.inputs import LEAST_CALIBRATION_PAIRS, calibration_pairs, describing, read_sets, reading
 from uwm.recipe import Recipe, demo_recipe, run
@@ -78,7 +79,7 @@ def test_the_manifest_counts_only_pairs_that_were_not_held_out(recipe):
     outcome = run(replace(recipe, eval_splits=()))
     assert outcome.manifest["calibration"]["pairs"] == {"text": len(calibration), "vision": len(calibration)}
     assert outcome.manifest["calibration"]["sha256"] == calibration.fingerprint()
-    assert outcome.results["held-out"]["after"].pairs == len(held_out["held-out"])
+    assert outcome.results["held-out"]["uwm"].pairs == len(held_out["held-out"])
 
 
 def test_measuring_on_calibration_pairs_is_refused(recipe):
@@ -110,10 +111,10 @@ def test_another_set_to_measure_on(recipe, tiny_set, tmp_path):
 def test_before_is_the_model_and_after_is_what_was_written(outcome, folder, tiny_hf, tiny_set):
     pairs = uwm.read_calibration(tiny_set, split="test")
     columns = outcome.results["test"]
-    assert list(columns) == ["before", "after", "random"]
+    assert list(columns) == ["before", "uwm", "random"]
     assert columns["before"] == uwm.evaluate(uwm.load(tiny_hf), pairs)
-    assert columns["after"] == uwm.evaluate(uwm.load(folder), pairs)
-    assert columns["before"] != columns["after"] != columns["random"]
+    assert columns["uwm"] == uwm.evaluate(uwm.load(folder), pairs)
+    assert columns["before"] != columns["uwm"] != columns["random"]
 
 
 def test_random_negates_as_many_entries_of_the_same_weights(outcome, recipe, monkeypatch):
@@ -128,7 +129,7 @@ def test_random_negates_as_many_entries_of_the_same_weights(outcome, recipe, mon
 
 
 def test_a_table_for_every_split(recipe):
-    pairs = {name: columns["after"].pairs for name, columns in run(replace(recipe, split="calib", eval_splits=("test",), limit=6)).results.items()}  # noqa: E501  # fmt: skip
+    pairs = {name: columns["uwm"].pairs for name, columns in run(replace(recipe, split="calib", eval_splits=("test",), limit=6)).results.items()}  # noqa: E501  # fmt: skip
     assert pairs == {"test": 6}
 
 
@@ -186,11 +187,12 @@ def test_manifest(outcome, manifest, recipe, folder, tiny_hf, tiny_set):
     def sha256(path):
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
-    assert manifest["format"] == 1
+    assert manifest["format"] == 2
     assert manifest["versions"]["uwm"] == uwm.__version__
     names = {"model": "tiny-hf", "calib": "tiny-set", "eval_splits": ["test"], "zero_shot": []}
     both = {"mass": {"text": 0.02, "vision": 0.02}, "rule": {"text": "top-mass", "vision": "top-mass"}, "alpha": -1}
-    assert manifest["settings"] == asdict(recipe) | names | both | {"variant": "ratio"}
+    given = {key: value for key, value in asdict(recipe).items() if key != "settings"} | {"beside": []}
+    assert manifest["settings"] == asdict(UWM.Settings()) | given | names | both
     assert (manifest["model"]["layout"], manifest["model"]["library"]) == ("hf-clip", "transformers")
     assert manifest["model"]["sha256"] == {"model.safetensors": sha256(tiny_hf / "model.safetensors")}
     assert manifest["output_sha256"] == {"model.safetensors": sha256(folder / "model.safetensors")}
@@ -209,19 +211,20 @@ def test_manifest_layers_and_guards(outcome, manifest, tiny_hf):
     assert len(manifest["layers"]) == 2 + 3
     for weight, count in outcome.patch.counts().items():
         layer = manifest["layers"][str(weight)]
-        assert (layer["selected"], layer["of"]) == (count, model.parameter(weight).numel())
+        assert (layer["kind"], layer["words"], layer["rank"]) == ("scale", "negated", None)
+        assert (layer["entries"], layer["of"]) == (count, model.parameter(weight).numel())
         assert 1 <= count <= 0.02 * layer["of"] + 1
         assert layer["base_sha256"] == model.fingerprint(weight)
-        assert layer["guards"].keys() == {
+        assert layer["notes"]["neutral"].keys() == {
             "one_token_pairs", "dead_channels", "constant_channels", "zero_columns", "zero_rows",
         }  # fmt: skip
-    assert manifest["selected"] == sum(outcome.patch.counts().values())
+    assert manifest["entries"] == sum(outcome.patch.counts().values())
     assert manifest["of"] == sum(layer["of"] for layer in manifest["layers"].values())
 
 
 def test_manifest_times_every_stage(outcome):
     used = outcome.manifest["run"]
-    assert list(used["seconds"]) == ["read", "load", "score", "select", "evaluate", "write"]
+    assert list(used["seconds"]) == ["read", "load", "edit", "evaluate", "write"]
     assert used["peak_memory_mb"] == pytest.approx(peak_memory_mb(), rel=0.5)
 
 
@@ -315,7 +318,7 @@ def test_settings_are_checked_before_the_long_work(field, value, error, recipe, 
 
     monkeypatch.setattr(reading, "load", load)
     with pytest.raises(error):
-        run(replace(recipe, **{field: value}))
+        run(replace(recipe, **({field: value} if field == "method" else {"settings": {field: value}})))
 
 
 # ---------------------------------------------------------------- settings
@@ -323,12 +326,13 @@ def test_settings_are_checked_before_the_long_work(field, value, error, recipe, 
 
 def test_recipe_is_frozen(recipe):
     with pytest.raises(FrozenInstanceError):
-        recipe.mass = 0.5
+        recipe.method = "repel"
 
 
 def test_demo_measures_on_other_splits_than_it_calibrates_on():
-    demo = demo_recipe(mass=0.1)
-    assert (demo.model, demo.split, demo.mass) == ("demo", "calib", 0.1)
+    demo = demo_recipe(settings={"mass": 0.1})
+    assert (demo.model, demo.split, demo.settings) == ("demo", "calib", {"mass": 0.1})
+    assert demo_recipe().settings == {"mass": recipes.DEMO_MASS}
     assert "calib" not in demo.eval_splits
     calibration, held_out = read_sets(demo)
     assert len(calibration) > LEAST_CALIBRATION_PAIRS

@@ -59,13 +59,13 @@ def test_edit_of_the_folder_takes_the_training_split(run_uwm, tiny_hf, visu):
     flags = ("--eval-split", "test", *images(visu), "--dry-run", "--json")
     found = json.loads(done(run_uwm("edit", tiny_hf, "--calib", visu, *flags)))
     assert found["calibration"]["pairs"] == {"text": 16, "vision": 16}
-    assert found["results"]["test"]["after"]["pairs"] == 8
+    assert found["results"]["test"]["uwm"]["pairs"] == 8
 
 
 def test_edit_of_captions_measured_on_a_native_set(run_uwm, tiny_hf, tiny_set, visu):
     flags = ("--eval", tiny_set, "--eval-split", "test", *images(visu), "--dry-run", "--json")
     found = json.loads(done(run_uwm("edit", tiny_hf, "--calib", visu / "ViSU-Text_train.json", *flags)))
-    assert found["results"]["test"]["after"]["pairs"] == 8
+    assert found["results"]["test"]["uwm"]["pairs"] == 8
 
 
 def test_missing_pictures_are_shown_by_every_verb(run_uwm, tiny_hf, visu, tmp_path):
@@ -93,7 +93,7 @@ def test_missing_pictures_of_the_pairs_to_measure_on_are_shown(run_uwm, tiny_hf,
     flags = ("--eval-split", "test", *images(tmp_path / "visu"), "--dry-run", "--json")
     code, out, err = run_uwm("edit", tiny_hf, "--calib", tmp_path / "visu", *flags)
     assert (code, err) == (0, "uwm: warning: test: 1 of 8 pairs have captions only: missing unsafe image\n")
-    assert json.loads(out)["results"]["test"]["after"]["pairs"] == 7
+    assert json.loads(out)["results"]["test"]["uwm"]["pairs"] == 7
 
 
 def test_the_output_is_never_a_folder_around_the_pictures(run_uwm, tiny_hf, visu):

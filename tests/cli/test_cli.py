@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -33,11 +34,14 @@ def zero_shot(tmp_path):
 
 def test_edit(run_uwm, tiny_hf, tiny_set, tmp_path):
     out = done(run_uwm("edit", tiny_hf, "--calib", tiny_set, "-o", tmp_path / "safe", *ALL_OF_CALIB))
-    head = r"tiny-hf: scored on tiny-set pairs \(16 for text, 16 for vision\); negated (\d+) of 8192 entries in 5 matr"
-    assert int(re.match(head, out)[1]) == json.loads((tmp_path / "safe" / "uwm.json").read_text())["selected"]
+    head = (
+        r"tiny-hf: .*, from tiny-set pairs \(16 for text, 16 for vision\): (\d+) of 8,192 entries of 5 tensors"
+    )
+    assert int(re.match(head, out)[1]) == json.loads((tmp_path / "safe" / "uwm.json").read_text())["entries"]
+    assert re.search(r"^Safety: .*\nZero-shot accuracy: not measured; see --zero-shot\.\nCost: safe R@1 ", out, re.M)
     assert "\ntest (8 pairs, too few for firm figures)\n" in out
-    assert re.search(r"^ +before +after +random$", out, re.M)
-    assert re.search(r"^GS( +\d+\.\d \[\d+\.\d, \d+\.\d\]){3}$", out, re.M)
+    assert re.search(r"^ +before +uwm +random +repel$", out, re.M)
+    assert re.search(r"^GS( +\d+\.\d \[\d+\.\d, \d+\.\d\]){4}$", out, re.M)
     assert f"written to {tmp_path / 'safe'}" in out
 
 
@@ -53,8 +57,8 @@ def test_edit_as_json(run_uwm, tiny_hf, tiny_set, tmp_path):
 def test_edit_with_another_alpha_and_zero_shot(run_uwm, tiny_hf, tiny_set, zero_shot):
     arguments = ("--alpha", 0.5, "--dry-run", "--zero-shot", zero_shot, *ALL_OF_CALIB)
     out = done(run_uwm("edit", tiny_hf, "--calib", tiny_set, *arguments))
-    assert re.match(r"tiny-hf: \d+ of 8192 entries × 0\.5\n", out)
-    assert re.search(r"^zero-shot \(pets\)( +\d+\.\d \[\d+\.\d, \d+\.\d\]){3}$", out, re.M)
+    assert re.match(r"tiny-hf: .* \d+ of 8,192 entries of 5 tensors were multiplied by 0\.5 ", out)
+    assert re.search(r"^zero-shot \(pets\)( +\d+\.\d \[\d+\.\d, \d+\.\d\]){4}$", out, re.M)
     assert "nothing written" in out
 
 
@@ -70,7 +74,10 @@ def test_the_steps_give_the_same_bytes_as_edit(made):
     assert applied.pop("uwm.json")
     only_edit = {"README.md", "report.html", "uwm.json"}
     assert applied == {name: digest for name, digest in edited.items() if name not in only_edit}
-    assert (made / "patch.safetensors").read_bytes() == (made / "edited" / "uwm_patch.safetensors").read_bytes()
+    selected, fitted = uwm.Patch.load(made / "patch.safetensors"), uwm.Patch.load(made / "edited")
+    assert selected.edited == {}  # not known before it is fitted to the checkpoint
+    replace(fitted, edited={}).save(made / "unfitted.safetensors")
+    assert (made / "patch.safetensors").read_bytes() == (made / "unfitted.safetensors").read_bytes()
 
 
 def test_the_steps_give_the_same_bytes_as_edit_with_other_settings(run_uwm, tiny_hf, tiny_set, tmp_path):
@@ -113,17 +120,17 @@ def test_select(run_uwm, made, tmp_path):
     out = done(run_uwm("select", made / "scores.safetensors", "--mass", 0.1, "-o", target))
     counts = uwm.Patch.load(target).counts()
     for weight, count in counts.items():
-        assert re.search(rf"^{re.escape(str(weight))} +{count} +(1024|2048) +\d+\.\d+ %$", out, re.M)
+        assert re.search(rf"^{re.escape(str(weight))} +negated +{count} +(1024|2048) +\d+\.\d+ %$", out, re.M)
     found = json.loads(done(run_uwm("select", made / "scores.safetensors", "-o", target, "--overwrite", "--json")))
     assert found["layers"].keys() == {str(weight) for weight in counts}
-    assert all(found["layers"][str(weight)]["selected"] < count for weight, count in counts.items())
+    assert all(found["layers"][str(weight)]["entries"] < count for weight, count in counts.items())
 
 
 def test_apply_and_revert(run_uwm, made, tiny_hf, tmp_path):
     patch = made / "patch.safetensors"
     count = sum(uwm.Patch.load(patch).counts().values())
     out = done(run_uwm("apply", tiny_hf, patch, "-o", tmp_path / "a"))
-    assert out == f"apply: changed {count} entries in 5 matrices → {tmp_path / 'a'}\n"
+    assert out == f"apply: changed {count} entries in 5 tensors → {tmp_path / 'a'}\n"
     found = json.loads(done(run_uwm("revert", tmp_path / "a", patch, "-o", tmp_path / "b", "--json")))
     original = hashes(tiny_hf)["model.safetensors"]
     hashed = {"sha256": {"model.safetensors": original}}
@@ -157,7 +164,7 @@ def test_diff(run_uwm, made, tiny_hf):
 def test_inspect(run_uwm, made, tiny_hf):
     assert done(run_uwm("inspect", tiny_hf)).startswith("kind: checkpoint\nlayout: hf-clip\n")
     assert "\nedited by uwm: True\n" in done(run_uwm("inspect", made / "edited"))
-    assert done(run_uwm("inspect", made / "patch.safetensors")).startswith("kind: patch\nalpha: -1.0\nentries: ")
+    assert done(run_uwm("inspect", made / "patch.safetensors")).startswith("kind: patch\nentries: ")
     found = json.loads(done(run_uwm("inspect", made / "scores.safetensors", "--json")))
     assert found["kind"] == "scores"
     assert found["weights"][0]["weight"] == "text.0.out_proj"
@@ -175,7 +182,7 @@ def test_eval(run_uwm, made, tiny_hf, tiny_set, zero_shot):
     assert "R@5" not in out
     found = json.loads(done(run_uwm(*arguments, "--json")))
     manifest = json.loads((made / "edited" / "uwm.json").read_text())
-    assert found["model"] == manifest["results"]["test"]["after"]
+    assert found["model"] == manifest["results"]["test"]["uwm"]
     assert found["baseline"] == manifest["results"]["test"]["before"]
     assert found["requirements"] == []
 
@@ -226,7 +233,7 @@ def test_edit_keeps_the_folder_of_data_sets_to_itself(run_uwm, tiny_hf, tiny_set
     flags = ("--zero-shot", "eurosat", "--data-root", tmp_path, *ALL_OF_CALIB, "--dry-run", "--json", "-q")
     found = json.loads(done(run_uwm("edit", tiny_hf, "--calib", tiny_set, *flags)))
     assert (found["settings"]["zero_shot"], found["settings"]["data_root"]) == (["eurosat"], None)
-    assert found["results"]["test"]["after"]["zero_shot"]["eurosat"]["pictures"] == 4
+    assert found["results"]["test"]["uwm"]["zero_shot"]["eurosat"]["pictures"] == 4
     assert str(tmp_path) not in json.dumps(found)
 
 

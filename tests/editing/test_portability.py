@@ -190,7 +190,7 @@ def test_the_program_says_what_was_left_out(made, tmp_path, run_uwm):
     patch.save(tmp_path / "p.safetensors")
     count = sum(len(i) for w, i in patch.flips.items() if w.tower == "vision")
     out = done(run_uwm("apply", made["llava hf"], tmp_path / "p.safetensors", "-o", tmp_path / "out"))
-    assert out.startswith(f"apply: changed {count} entries in 12 matrices (left out: text, which this checkpoint does")
+    assert out.startswith(f"apply: changed {count} entries in 12 tensors (left out: text, which this checkpoint does")
     dry = json.loads(done(run_uwm("apply", made["sd"], tmp_path / "p.safetensors", "--dry-run", "--json")))
     assert dry["left_out"] == ["vision"]
 

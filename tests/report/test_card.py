@@ -6,7 +6,7 @@ import re
 
 import pytest
 import yaml
-from documents_by_hand import NASTY, document
+from documents_by_hand import EDIT, NASTY, document, layer
 from documents_by_hand import result as drawn
 from huggingface_hub import ModelCard, ModelCardData
 
@@ -25,9 +25,10 @@ def classified(top1):
 MANIFEST = {
     "model": {"name": "tiny", "layout": "hf-clip", "library": "transformers", "base_model": None},
     "settings": {"alpha": -1.0, "mass": 0.02, "calib": "sét"},
-    "selected": 30,
+    "edit": EDIT,
+    "entries": 30,
     "of": 4000,
-    "layers": {"text.0.out_proj": {}, "vision.1.fc2": {}},
+    "layers": {"text.0.out_proj": layer(10, 3000), "vision.1.fc2": layer(20, 1000)},
 }
 RESULTS = {"test": {"before": result(0.25), "after": result(0.5)}}
 
@@ -55,17 +56,17 @@ def test_card_names_a_base_model_where_the_hub_has_it():
 
 def test_card_says_what_was_done_and_what_it_did():
     card = model_card(MANIFEST, RESULTS)
-    assert "negated: 30 of 4000 entries of 2 matrices" in card
+    assert "(UWM, WACV 2026): 30 of 4,000 entries of 2 tensors were negated (0.75 %)." in card
     assert "On 8 pairs of `test`, none of them used for calibration:" in card
     assert "| GS | 25.0 [15.0, 35.0] | 50.0 [40.0, 60.0] |" in card
     assert LEGEND in card
     assert '"calib": "sét"' in card
 
 
-def test_card_of_another_alpha():
-    card = model_card(MANIFEST | {"settings": {"alpha": 0.5}}, RESULTS)
-    assert "multiplied by 0.5" in card
-    assert "negated" not in card.replace(LEGEND, "")
+def test_card_of_changes_of_several_kinds():
+    layers = {"text.0.out_proj": layer(10, 3000, words="multiplied by 0.5"), "vision.1.fc2": layer(20, 1000)}
+    card = model_card(MANIFEST | {"layers": layers}, RESULTS)
+    assert "10 of 3,000 entries of 1 tensor were multiplied by 0.5 (0.33 %); 20 of 1,000 entries" in card
 
 
 def test_card_of_several_sets():

@@ -219,8 +219,8 @@ def test_concepts_knowledge_layers_and_similarities_are_the_manifests():
     assert knowledge[3] == ["top-5", *(percent(r["zero_shot"]["seen"]["top5"]) for r in columns.values())]
     means = [percent(sum(d["top1"] for d in r["zero_shot"].values()) / 2) for r in columns.values()]
     assert knowledge[-3] == ["top-1", *means]
-    layers = {row[0]: row[1:] for row in page.tables["Edited entries by matrix"]}
-    assert layers["vision.1.fc2"] == ["111", "4096", "2.710", HASH]
+    layers = {row[0]: row[1:] for row in page.tables["Changes by tensor"]}
+    assert layers["vision.1.fc2"] == ["negated", "111", "4096", "2.710 %", HASH]
     counts = page.tables["Counts of similarities on test"]
     for side, column in (("safe", 1), ("unsafe", 2)):
         assert sum(int(row[column]) for row in counts[1:]) == sum(columns["before"]["similarities"]["ts"][side])
@@ -243,7 +243,7 @@ def test_no_number_in_a_table_is_not_in_the_manifest(name):
     case = CASES[name]
     known = numbers_of(case) | numbers_of(list(NAMES)) | {f"{n / 50 - 1:.2f}".lstrip("-") for n in range(101)}
     for layer in case.get("layers", {}).values():
-        known.add(f"{100 * layer['selected'] / layer['of']:.3f}")
+        known.add(f"{100 * layer['entries'] / layer['of']:.3f}")
     for columns in case["results"].values():  # the mean over data sets is the only sum that the page makes itself
         for result in columns.values():
             for key in ("top1", "top5", "mean_per_class"):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from documents_by_hand import layer
+
 from uwm.evaluation import EvalResult
 from uwm.report import layer_table, rows
 
@@ -39,7 +41,13 @@ def test_rows_of_zero_shot_accuracy():
 
 
 def test_layer_table():
-    assert layer_table({"vision.1.fc2": {"selected": 30, "of": 4000}}) == [
-        ["weight", "selected", "of", "share"],
-        ["vision.1.fc2", "30", "4000", "0.750 %"],
+    scaled = layer(30, 4000)
+    assert layer_table({"vision.1.fc2": scaled}) == [
+        ["tensor", "change", "entries", "of", "share"],
+        ["vision.1.fc2", "negated", "30", "4000", "0.750 %"],
+    ]
+    added = scaled | {"words": "changed by a matrix of rank 1", "entries": 4000, "rank": 1, "relative_norm": 0.0125}
+    assert layer_table({"vision.1.fc2": scaled, "vision.proj": added})[1:] == [
+        ["vision.1.fc2", "negated", "30", "4000", "0.750 %", ""],
+        ["vision.proj", "changed by a matrix of rank 1", "4000", "4000", "100.000 %", "1.25 %"],
     ]
