@@ -57,7 +57,7 @@ def _load(entry: EntryPoint, what: str, check: Callable[[Any], str | None]) -> A
     where = f"{what} {entry.name!r} of {owner(entry)} ({entry.value})"
     try:
         found = entry.load()
-    except Exception as error:  # foreign code may raise anything
+    except (Exception, SystemExit) as error:  # foreign code may raise anything
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise BadInput(f"{where} cannot be imported: {reason}; repair or uninstall {owner(entry)}") from error
     if (lack := check(found)) is not None:
