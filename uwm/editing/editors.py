@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from .. import plugins
 from ..errors import BadInput
 from ..weights import WeightId
+from . import settings
 from .changes import Change
 
 if TYPE_CHECKING:
@@ -165,5 +166,7 @@ def _lack(editor: Any) -> str | None:
     for part, kind in PARTS.items():
         if not isinstance(getattr(editor, part, None), kind):
             return f"expected an attribute {part!r}, a {kind.__name__}; see uwm.editing.editors.Editor"
+    if not settings.declared(editor.Settings):
+        return "expected 'Settings', a dataclass of fields that uwm.editing.settings.setting makes"
     missing = [name for name in METHODS if not callable(getattr(editor, name, None))]
     return f"expected a method {missing[0]!r}; see uwm.editing.editors.Editor" if missing else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, Field, field, fields
+from dataclasses import MISSING, Field, field, fields, is_dataclass
 from typing import Any
 
 from ..errors import BadInput
@@ -25,6 +25,11 @@ def setting(default: Any, kind: type, help: str, choices: Iterable[str] = ()) ->
 def flag(name: str) -> str:
     """A field's name as flags and files spell it."""
     return name.replace("_", "-")
+
+
+def declared(kind: type) -> bool:
+    """Whether a class is a dataclass whose fields were all made by `setting`."""
+    return is_dataclass(kind) and all({"kind", "help", "choices"} <= f.metadata.keys() for f in fields(kind))
 
 
 def make(editor: Any, given: Mapping[str, Any]) -> Any:
