@@ -200,7 +200,10 @@ EDITOR_SETTINGS = tuple(dict.fromkeys(f.name for kind in _ours().values() for f 
 def take_settings(flags: dict[str, Any]) -> dict[str, Any]:
     """Take the flags of EDITOR that are the editor's settings out of the flags; those of --set come with them."""
     given = {name: value for name in EDITOR_SETTINGS if (value := flags.pop(name, None)) is not None}
-    return {**given, **settings.spelt(flags.pop("set_", ()), [])}
+    try:
+        return {**given, **settings.spelt(flags.pop("set_", ()), [])}
+    except BadInput as error:
+        raise BadInput(f"--set {error}") from None
 
 
 ZERO_SHOT = _stack(
