@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,14 @@ def lay(folder: Path, group: str, distribution: str, entry: str, text: str) -> N
     (about / "entry_points.txt").write_text(f"[{group}]\n{entry} = {module}:{OBJECTS[group]}\n")
 
 
-def python(folder: Path, path: Path, *arguments: object) -> tuple[int, str, str]:
+def entries(group: str) -> dict[str, str]:
+    """Name -> object of our own entry points, as setup.cfg has them."""
+    settings = ConfigParser()
+    settings.read(ROOT / "setup.cfg", "utf-8")
+    return dict(line.split(" = ") for line in settings["options.entry_points"][group].strip().splitlines())
+
+
+def python(folder: Path, path: Path | str, *arguments: object) -> tuple[int, str, str]:
     """Run Python in a process of its own, in a folder, with a path before all others: exit code, stdout, stderr."""
     environment = {**os.environ, "PYTHONPATH": str(path), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(

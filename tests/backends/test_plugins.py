@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
-from distributions import ROOT, lines, python
+from distributions import entries, lines, python
 
 from uwm.backends import Backend, TrainingSettings, find_backends
 from uwm.comparison.methods import parse_methods
@@ -46,11 +45,8 @@ def test_the_example_is_a_loss(installed, tmp_path):
 
 
 def test_every_entry_of_ours_is_a_backend_of_that_name():
-    settings = ConfigParser()
-    settings.read(ROOT / "setup.cfg", "utf-8")
-    entries = dict(line.split(" = ") for line in settings["options.entry_points"]["uwm.backends"].strip().splitlines())
-    assert tuple(entries) == OURS
-    for name, value in entries.items():
+    assert tuple(entries(GROUP)) == OURS
+    for name, value in entries(GROUP).items():
         module, _, attribute = value.partition(":")
         backend: Backend = getattr(importlib.import_module(module), attribute)
         assert backend.name == name
