@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -150,7 +150,12 @@ def run(
 
 def _check(recipe: Recipe, output: Path | None, overwrite: bool) -> None:
     """Refuse what cannot work before anything is read."""
-    settings.make(find_editor(recipe.method), recipe.settings)
+    editor = find_editor(recipe.method)
+    taken = {f.name for f in fields(editor.Settings)} & {f.name for f in fields(recipe)}
+    if taken:
+        own = f"--method {editor.name}: its setting {min(taken)!r} has the name of one of uwm's own"
+        raise BadInput(f"{own}; the editor has to rename it")
+    settings.make(editor, recipe.settings)
     model = check_paths(recipe, output, overwrite, recipe.preserve)
     if not recipe.again:
         _refuse_edited(model)
