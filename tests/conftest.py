@@ -16,6 +16,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from distributions import installed, plug_in  # noqa: F401
 from fake_hub import running
 from layouts_by_hand import to_open_clip
 from PIL import Image

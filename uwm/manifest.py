@@ -37,6 +37,14 @@ class CalibrationFacts(TypedDict, total=False):
     sha256: str
 
 
+class PreservationFacts(TypedDict):
+    """The safe captions and images without partners that the edit was told to leave alone."""
+
+    captions: int
+    images: int
+    sha256: str
+
+
 class LayerFacts(TypedDict):
     """The edit of one tensor: the fields of `uwm.editing.changes.Summary`, and what the editor noted."""
 
@@ -81,6 +89,7 @@ class Manifest(TypedDict, total=False):
     settings: dict[str, Any]
     model: ModelFacts
     calibration: CalibrationFacts
+    preserve: PreservationFacts
     results: Mapping[str, Columns]  # by evaluation set
     differences: Mapping[str, Differences]  # by evaluation set
     run: dict[str, Any]  # seconds and memory: the only part that differs from run to run

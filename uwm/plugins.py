@@ -2,48 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from .errors import BadInput
 
 
-def find(group: str, what: str, check: Callable[[Any], str | None], only: str | None = None) -> dict[str, Any]:
-    """Name -> object, sorted, of every distribution with entry points in a group.
+class Installed(Mapping[str, Any]):
+    """Name -> object, sorted, of every distribution with entry points in a group; each is imported when it is got.
 
     Args:
         group: Such as ``uwm.editors``.
         what: What the group's objects are called in errors.
         check: What an object lacks, None for nothing.
-        only: The distribution whose objects are wanted; nothing of others is imported.
+        only: The distribution whose objects are wanted.
 
     Raises:
-        BadInput: Two have one name, or one cannot be imported or is no such object; it names the distribution.
+        BadInput: On getting an object: two have its name, or it cannot be imported or is no such object. The message
+            names the distribution.
     """
-    entries = {name: entry for name, entry in _entries(group, what).items() if only in (None, owner(entry))}
-    return {name: load(entry, what, check) for name, entry in entries.items()}
 
+    def __init__(self, group: str, what: str, check: Callable[[Any], str | None], only: str | None = None) -> None:
+        self._what, self._check = what, check
+        self._entries: dict[str, list[EntryPoint]] = {}
+        for entry in sorted(entry_points(group=group), key=lambda entry: (entry.name, owner(entry))):
+            if only in (None, owner(entry)):
+                self._entries.setdefault(entry.name, []).append(entry)
 
-def find_one(group: str, what: str, name: str, check: Callable[[Any], str | None]) -> Any:
-    """One of them by its name; nothing else is imported. None where there is none. Raises as `find`."""
-    entry = _entries(group, what).get(name)
-    return None if entry is None else load(entry, what, check)
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
 
+    def __len__(self) -> int:
+        return len(self._entries)
 
-def names(group: str, what: str) -> list[str]:
-    """The names in a group, sorted; nothing is imported."""
-    return list(_entries(group, what))
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
 
-
-def _entries(group: str, what: str) -> dict[str, EntryPoint]:
-    found: dict[str, EntryPoint] = {}
-    for entry in sorted(entry_points(group=group), key=lambda entry: (entry.name, owner(entry))):
-        if entry.name in found:
-            both = f"{owner(found[entry.name])} and {owner(entry)}"
-            raise BadInput(f"two {what}s are called {entry.name!r}, of {both}; uninstall one")
-        found[entry.name] = entry
-    return found
+    def __getitem__(self, name: str) -> Any:
+        first, *others = self._entries[name]
+        if others:
+            both = f"{owner(first)} and {owner(others[0])}"
+            raise BadInput(f"two {self._what}s are called {name!r}, of {both}; uninstall one")
+        return _load(first, self._what, self._check)
 
 
 def owner(entry: EntryPoint) -> str:
@@ -51,12 +52,12 @@ def owner(entry: EntryPoint) -> str:
     return entry.dist.name if entry.dist else "an unnamed distribution"
 
 
-def load(entry: EntryPoint, what: str, check: Callable[[Any], str | None]) -> Any:
-    """The object behind an entry point. Raises as `find`."""
+def _load(entry: EntryPoint, what: str, check: Callable[[Any], str | None]) -> Any:
+    """The object behind an entry point. Raises as `Installed`."""
     where = f"{what} {entry.name!r} of {owner(entry)} ({entry.value})"
     try:
         found = entry.load()
-    except Exception as error:  # foreign code may raise anything
+    except (Exception, SystemExit) as error:  # foreign code may raise anything
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise BadInput(f"{where} cannot be imported: {reason}; repair or uninstall {owner(entry)}") from error
     if (lack := check(found)) is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -122,7 +122,7 @@ def run(
     with clock("read"):
         calibration, held_out = read_sets(recipe)
         preserve = None if recipe.preserve is None else read_preservation(recipe.preserve)
-        refuse_bad_images([calibration, *held_out.values()], recipe.workers)
+        refuse_bad_images([calibration, *held_out.values()], recipe.workers, preserve)
         data_sets = read_data_sets(recipe)
     with clock("load"):
         model = load_model(recipe)
@@ -138,6 +138,7 @@ def run(
         examples = _examples(recipe, model, edit, held_out, next(iter(results))) if show_examples and results else []
     manifest = _manifest(recipe, model, calibration, edit, results)
     manifest |= {} if noise is None else {"label_noise": noise.as_dict()}
+    manifest |= {} if preserve is None else {"preserve": preserve.facts()}
     if output is not None:
         with clock("write"), new_folder(output) as folder:
             manifest["output_sha256"] = _write_weights(folder, model, edit.patch, recipe.also_export)
@@ -149,8 +150,13 @@ def run(
 
 def _check(recipe: Recipe, output: Path | None, overwrite: bool) -> None:
     """Refuse what cannot work before anything is read."""
-    settings.make(find_editor(recipe.method), recipe.settings)
-    model = check_paths(recipe, output, overwrite)
+    editor = find_editor(recipe.method)
+    taken = {f.name for f in fields(editor.Settings)} & {f.name for f in fields(recipe)}
+    if taken:
+        own = f"--method {editor.name}: its setting {min(taken)!r} has the name of one of uwm's own"
+        raise BadInput(f"{own}; the editor has to rename it")
+    settings.make(editor, recipe.settings)
+    model = check_paths(recipe, output, overwrite, recipe.preserve)
     if not recipe.again:
         _refuse_edited(model)
 
@@ -180,6 +186,9 @@ def make_edits(
 
     Args:
         also: Further reducers of the first pass.
+
+    Raises:
+        BadInput: The recipe's own method cannot work with the model or the set, or has no use for `preserve`.
     """
     pairs = about(calibration)
     asked: dict[str, tuple[Editor, Any, Statistics]] = {}
@@ -194,7 +203,7 @@ def make_edits(
     passed: dict[str, Any] = {"batch_size": recipe.batch_size, "workers": recipe.workers, "progress": progress}
     for group in _passes([statistics for _, _, statistics in asked.values()]):
         others = [reducer for statistics in group[1:] for reducer in statistics.reducers.values()]
-        kept = preserve if group[0].preserve or len(group) == len(asked) == 1 else None
+        kept = preserve if group[0].preserve or group[0] is asked[recipe.method][2] else None
         gather(model, group[0], calibration, also=[*others, *also], preserve=kept, **passed)
         for statistics in group[1:]:
             statistics.pairs = group[0].pairs

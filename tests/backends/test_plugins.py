@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import importlib
-import os
-import shutil
-import subprocess
-import sys
-from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+from distributions import entries, lines, python
 
 from uwm.backends import Backend, TrainingSettings, find_backends
+from uwm.comparison.methods import parse_methods
 from uwm.errors import BadInput
+from uwm.finetuning import find_backend
 
-ROOT = Path(__file__).parents[2]
-EXAMPLE = ROOT / "examples" / "third_party_backend"
+GROUP = "uwm.backends"
 OURS = ("safe-clip", "safer-clip", "safer-clip-fixed", "shield-clip")
 LIST = "import uwm.backends as b; print(b.__file__); [print(n, x.source) for n, x in b.find_backends().items()]"
 USE = """
@@ -33,43 +30,8 @@ print(float(terms["keep"]) < 1e-6 < float(terms["redirect"]))
 """
 
 
-def install(target, *sources):
-    """With pip, from copies, because a build leaves files beside what it builds; nothing is fetched."""
-    command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
-    done = subprocess.run(
-        [*command, "--disable-pip-version-check", "--target", str(target), *map(str, sources)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def python(code, target, folder):
-    environment = {**os.environ, "PYTHONPATH": str(target), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=folder, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    """A folder into which uwm, without its data, and the example were installed."""
-    folder = tmp_path_factory.mktemp("plugins")
-    uwm = folder / "uwm-source"
-    shutil.copytree(ROOT / "uwm", uwm / "uwm", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, uwm)
-    (uwm / "calibration").mkdir()
-    example = shutil.copytree(EXAMPLE, folder / "example", ignore=shutil.ignore_patterns("build", "*.egg-info"))
-    install(folder / "target", uwm, example)
-    return folder / "target"
-
-
 def test_ours_and_the_example_are_found_once_installed(installed, tmp_path):
-    place, *found = python(LIST, installed, tmp_path)
+    place, *found = lines(python(tmp_path, installed, "-c", LIST))
     assert Path(place).is_relative_to(installed)
     names = [line.split()[0] for line in found]
     assert names == sorted(names)
@@ -79,15 +41,12 @@ def test_ours_and_the_example_are_found_once_installed(installed, tmp_path):
 
 
 def test_the_example_is_a_loss(installed, tmp_path):
-    assert python(USE, installed, tmp_path) == ["True"]
+    assert lines(python(tmp_path, installed, "-c", USE)) == ["True"]
 
 
 def test_every_entry_of_ours_is_a_backend_of_that_name():
-    settings = ConfigParser()
-    settings.read(ROOT / "setup.cfg", "utf-8")
-    entries = dict(line.split(" = ") for line in settings["options.entry_points"]["uwm.backends"].strip().splitlines())
-    assert tuple(entries) == OURS
-    for name, value in entries.items():
+    assert tuple(entries(GROUP)) == OURS
+    for name, value in entries(GROUP).items():
         module, _, attribute = value.partition(":")
         backend: Backend = getattr(importlib.import_module(module), attribute)
         assert backend.name == name
@@ -106,26 +65,8 @@ BACKEND = Plain()
 """
 
 
-@pytest.fixture
-def plug_in(tmp_path, monkeypatch):
-    """Lays a distribution as an installer leaves it onto the path: (distribution, entry, module's text)."""
-    monkeypatch.syspath_prepend(str(tmp_path))
-
-    def write(distribution, entry, text):
-        module = distribution.replace("-", "_")
-        monkeypatch.delitem(sys.modules, module, raising=False)
-        (tmp_path / f"{module}.py").write_text(text)
-        about = tmp_path / f"{module}-1.0.dist-info"
-        about.mkdir()
-        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
-        (about / "entry_points.txt").write_text(f"[uwm.backends]\n{entry} = {module}:BACKEND\n")
-        importlib.invalidate_caches()
-
-    return write
-
-
 def test_a_sound_plug_in_is_found(plug_in):
-    plug_in("sound-plug", "zz-sound", GOOD.replace("NAME", "zz-sound"))
+    plug_in(GROUP, "sound-plug", "zz-sound", GOOD.replace("NAME", "zz-sound"))
     assert find_backends()["zz-sound"].source == "a test"
 
 
@@ -150,14 +91,29 @@ BROKEN = {
 @pytest.mark.parametrize(("text", "message"), BROKEN.values(), ids=BROKEN)
 def test_a_broken_plug_in_is_named(text, message, plug_in, request):
     distribution = f"broken-{[*BROKEN].index(request.node.callspec.id)}"
-    plug_in(distribution, "zz-broken", text.replace("NAME", "zz-broken"))
+    plug_in(GROUP, distribution, "zz-broken", text.replace("NAME", "zz-broken"))
     with pytest.raises(BadInput, match=rf"backend 'zz-broken' of {distribution} \(.*:BACKEND\).*{message}") as caught:
-        find_backends()
+        find_backends()["zz-broken"]
     assert "\n" not in str(caught.value)
 
 
 def test_two_of_one_name_name_both(plug_in):
     for distribution in ("twin-b", "twin-a"):
-        plug_in(distribution, "zz-twin", GOOD.replace("NAME", "zz-twin"))
+        plug_in(GROUP, distribution, "zz-twin", GOOD.replace("NAME", "zz-twin"))
     with pytest.raises(BadInput, match="two backends are called 'zz-twin', of twin-a and twin-b; uninstall one"):
-        find_backends()
+        find_backends()["zz-twin"]
+
+
+def test_a_broken_plug_in_hinders_no_other(plug_in):
+    plug_in(GROUP, "broken-plug", "zz-broken", "1 / 0")
+    plug_in(GROUP, "sound-plug", "zz-sound", GOOD.replace("NAME", "zz-sound"))
+    for distribution in ("twin-b", "twin-a"):
+        plug_in(GROUP, distribution, "zz-twin", GOOD.replace("NAME", "zz-twin"))
+    found = find_backends()
+    assert [*found][-3:] == ["zz-broken", "zz-sound", "zz-twin"]
+    assert find_backend("safe-clip").name == "safe-clip"
+    assert parse_methods(["safe-clip,zz-sound"], found)
+    with pytest.raises(BadInput, match="no method is called 'zz-no'.*zz-broken, zz-sound, zz-twin"):
+        parse_methods(["zz-no"], found)
+    with pytest.raises(BadInput, match="backend 'zz-broken' of broken-plug .* cannot be imported"):
+        parse_methods(["zz-broken"], found)

@@ -29,7 +29,7 @@ def edit(run_uwm, tiny_hf, calib, tmp_path, *more):
         (["--mass", "0"], 2, ["mass 0.0: expected a number between 0 and 1"]),
         (["--mass", "1"], 2, ["mass 1.0: expected a number between 0 and 1"]),
         (["--mass", "-1"], 2, ["mass -1.0: expected a number between 0 and 1"]),
-        (["--mass", "nan"], 2, ["mass nan: expected a number between 0 and 1"]),
+        (["--mass", "nan"], 2, ["--mass", "expected a finite number"]),
         (["--text-mass", "2"], 2, ["mass 2.0"]),
         (["--alpha", "1"], 1, ["--alpha 1 changes nothing"]),
         (["--alpha", "inf"], 2, ["--alpha inf: expected a finite number"]),

@@ -77,7 +77,7 @@ def test_settings_from_a_file(run_uwm, tiny_hf, tiny_set, tmp_path):
     ("flags", "words"),
     [
         (("--methods", "best"), ["--methods: 'best': no method is called 'best'", "grad-unsafe", "safe-clip"]),
-        (("--methods", "random:epochs=1"), ["no setting of an edit is called 'epochs=1'"]),
+        (("--methods", "random:epochs=1"), ["'random:epochs=1'", "the method random has no such setting"]),
         (("--methods", "mine=nowhere/to/be"), ["nowhere/to/be: no such file or folder"]),
         (("--seeds", "1,one"), ["--seeds", "'1,one': expected numbers with commas between"]),
         (("--seeds", "-1"), ["--seeds -1: expected different numbers from 0"]),

@@ -75,8 +75,8 @@ def test_an_edit_is_measured_as_uwm_edit_measures_it(recipe, tmp_path):
     alone = replace(recipe, methods=("uwm:mass=0.1", "random:mass=0.1"), masses=(), seeds=(0,), validation=0.0)
     found = rows(compare(alone, tmp_path / "out"))
     shared = {name: getattr(recipe, name) for name in ("model", "calib", "eval_splits", "zero_shot")}
-    edited = run(Recipe(**shared, mass=0.1))
-    for method, column in (("uwm:mass=0.1", "after"), ("random:mass=0.1", "random"), ("none", "before")):
+    edited = run(Recipe(**shared, settings={"mass": 0.1}))
+    for method, column in (("uwm:mass=0.1", "uwm"), ("random:mass=0.1", "random"), ("none", "before")):
         theirs = edited.results["test"][column]
         ours = found[method, None].figures
         assert {name: ours[name].value for name in theirs.figures} == theirs.figures

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import pytest
-from uwm.editing.entries.methods import METHODS
 
 from uwm.backends import find_backends
-from uwm.comparison.methods import CONTROLS, VARIANTS, Edit, Given, Method, Train, parse_methods
-from uwm.editing.entries.editor import RULES
+from uwm.comparison.methods import CONTROL, Edit, Given, Method, Train, parse_methods
+from uwm.editing.editors import editor_names
+from uwm.editing.entries.editor import RULES, VARIANTS
 from uwm.errors import BadInput
 
 BACKENDS = find_backends()
+
+
+def edit(method: str = "uwm", control: bool = False, **settings) -> Edit:
+    return Edit(method, tuple(sorted(settings.items())), control)
 
 
 def parsed(*texts: str) -> list[Method]:
@@ -26,16 +30,19 @@ def stages(text: str) -> tuple:
 @pytest.mark.parametrize(
     ("text", "stage"),
     [
-        ("uwm", Edit()),
-        ("uwm:mass=0.1", Edit(mass=0.1)),
-        ("uwm:difference", Edit(variant="difference")),
-        ("uwm:ratio-of-means:top-fraction", Edit(variant="ratio-of-means", rule="top-fraction")),
-        ("uwm:text-mass=0.1:vision-mass=0.2:alpha=0", Edit(text_mass=0.1, vision_mass=0.2, alpha=0.0)),
-        ("uwm:text-layers=none:vision-layers=vision.*.fc2", Edit(text_layers="none", vision_layers="vision.*.fc2")),
-        ("grad-unsafe", Edit(method="grad-unsafe")),
-        ("grad-safe-clip:mass=0.01", Edit(method="grad-safe-clip", mass=0.01)),
-        ("random", Edit(control="random")),
-        ("magnitude:mass=0.1:unsafe-only", Edit(control="magnitude", mass=0.1, variant="unsafe-only")),
+        ("uwm", edit()),
+        ("uwm:mass=0.1", edit(mass=0.1)),
+        ("uwm:difference", edit(variant="difference")),
+        ("uwm:ratio-of-means:top-fraction", edit(variant="ratio-of-means", rule="top-fraction")),
+        ("uwm:text-mass=0.1:vision-mass=0.2:alpha=0", edit(text_mass=0.1, vision_mass=0.2, alpha=0.0)),
+        ("uwm:text-layers=none:vision-layers=vision.*.fc2", edit(text_layers="none", vision_layers="vision.*.fc2")),
+        ("grad-unsafe", edit(method="grad-unsafe")),
+        ("grad-safe-clip:mass=0.01", edit(method="grad-safe-clip", mass=0.01)),
+        ("random", edit("random")),
+        ("magnitude:mass=0.1:unsafe-only", edit("magnitude", mass=0.1, variant="unsafe-only")),
+        ("repel:strength=0.5:concept", edit("repel", strength=0.5, units="concept")),
+        ("repel:control", edit("repel", control=True)),
+        ("uwm:control:mass=0.1", edit(control=True, mass=0.1)),
         ("safe-clip", Train("safe-clip")),
         (
             "shield-clip:rank=4:learning-rate=1e-3:epochs=5:stop-on=recall",
@@ -52,9 +59,9 @@ def test_a_stage(text, stage):
 
 
 def test_stages_one_after_another():
-    assert stages("safe-clip:epochs=2+uwm:mass=0.1") == (Train("safe-clip", (("epochs", 2),)), Edit(mass=0.1))
-    assert stages("uwm+safe-clip+random") == (Edit(), Train("safe-clip"), Edit(control="random"))
-    assert stages("mine=a+b/c+uwm+safe-clip") == (Given("a+b/c"), Edit(), Train("safe-clip"))
+    assert stages("safe-clip:epochs=2+uwm:mass=0.1") == (Train("safe-clip", (("epochs", 2),)), edit(mass=0.1))
+    assert stages("uwm+safe-clip+random") == (edit(), Train("safe-clip"), edit("random"))
+    assert stages("mine=a+b/c+uwm+safe-clip") == (Given("a+b/c"), edit(), Train("safe-clip"))
     assert [m.label for m in parsed("mine=a+b/c+uwm:mass=0.2")] == ["none", "mine+uwm:mass=0.2"]
 
 
@@ -65,10 +72,11 @@ def test_several_with_commas_and_repeated():
 
 
 def test_what_an_edit_has_unless_it_says_otherwise():
-    default = Edit(text_layers="none", vision_layers="fc1")
-    _, first, second = parse_methods(["uwm,random:vision-layers=fc2"], BACKENDS, default)
-    assert first.stages == (default,)
-    assert second.stages == (Edit(text_layers="none", vision_layers="fc2", control="random"),)
+    default = {"text_layers": "none", "vision_layers": "fc1"}
+    _, first, second, third = parse_methods(["uwm,random:vision-layers=fc2,repel"], BACKENDS, default)
+    assert first.stages == (edit(**default),)
+    assert second.stages == (edit("random", text_layers="none", vision_layers="fc2"),)
+    assert third.stages == (edit("repel"),)
 
 
 @pytest.mark.parametrize(
@@ -76,10 +84,10 @@ def test_what_an_edit_has_unless_it_says_otherwise():
     [
         ("best", ["'best': no method is called 'best'"]),
         ("uwm+best", ["no method is called 'best'"]),
-        ("uwm:best", ["'uwm:best': no setting of an edit is called 'best'"]),
-        ("uwm:epochs=3", ["no setting of an edit is called 'epochs=3'"]),
-        ("uwm:mass", ["no setting of an edit is called 'mass'"]),
-        ("uwm:mass=much", ["'much' is no number"]),
+        ("uwm:best", ["'uwm:best': 'best': expected NAME=VALUE"]),
+        ("uwm:epochs=3", ["the method uwm has no such setting"]),
+        ("uwm:mass", ["'mass': expected NAME=VALUE"]),
+        ("uwm:mass=much", ["'much': expected"]),
         ("uwm:mass=2", ["mass 2.0: expected a number between 0 and 1"]),
         ("uwm:alpha=inf", ["alpha inf"]),
         ("grad-unsafe:difference", ["grad-unsafe has no variants"]),
@@ -100,8 +108,8 @@ def test_one_error_tells_all_that_is_wrong_and_all_that_there_is(text, words):
     assert "\n" not in message
     for word in (
         *words,
-        *METHODS,
-        *CONTROLS,
+        *editor_names(),
+        CONTROL,
         *BACKENDS,
         *VARIANTS,
         *RULES,

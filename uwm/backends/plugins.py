@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from .. import plugins
@@ -11,13 +12,14 @@ GROUP = "uwm.backends"
 PARTS = {"name": str, "source": str, "settings": TrainingSettings}
 
 
-def find_backends() -> dict[str, Backend]:
+def find_backends() -> Mapping[str, Backend]:
     """Name -> backend, sorted, of every distribution with entry points in the group ``uwm.backends``.
 
     Raises:
-        BadInput: Two have one name, or one cannot be imported or is no backend; it names the distribution.
+        BadInput: On getting a backend: two have its name, or it cannot be imported or is no backend. A backend that
+            nobody gets is not imported.
     """
-    return plugins.find(GROUP, "backend", _lack)
+    return plugins.Installed(GROUP, "backend", _lack)
 
 
 def _lack(backend: Any) -> str | None:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import BadInput
+from ..manifest import PreservationFacts
 from .native import FILE
+from .pairs import IMAGE_SUFFIXES
 from .strict import check_text, inside, parse_object
-
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,10 @@ class Preservation:
             digest.update(hashlib.sha256(path.read_bytes()).digest())
         return digest.hexdigest()
 
+    def facts(self) -> PreservationFacts:
+        """What uwm.json says of it."""
+        return {"captions": len(self.captions), "images": len(self.images), "sha256": self.fingerprint()}
+
 
 def read_preservation(path: str | Path) -> Preservation:
     """Read a preservation set.
@@ -43,6 +47,7 @@ def read_preservation(path: str | Path) -> Preservation:
 
     Raises:
         BadInput: Nothing is there, or a line cannot be read.
+        Refused: A file outside of the folder.
     """
     path = Path(path)
     if path.is_file():
@@ -50,9 +55,7 @@ def read_preservation(path: str | Path) -> Preservation:
     elif (path / FILE).is_file():
         found = _native(path)
     elif path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file())
-        images = tuple(p for p in files if p.suffix.lower() in IMAGES)
-        found = Preservation(tuple(c for p in files if p.suffix == ".txt" for c in _captions(p)), images)
+        found = _images(path)
     else:
         raise BadInput(f"--preserve {path}: no such file or folder")
     if not (found.captions or found.images):
@@ -62,10 +65,20 @@ def read_preservation(path: str | Path) -> Preservation:
 
 def _captions(path: Path) -> tuple[str, ...]:
     try:
-        lines = path.read_text("utf-8").split("\n")
+        lines = path.read_text("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: not UTF-8 at byte {error.start}") from None
     return tuple(line.strip() for line in lines if line.strip())
+
+
+def _images(folder: Path) -> Preservation:
+    """Images in any sub-folders, and the captions of text files beside them."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    texts = [path for path in files if path.suffix == ".txt"]
+    images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    for path in (*texts, *images):
+        inside(folder, str(path.relative_to(folder)), str(folder))
+    return Preservation(tuple(caption for path in texts for caption in _captions(path)), tuple(images))
 
 
 def _native(folder: Path) -> Preservation:

@@ -84,6 +84,17 @@ def _stack(*options: Callable) -> Callable:
     return wrap
 
 
+class _Text(click.ParamType):
+    """A text; a TOML file may have a list, which is the text with commas between, or true and false."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> str:
+        if isinstance(value, bool):
+            return str(value).lower()
+        return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
 class Numbers(click.ParamType):
     """Numbers with commas between, ``0,1,2``; in a TOML file a list of them too."""
 
@@ -181,7 +192,7 @@ def _setting_flag(declared: Field, owners: Sequence[str]) -> Callable:
     return click.option(
         f"--{settings.flag(declared.name)}",
         declared.name,
-        type=click.STRING if kind in (str, bool) else kind,
+        type=_Text() if kind in (str, bool) else kind,
         help=f"{of}{declared.metadata['help']}{words}",
     )
 
@@ -200,7 +211,10 @@ EDITOR_SETTINGS = tuple(dict.fromkeys(f.name for kind in _ours().values() for f 
 def take_settings(flags: dict[str, Any]) -> dict[str, Any]:
     """Take the flags of EDITOR that are the editor's settings out of the flags; those of --set come with them."""
     given = {name: value for name in EDITOR_SETTINGS if (value := flags.pop(name, None)) is not None}
-    return {**given, **settings.spelt(flags.pop("set_", ()), [])}
+    try:
+        return {**given, **settings.spelt(flags.pop("set_", ()), [])}
+    except BadInput as error:
+        raise BadInput(f"--set {error}") from None
 
 
 ZERO_SHOT = _stack(

@@ -52,7 +52,7 @@ class Bench:
         facts: For the names of what is written.
         calibration, validation: Seed -> pairs.
         output: Where checkpoints and the state of training lie while they are needed.
-        preserve: Safe captions and images that edits shall leave alone; None for none.
+        preserve: Safe captions and images that edits shall leave alone, of those that can; None for none.
     """
 
     recipe: CompareRecipe
@@ -106,7 +106,8 @@ class Bench:
         with measured() as cost:
             pairs = self.calibration[seed]
             statistics = edit.editor.statistics(model, about(pairs), edit.made())
-            gather(model, statistics, pairs, progress=progress, preserve=self.preserve, **passed)
+            preserve = self.preserve if statistics.preserve else None  # the others have no use for it
+            gather(model, statistics, pairs, progress=progress, preserve=preserve, **passed)
         return statistics, cost
 
     def patch(self, model: Model, statistics: Statistics, edit: Edit, seed: int) -> tuple[Patch, Cost]:

@@ -98,7 +98,8 @@ def compare(
     prepared = _prepare(recipe, output)
     _open(output, overwrite)
     bench, yardstick = prepared.bench, prepared.yardstick
-    refuse_bad_images([bench.calibration[recipe.seeds[0]], *yardstick.sets.values()], recipe.workers)
+    sets = [bench.calibration[recipe.seeds[0]], *yardstick.sets.values()]
+    refuse_bad_images(sets, recipe.workers, bench.preserve)
     carry_out(prepared.runs, bench, yardstick, keep_checkpoints, progress)
     found = _gather(prepared, output)
     _write(found, output)
@@ -119,7 +120,7 @@ def _prepare(recipe: CompareRecipe, output: Path) -> _Prepared:
     methods = parse_methods(recipe.methods, backends, default, recipe.training)
     recipe.check(any(method.trains for method in methods))
     _check_training(recipe, methods, backends)
-    model = check_paths(recipe, output, overwrite=True)
+    model = check_paths(recipe, output, overwrite=True, preserve=recipe.preserve)
     pairs, sets = read_sets(recipe)
     sets = {name: quadruples(found) for name, found in sets.items()}
     data_sets = read_data_sets(recipe)

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from ..backends.protocol import Backend, TrainingSettings
 from ..editing import settings
-from ..editing.editors import Editor, editor_names, find_editor
+from ..editing.editors import Editor, editor_names, find_editor, find_editors
 from ..errors import BadInput
 
 NONE = "none"
@@ -123,17 +123,20 @@ def parse_methods(
 
 
 def known(backends: Mapping[str, Backend]) -> str:
-    """One line of all that may be asked for."""
-    edits = "; ".join(f"{name} ({', '.join(_spellings(name))})" for name in editor_names())
+    """One line of all that may be asked for; the editors of other distributions by name only, not imported."""
+    ours = find_editors(only="uwm")
+    edits = "; ".join(
+        f"{name} ({', '.join(_spellings(ours[name]))})" if name in ours else name for name in editor_names()
+    )
     return (
         f"There are {NONE}, edits with their settings: {edits}; of each edit its {CONTROL}; fine-tuning: "
         f"{', '.join(backends)} ({', '.join(f'{name}=' for name in TRAIN_SETTINGS)}); and LABEL=CHECKPOINT"
     )
 
 
-def _spellings(name: str) -> list[str]:
+def _spellings(editor: Editor) -> list[str]:
     """How the settings of an edit are written."""
-    own = fields(find_editor(name).Settings)
+    own = fields(editor.Settings)
     words = [word for f in own for word in f.metadata["choices"]]
     return [*words, *(f"{settings.flag(f.name)}=" for f in own if not f.metadata["choices"])]
 

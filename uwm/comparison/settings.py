@@ -23,7 +23,8 @@ class CompareRecipe(Inputs):
             the training. `seed` draws what is the same for all: `limit`, `holdout` and the bootstrap.
         masses: τ of the curves of edits and controls that have one; without, each edit has one point.
         points: Curves over other settings, such as ``strength=0.5,1,2``, of the edits that have them.
-        preserve: Safe captions and images that edits shall leave alone, see `uwm.calibration.read_preservation`.
+        preserve: Safe captions and images that edits shall leave alone, see `uwm.calibration.read_preservation`; edits
+            that have no use for it, such as uwm, run without.
         at_epochs: Epochs after which fine-tuning is measured too, beside its best one.
         validation: Share of the calibration pairs that no method learns from, for fine-tuning to stop by.
         text_layers, vision_layers: Of edits that do not say otherwise.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from .. import plugins
 from ..errors import BadInput
 from ..weights import WeightId
+from . import settings
 from .changes import Change
 
 if TYPE_CHECKING:
@@ -130,29 +131,30 @@ def random_control(proposal: Proposal, shapes: Mapping[WeightId, tuple[int, ...]
 # ---------------------------------------------------------------- which are installed
 
 
-def find_editors(only: str | None = None) -> dict[str, Editor]:
+def find_editors(only: str | None = None) -> Mapping[str, Editor]:
     """Name -> editor, sorted, of every distribution with entry points in the group ``uwm.editors``.
 
     Args:
         only: The distribution whose editors are wanted, such as ``uwm`` for ours.
 
     Raises:
-        BadInput: Two have one name, or one cannot be imported or is no editor; it names the distribution.
+        BadInput: On getting an editor: two have its name, or it cannot be imported or is no editor. An editor that
+            nobody gets is not imported.
     """
-    return plugins.find(GROUP, "editor", _lack, only)
+    return plugins.Installed(GROUP, "editor", _lack, only)
 
 
 def find_editor(name: str) -> Editor:
     """One editor; no other is imported. Raises BadInput for an unknown name, which lists those that there are."""
-    editor = plugins.find_one(GROUP, "editor", name, _lack)
+    editor = find_editors().get(name)
     if editor is None:
         raise BadInput(f"--method {name!r}: expected one of {', '.join(editor_names())}")
     return editor
 
 
 def editor_names() -> list[str]:
-    """The names of all editors, the default first."""
-    return sorted(plugins.names(GROUP, "editor"), key=lambda name: (name != DEFAULT, name))
+    """The names of all editors, the default first; none is imported."""
+    return sorted(find_editors(), key=lambda name: (name != DEFAULT, name))
 
 
 PARTS = {"name": str, "title": str, "source": str, "Settings": type}
@@ -164,5 +166,7 @@ def _lack(editor: Any) -> str | None:
     for part, kind in PARTS.items():
         if not isinstance(getattr(editor, part, None), kind):
             return f"expected an attribute {part!r}, a {kind.__name__}; see uwm.editing.editors.Editor"
+    if not settings.declared(editor.Settings):
+        return "expected 'Settings', a dataclass of fields that uwm.editing.settings.setting makes"
     missing = [name for name in METHODS if not callable(getattr(editor, name, None))]
     return f"expected a method {missing[0]!r}; see uwm.editing.editors.Editor" if missing else None

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, Field, field, fields
+from dataclasses import Field, field, fields, is_dataclass
+from numbers import Integral, Real
 from typing import Any
 
 from ..errors import BadInput
+
+KINDS: dict[type, Any] = {float: (Real, str), int: (Integral, str), str: str, bool: bool}  # and what each is read from
 
 
 def setting(default: Any, kind: type, help: str, choices: Iterable[str] = ()) -> Any:
@@ -24,6 +28,13 @@ def setting(default: Any, kind: type, help: str, choices: Iterable[str] = ()) ->
 def flag(name: str) -> str:
     """A field's name as flags and files spell it."""
     return name.replace("_", "-")
+
+
+def declared(kind: type) -> bool:
+    """Whether a class is a dataclass whose fields were all made by `setting`."""
+    if not is_dataclass(kind):
+        return False
+    return all({"kind", "help", "choices"} <= f.metadata.keys() and f.metadata["kind"] in KINDS for f in fields(kind))
 
 
 def make(editor: Any, given: Mapping[str, Any]) -> Any:
@@ -45,19 +56,29 @@ def make(editor: Any, given: Mapping[str, Any]) -> Any:
 
 def _typed(declared: Field[Any], value: Any) -> Any:
     """A value, or its text, as the field's type."""
-    name, kind, choices = declared.name, declared.metadata["kind"], declared.metadata["choices"]
+    kind, choices = declared.metadata["kind"], declared.metadata["choices"]
+    where = f"--{flag(declared.name)} {value!r}"
     if choices and value not in choices:
-        raise BadInput(f"--{flag(name)} {value!r}: expected one of {', '.join(choices)}")
-    if kind is str and not isinstance(value, str):
-        value = ",".join(map(str, value))  # a list of layers
-    if kind is bool and isinstance(value, str):
-        if value not in ("true", "false"):
-            raise BadInput(f"--{flag(name)} {value!r}: expected true or false")
-        return value == "true"
+        raise BadInput(f"{where}: expected one of {', '.join(choices)}")
     try:
-        return kind(value)
-    except (TypeError, ValueError):
-        raise BadInput(f"--{flag(name)} {value!r}: expected {kind.__name__}") from None
+        made = _read(kind, value)
+    except (TypeError, ValueError, OverflowError):
+        expected = "true or false" if kind is bool else kind.__name__
+        raise BadInput(f"{where}: expected {expected}") from None
+    if kind is float and not math.isfinite(made):
+        raise BadInput(f"{where}: expected a finite number")
+    return made
+
+
+def _read(kind: type, value: Any) -> Any:
+    """A value of a kind, from such a value or its text. Raises TypeError, ValueError or OverflowError."""
+    if kind is bool and value in ("true", "false"):
+        return value == "true"
+    if kind is str and isinstance(value, list | tuple):
+        return ",".join(map(str, value))  # of layers
+    if not isinstance(value, KINDS[kind]) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError(value)
+    return kind(value)
 
 
 def spelt(texts: Iterable[str], kinds: Iterable[type]) -> dict[str, str]:
@@ -70,15 +91,10 @@ def spelt(texts: Iterable[str], kinds: Iterable[type]) -> dict[str, str]:
     found = {}
     for text in texts:
         key, equals, value = text.partition("=")
-        if equals:
+        if equals and key.strip():
             found[key.strip().replace("-", "_")] = value.strip()
         elif text in words:
             found[words[text]] = text
         else:
             raise BadInput(f"{text!r}: expected NAME=VALUE" + (f", or one of {', '.join(words)}" if words else ""))
     return found
-
-
-def defaults(kind: type) -> dict[str, Any]:
-    """Field -> its default."""
-    return {f.name: None if f.default is MISSING else f.default for f in fields(kind)}

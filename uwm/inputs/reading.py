@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..calibration import CalibrationSet, comes_without_pictures, image_paths, read_calibration
+from ..calibration import CalibrationSet, Preservation, comes_without_pictures, image_paths, read_calibration
 from ..checkpoint import check_output
 from ..errors import BadInput
 from ..images import bad_images
@@ -71,11 +71,11 @@ class Inputs(Opening):
     workers: int = 2
 
 
-def check_paths(inputs: Inputs, output: Path | None, overwrite: bool) -> Path:
+def check_paths(inputs: Inputs, output: Path | None, overwrite: bool, preserve: str | None = None) -> Path:
     """Refuse an output that is or holds an input, before anything is read; return the model's path."""
     model = resolve(inputs.model, **inputs.hub())
     if output is not None:
-        sets = (inputs.calib, inputs.eval_set, inputs.safe_images, inputs.unsafe_images, inputs.data_root)
+        sets = (inputs.calib, inputs.eval_set, inputs.safe_images, inputs.unsafe_images, inputs.data_root, preserve)
         check_output(output, [model, *(Path(p) for p in (*sets, *inputs.zero_shot) if p)], overwrite)
     return model
 
@@ -114,9 +114,10 @@ def read_sets(inputs: Inputs) -> tuple[CalibrationSet, dict[str, CalibrationSet]
     return calibration, {name: held.limit(inputs.limit, inputs.seed) for name, held in held_out.items()}
 
 
-def refuse_bad_images(sets: list[CalibrationSet], workers: int) -> None:
+def refuse_bad_images(sets: list[CalibrationSet], workers: int, preserve: Preservation | None = None) -> None:
     """Refuse sets with images that cannot be read, all of them at once. Raises BadInput."""
-    if bad := bad_images([path for pairs in sets for path in image_paths(pairs.pairs)], workers):
+    kept = preserve.images if preserve else ()
+    if bad := bad_images([*(path for pairs in sets for path in image_paths(pairs.pairs)), *kept], workers):
         more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
         raise BadInput(f"{len(bad)} bad images: " + "; ".join(bad[:5]) + more)
 

@@ -33,12 +33,17 @@ def edited(document: Manifest) -> Markup | None:
     untouched = [tower for tower in TOWERS if tower not in towers]
     about = f"{edit_words(document)}. Every other value is the original's, bit for bit."
     about += "".join(f" Nothing of a {tower} tower was edited." for tower in untouched)
-    whole = folded(
-        "Table of all tensors", table((*head, "sha256 before the edit"), body, "Changes by tensor", "numbers")
-    )
+    editor = f"Editor: {document['edit']['title']}. Source: {document['edit']['source']}."
+    whole = table((*head, "sha256 before the edit"), body, "Changes by tensor", "numbers")
     charts = _heat_maps(shares) if shares else Markup()
     return section(
-        "What was edited", "edited", tag("p", about), charts, _reported(document), folded("Table of all tensors", whole)
+        "What was edited",
+        "edited",
+        tag("p", editor),
+        tag("p", about),
+        charts,
+        _reported(document),
+        folded("Table of all tensors", whole),
     )
 
 

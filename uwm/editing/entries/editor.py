@@ -58,7 +58,9 @@ class EntryEditor:
         alpha: What chosen entries are multiplied by.
         rules: Tower -> rule of `uwm.editing.entries.selection`.
         variants: Of the scorer, its default first.
-        scorer: Gives the class that is made once a weight and fed with token statistics; or else
+        scorer: Gives the class that is made once a weight, of its name, its values and the variant if there are any. It
+            has ``update(safe, unsafe)`` for token statistics of a batch, ``scores()`` [out, in], and ``guards``, counts
+            of neutral cases by name; or else
         loss: gives the loss that is differentiated on embeddings, the scores being the mean absolute gradient.
     """
 
