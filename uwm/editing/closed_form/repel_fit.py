@@ -175,8 +175,8 @@ class Fit:
         return folds, torch.tensor(of_others, dtype=torch.long)
 
     def _pairs(self, tower: str) -> list[bytes]:
-        """What identifies each pair."""
-        return [safe + unsafe for safe, unsafe in zip(*self._keys.sides(tower), strict=True)]
+        """What identifies each pair, whichever of the two is safe."""
+        return [min(pair) + max(pair) for pair in zip(*self._keys.sides(tower), strict=True)]
 
     def _groups(self, tower: str) -> dict[str, torch.Tensor]:
         """Concept -> rows of the unsafe side that its unit detects; concepts of fewer pairs than folds are joined."""
