@@ -11,32 +11,43 @@ from ..errors import BadInput
 from ..models import Model
 from ..weights import WeightId
 from .batches import embed_inputs
+from .keys import digests
 from .passes import Part
 
 SAMPLES = 32  # of the safe side, whose Jacobians are averaged
+Drawn = dict[bytes, tuple[torch.Tensor, torch.Tensor | None]]  # digest -> an input and its mask
 
 
 class Readout:
     """Reducer: the mean Jacobian of the embedding by the last MLP's output, and the mean norm of safe embeddings.
 
     Through a LayerNorm with gain γ and a projection P that is the mean of P diag(γ) (I − 11ᵀ/d − ĥĥᵀ/d) / std(h) over
-    samples; without them the identity. It is found by differentiation, so it holds for every family.
+    samples; without them the identity. It is found by differentiation, so it holds for every family. Of the safe inputs
+    those with the least digests are its samples, so that neither batches nor order decide.
 
     Args:
-        model: In eval mode.
+        model: In eval mode, and unedited when the Jacobian is asked for.
         outputs: Tower -> the last MLP's second matrix.
     """
 
     def __init__(self, model: Model, outputs: Mapping[str, WeightId]) -> None:
         self._model = model
         self._outputs = outputs
-        self._jacobians: dict[str, list[torch.Tensor]] = {}  # by tower, [samples of a batch, dim, width] summed
-        self._seen: dict[str, int] = {}
+        self._drawn: dict[str, Drawn] = {}
+        self._jacobians: dict[str, torch.Tensor] = {}
         self._norms: dict[str, list[torch.Tensor]] = {}
 
     def jacobian(self, tower: str) -> torch.Tensor:
-        """Mean of ∂embedding/∂output at the pooled token, float64 [dim, width], on the CPU."""
-        return torch.stack(self._jacobians[tower]).sum(0) / self._seen[tower]
+        """Mean of ∂embedding/∂output at the pooled token, float64 [dim, width], on the CPU.
+
+        Raises:
+            BadInput: The embedding reads several tokens of the output.
+        """
+        if tower not in self._jacobians:
+            drawn, output = self._drawn[tower], self._outputs[tower]
+            parts = [_jacobian(self._model, tower, output, *batch) for batch in _batches(drawn)]
+            self._jacobians[tower] = torch.stack(parts).sum(0) / len(drawn)
+        return self._jacobians[tower]
 
     def norm(self, tower: str) -> float:
         """Mean norm of the safe side's embeddings."""
@@ -50,16 +61,27 @@ class Readout:
         """Never called."""
 
     def update(self, part: Part) -> None:
-        """Take in the safe side of one batch. Raises BadInput where the embedding reads several tokens."""
+        """Take in the safe side of one batch."""
         self._norms.setdefault(part.tower, []).append(part.embeddings[0].double().norm(dim=1).cpu())
-        wanted = SAMPLES - self._seen.get(part.tower, 0)
-        if part.tower not in self._outputs or wanted <= 0:
+        if part.tower not in self._outputs:
             return
         inputs, mask = part.inputs[0]
-        inputs, mask = inputs[:wanted], None if mask is None else mask[:wanted]
-        found = _jacobian(self._model, part.tower, self._outputs[part.tower], inputs, mask)
-        self._jacobians.setdefault(part.tower, []).append(found)
-        self._seen[part.tower] = self._seen.get(part.tower, 0) + len(inputs)
+        drawn = self._drawn.setdefault(part.tower, {})
+        for row, key in enumerate(digests(inputs, mask)):
+            drawn[key] = inputs[row].cpu().clone(), None if mask is None else mask[row].cpu().clone()
+        self._drawn[part.tower] = {key: drawn[key] for key in sorted(drawn)[:SAMPLES]}
+
+
+def _batches(drawn: Drawn) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+    """The drawn inputs and masks, those of equal shape together: captions were padded batch by batch."""
+    shapes: dict[torch.Size, list[bytes]] = {}
+    for key, (row, _) in drawn.items():
+        shapes.setdefault(row.shape, []).append(key)
+    batches: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+    for keys in shapes.values():
+        masks = [mask for key in keys if (mask := drawn[key][1]) is not None]
+        batches.append((torch.stack([drawn[key][0] for key in keys]), torch.stack(masks) if masks else None))
+    return batches
 
 
 def _jacobian(
@@ -77,16 +99,16 @@ def _jacobian(
         handle = model.owner(weight).register_forward_hook(cut)
         with torch.enable_grad():
             embeddings = embed_inputs(model, inputs, mask)  # [samples, dim]
-            rows = [
-                torch.autograd.grad(embeddings[:, k].sum(), outputs[0], retain_graph=True)[0]
-                for k in range(embeddings.shape[1])
-            ]  # dim times [samples, tokens, width], or [samples, width]
     finally:
         if handle is not None:
             handle.remove()
-    whole = torch.stack(rows, 1).double().cpu()  # [samples, dim, (tokens,) width]
-    if whole.ndim == 3:
-        return whole.sum(0)
-    if ((whole != 0).any(3).any(1).sum(1) > 1).any():  # tokens with a gradient, by sample
+    rows = []
+    read: torch.Tensor | bool = False  # which tokens of which samples have a gradient, [samples, tokens]
+    for k in range(embeddings.shape[1]):
+        (slope,) = torch.autograd.grad(embeddings[:, k].sum(), outputs[0], retain_graph=True)
+        slope = slope.reshape(len(inputs), -1, slope.shape[-1])  # [samples, tokens, width]
+        read = read | (slope != 0).any(2)
+        rows.append(slope.double().sum((0, 1)).cpu())
+    if (torch.as_tensor(read).sum(1) > 1).any():
         raise BadInput(f"{weight}: the embedding of the {tower} tower reads several tokens of it, not one")
-    return whole.sum(2).sum(0)
+    return torch.stack(rows)

@@ -20,10 +20,14 @@ import torch
 import torch.nn.functional as F
 
 from ...errors import InvalidResult
-from .detector import Detector, auc
+from .detector import Detector, auc, spread
 
 EMPTY = 1e-5  # eigenvectors of the second moment of normalised embeddings with less energy count as empty
+NOISE = 1e-12  # energy that rounding makes; such eigenvectors cannot be told apart
+REACH = 1e-5  # singular values of a Jacobian below this share of the greatest count as 0: a LayerNorm makes some
+LEAST_REACHED = 0.1  # share of the direction, squared, that a tower must be able to write
 LEAST_CAUGHT = 0.01  # share of unsafe inputs above the gate, below which there is nothing to push
+DRAWS = 100  # of a random direction, until it catches that much
 
 
 def empty_direction(
@@ -40,13 +44,21 @@ def empty_direction(
     """
     z = F.normalize(torch.cat([*embeddings]).double(), dim=1)
     energy, vectors = torch.linalg.eigh(z.T @ z / len(z))
-    basis = vectors[:, : max(1, int((energy <= EMPTY).sum()) // 2)]
-    if jacobians and basis.shape[1] > 1:
-        cost = torch.stack([torch.linalg.pinv(jacobian @ jacobian.T) for jacobian in jacobians]).sum(0)
+    count = max(int((energy <= EMPTY).sum()) // 2, int((energy <= NOISE).sum()), 1)
+    basis = vectors[:, :count]
+    if jacobians and count > 1:
+        cost = torch.stack([_cost(jacobian) for jacobian in jacobians]).sum(0)
         e = basis @ torch.linalg.eigh(basis.T @ cost @ basis)[1][:, 0]
     else:
         e = basis[:, 0]
+    e = e * e[e.abs().argmax()].sign()  # an eigenvector's sign is the library's whim
     return e, float((z @ e).square().mean())
+
+
+def _cost(jacobian: torch.Tensor) -> torch.Tensor:
+    """The form of e that is ‖d‖² of the smallest d with J d = e; what J cannot reach costs most, [dim, dim]."""
+    squares, vectors = torch.linalg.eigh(jacobian @ jacobian.T)
+    return vectors @ torch.diag(1 / squares.clamp_min(REACH**2 * squares[-1])) @ vectors.T
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,11 @@ class Unit:
     report: dict[str, Any]
 
 
+def threshold(safe: torch.Tensor, share: float) -> float:
+    """θ, the least safe score that at most a share of the safe scores [n] is above; copies of all do not move it."""
+    return float(safe.sort().values[len(safe) - 1 - int(share * len(safe) + 1e-9)])
+
+
 def gate(detector: Detector, share: float) -> tuple[float, float, float]:
     """The gate θ, the mean exceedance of unsafe scores above it, and the share of them that is above.
 
@@ -77,7 +94,7 @@ def gate(detector: Detector, share: float) -> tuple[float, float, float]:
     Raises:
         InvalidResult: Hardly any unsafe input lies above the gate.
     """
-    theta = float(torch.quantile(detector.safe, 1 - share))
+    theta = threshold(detector.safe, share)
     over = detector.unsafe[detector.unsafe > theta] - theta
     caught = len(over) / len(detector.unsafe)
     if caught < LEAST_CAUGHT:
@@ -89,9 +106,19 @@ def gate(detector: Detector, share: float) -> tuple[float, float, float]:
 
 
 def push(jacobian: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
-    """d [width]: the smallest step of h that moves the embedding by e; a LayerNorm makes it have zero mean."""
-    d = torch.linalg.pinv(jacobian) @ e
-    return d / (e @ jacobian @ d)
+    """d [width]: the smallest step of h that moves the embedding by e; a LayerNorm makes it have zero mean.
+
+    Raises:
+        InvalidResult: The MLP cannot move the embedding so.
+    """
+    d = torch.linalg.pinv(jacobian, rtol=REACH) @ e
+    reached = float(e @ jacobian @ d)
+    if not reached > LEAST_REACHED:
+        raise InvalidResult(
+            f"the last MLP can write {100 * reached:.0f} % of the direction that the embeddings leave empty; this "
+            "model needs another method"
+        )
+    return d / reached
 
 
 def least_used(activations: torch.Tensor, w2: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -131,34 +158,40 @@ def make_unit(
         "safe_touched": float((detector.safe > theta).double().mean()),
         "unsafe_caught": caught,
         "unit": number,
-        "unit_carried": float(carried[number] / carried.median()),
+        "unit_carried": float(carried[number] / carried.median().clamp_min(1e-300)),
     }
     column = d * (height / kappa)
     return Unit(number, slope * detector.weight, slope * (detector.bias - theta), column, report)
 
 
-def random_detector(detector: Detector, safe: torch.Tensor, unsafe: torch.Tensor, seed: int) -> Detector:
+def random_detector(detector: Detector, safe: torch.Tensor, unsafe: torch.Tensor, share: float, seed: int) -> Detector:
     """The control: a random direction of equal norm in standardised features; its scores need no folds.
 
     Args:
         detector: The one that it stands in for.
         safe, unsafe: Features, [n, d] and [m, d].
+        share: f; a direction that finds no unsafe input above its gate is drawn anew.
+        seed: Draws it.
     """
-    std = torch.cat([safe, unsafe]).std(0)
-    drawn = torch.randn(len(std), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    _, std, _ = spread(safe, unsafe)
     size = (detector.weight * std).norm()
-    w = drawn / drawn.norm() * size / std.clamp_min(1e-12)
-    scores = safe @ w, unsafe @ w
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(DRAWS):
+        drawn = torch.randn(len(std), generator=generator, dtype=torch.float64)
+        w = drawn / drawn.norm() * size / std
+        scores = safe @ w, unsafe @ w
+        if (scores[1] > threshold(scores[0], share)).double().mean() >= LEAST_CAUGHT:
+            break
     return Detector(w, 0.0, detector.penalty, *scores, auc(scores[1], scores[0]))
 
 
 def rank_one(
-    safe: torch.Tensor, detector: Detector, e: torch.Tensor, projection: torch.Tensor, height: float
+    mean: torch.Tensor, detector: Detector, e: torch.Tensor, projection: torch.Tensor, height: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Without a gate, where there is no MLP: P ← (I + e uᵀ) P, u the detector of embeddings.
 
     Args:
-        safe: Embeddings of the safe side as the projection makes them, [n, dim].
+        mean: Of the safe side's embeddings without the projection's bias, [dim]; such an embedding stays.
         detector: Of embeddings.
         e: With the tower's sign, [dim].
         projection: P [dim, width].
@@ -167,6 +200,5 @@ def rank_one(
     Returns:
         left [dim, 1] and right [width, 1] of the added matrix.
     """
-    mean = safe.mean(0)
-    u = detector.weight - (detector.weight @ mean) / (mean @ mean) * mean  # so that the mean safe embedding stays
+    u = detector.weight - (detector.weight @ mean) / (mean @ mean).clamp_min(1e-300) * mean
     return height * e[:, None], (projection.T @ u)[:, None]

@@ -1,0 +1,224 @@
+"""What repel sets, from its statistics: see `repel_maths`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ...errors import BadInput, InvalidResult
+from ...models import Model
+from ...statistics.embeddings import PairEmbeddings
+from ...statistics.keys import InputKeys
+from ...statistics.pooled import PooledInputs
+from ...statistics.readout import Readout
+from ...weights import WeightId
+from ..changes import AddLowRank, Change, SetEntries
+from ..editors import Proposal
+from .detector import PENALTIES, Detector, draw_folds, fit_detector
+from .repel_maths import Unit, empty_direction, least_used, make_unit, push, random_detector, rank_one
+from .towers import bias_of
+
+if TYPE_CHECKING:
+    from .repel import RepelSettings, RepelStatistics
+
+TOWERS = ("text", "vision")
+SIGNS = {"text": 1.0, "vision": -1.0}
+KAPPA = 6.0  # the unit's input at the mean exceedance: there the activation is a ramp to 1e-4
+INPUTS, EMBEDDINGS, READOUT, KEYS = "inputs", "embeddings", "readout", "keys"
+LOUD = 1e-3  # energy of the direction above which it is not empty
+OTHER = "other"  # the concept of pairs whose own has too few
+Part = tuple[dict[WeightId, Change], dict[str, Any], list[str]]  # a tower's changes, its report, warnings
+
+
+class Fit:
+    """One fit of all that repel sets, or of its control."""
+
+    def __init__(
+        self, model: Model, statistics: RepelStatistics, settings: RepelSettings, seed: int, control: bool = False
+    ) -> None:
+        self._model, self._settings, self._seed, self._control = model, settings, seed, control
+        self._layers, self._concepts = statistics.layers, statistics.concepts
+        self._inputs: PooledInputs = statistics.reducers[INPUTS]
+        self._embeddings: PairEmbeddings = statistics.reducers[EMBEDDINGS]
+        self._readout: Readout = statistics.reducers[READOUT]
+        self._keys: InputKeys = statistics.reducers[KEYS]
+        self._preserve = statistics.preserve
+
+    def proposal(self) -> Proposal:
+        """The changes of both towers."""
+        written = [tower for tower in TOWERS if self._layers[tower] is not None]
+        every = [side for tower in TOWERS for side in self._embeddings.sides(tower)]
+        e, energy = empty_direction(every, [self._readout.jacobian(tower) for tower in written])
+        changes: dict[WeightId, Change] = {}
+        report: dict[str, dict[str, Any]] = {}
+        warnings = []
+        if energy > LOUD:
+            warnings.append(
+                f"repel: the emptiest direction holds {100 * energy:.2f} % of the embeddings' energy, so safe inputs "
+                "are moved too; measure before you use this edit"
+            )
+        for tower in TOWERS:
+            make = self._units if tower in written else self._rank_one
+            found, report[tower], more = make(tower, e * SIGNS[tower])
+            report[tower]["direction_energy"] = energy
+            changes |= found
+            warnings.extend(more)
+        notes = {name: {"tower": name.tower} for name in changes}
+        return Proposal(changes, notes, report={"towers": report}, warnings=tuple(warnings))
+
+    # ------------------------------------------------------------ gated units
+
+    def _units(self, tower: str, e: torch.Tensor) -> Part:
+        """Overwritten hidden units of the last MLP, one or one a concept."""
+        layers = self._layers[tower]
+        assert layers is not None
+        fc1, fc2 = layers
+        w2 = self._model.stored(fc2).double()
+        groups = self._groups(tower)
+        if len(groups) > w2.shape[1]:
+            raise BadInput(f"--units concept: {len(groups)} concepts, and {fc2} has {w2.shape[1]} hidden units")
+        share = self._settings.share / len(groups)
+        kept: PooledInputs = self._preserve[INPUTS]
+        detectors = self._detectors(tower, self._inputs.sides(fc1), kept.sides(fc1), groups, share)
+        d = push(self._readout.jacobian(tower), e)
+        used = torch.cat([self._inputs.sides(fc2)[0], *kept.sides(fc2)]).double()
+        numbers, carried = least_used(used, w2, len(groups))
+        height = self._settings.strength * self._readout.norm(tower)
+        units = [
+            make_unit(detector, d, carried, int(number), share, height, KAPPA)
+            for detector, number in zip(detectors, numbers, strict=True)
+        ]
+        lean, warnings = self._lean(fc2, d * self._readout.norm(tower))
+        if len(units) == 1:
+            report = units[0].report
+        else:
+            named = zip(groups, units, strict=True)
+            report = {f"{key} ({concept})": value for concept, unit in named for key, value in unit.report.items()}
+        return self._overwritten(fc1, fc2, units) | lean, report, warnings
+
+    def _overwritten(self, fc1: WeightId, fc2: WeightId, units: Sequence[Unit]) -> dict[WeightId, Change]:
+        """Rows and biases of the first matrix, columns of the second."""
+        width, hidden = len(units[0].row), self._model.parameter(fc2).shape[1]
+        where = torch.tensor([unit.number for unit in units])
+        bias = bias_of(self._model, fc1)
+        assert bias is not None
+        rows = where[:, None] * width + torch.arange(width)
+        columns = torch.arange(len(units[0].column))[:, None] * hidden + where
+        return {
+            fc1: self._set(fc1, rows, torch.stack([unit.row for unit in units])),
+            bias: self._set(bias, where, torch.tensor([unit.bias for unit in units], dtype=torch.float64)),
+            fc2: self._set(fc2, columns, torch.stack([unit.column for unit in units], 1)),
+        }
+
+    def _lean(self, fc2: WeightId, step: torch.Tensor) -> tuple[dict[WeightId, Change], list[str]]:
+        """A constant step of the other sign, which gives safe captions and images back some of their nearness."""
+        if not self._settings.lean:
+            return {}, []
+        name = bias_of(self._model, fc2)
+        if name is None:
+            return {}, [f"repel: {fc2} has no bias, so the {fc2.tower} tower does not lean"]
+        moved = self._model.stored(name).double() - self._settings.lean * step
+        return {name: self._set(name, torch.arange(len(moved)), moved)}, []
+
+    def _set(self, name: WeightId, indices: torch.Tensor, values: torch.Tensor) -> SetEntries:
+        """New values of a tensor. Raises InvalidResult where its type cannot hold them."""
+        dtype = self._model.stored(name).dtype
+        if not torch.isfinite(values.to(dtype)).all():
+            raise InvalidResult(
+                f"{name}: a new value of {float(values.abs().max()):.3g} does not fit into {str(dtype).split('.')[1]}; "
+                "edit a float32 or bfloat16 copy of the model"
+            )
+        return SetEntries.of(indices.flatten(), values.flatten())
+
+    # ------------------------------------------------------------ detectors
+
+    def _detectors(
+        self,
+        tower: str,
+        sides: Sequence[torch.Tensor],
+        kept: Sequence[torch.Tensor],
+        groups: dict[str, torch.Tensor],
+        share: float,
+    ) -> list[Detector]:
+        """One for each group of rows of the unsafe side, against the whole safe side, preserved inputs included."""
+        safe, unsafe = torch.cat([sides[0], *kept]).double(), sides[1].double()
+        pairs, others = self._folds(tower, groups)
+        found = []
+        for number, rows in enumerate(groups.values()):
+            folds = torch.cat([pairs, others]), pairs[rows]
+            penalties = PENALTIES if self._settings.penalty is None else (self._settings.penalty,)
+            detector = fit_detector(safe, unsafe[rows], folds, self._settings.safe_weight, penalties)
+            if self._control:
+                seed = self._seed * 1_000_003 + number
+                detector = random_detector(detector, safe, unsafe[rows], share, seed)
+            found.append(detector)
+        return found
+
+    def _folds(self, tower: str, groups: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Folds of the pairs and of the preserved inputs; one that is also in a pair is in that pair's fold."""
+        safe, _ = self._keys.sides(tower)
+        keys = self._pairs(tower)
+        if len({*keys}) < 2:
+            raise BadInput(f"--method repel needs at least 2 different pairs for the {tower} tower, to judge it on one")
+        names = [""] * len(keys)
+        for name, rows in groups.items():
+            for row in rows.tolist():
+                names[row] = name
+        folds = draw_folds(keys, names, self._settings.folds, self._seed)
+        placed = dict(sorted(zip(safe, folds.tolist(), strict=True), reverse=True))
+        kept: InputKeys = self._preserve[KEYS]
+        (others, *_) = [*kept.sides(tower), []]
+        drawn = draw_folds(others, [""] * len(others), int(folds.max()) + 1, self._seed).tolist()
+        of_others = [placed.get(key, fold) for key, fold in zip(others, drawn, strict=True)]
+        return folds, torch.tensor(of_others, dtype=torch.long)
+
+    def _pairs(self, tower: str) -> list[bytes]:
+        """What identifies each pair, whichever of the two is safe."""
+        return [min(pair) + max(pair) for pair in zip(*self._keys.sides(tower), strict=True)]
+
+    def _groups(self, tower: str) -> dict[str, torch.Tensor]:
+        """Concept -> rows of the unsafe side that its unit detects; concepts of fewer pairs than folds are joined."""
+        keys = self._pairs(tower)
+        if self._settings.units == "one":
+            return {"": torch.arange(len(keys))}
+        concepts = self._concepts.get(tower, ())
+        if not any(concepts):
+            raise BadInput("--units concept: the pairs name no concepts")
+        different: dict[str, set[bytes]] = {}
+        for concept, key in zip(concepts, keys, strict=True):
+            different.setdefault(concept or OTHER, set()).add(key)
+        joined, count = {OTHER}, len(different.get(OTHER, ()))
+        for concept in sorted(different, key=lambda concept: (len(different[concept]), concept)):
+            small = len(different[concept]) < self._settings.folds
+            if concept != OTHER and (small or 0 < count < self._settings.folds):
+                joined.add(concept)
+                count += len(different[concept])
+        names = [OTHER if concept in joined or not concept else concept for concept in concepts]
+        return {name: torch.tensor([n for n, own in enumerate(names) if own == name]) for name in sorted({*names})}
+
+    # ------------------------------------------------------------ without a gate
+
+    def _rank_one(self, tower: str, e: torch.Tensor) -> Part:
+        """A rank-one change of the projection, where there is no MLP at the pooled token that can hold a gate."""
+        lacks = (
+            "MLP at the pooled token" if self._model.last_mlp(tower) is None else "bias of its last MLP's first layer"
+        )
+        name = WeightId(tower, None, "proj")
+        if name not in self._model.tensors:
+            raise BadInput(f"--method repel: the {tower} tower has no {lacks} to hold a gate, and no projection")
+        sides, kept = self._embeddings.sides(tower), self._preserve[EMBEDDINGS].sides(tower)
+        everything = {"": torch.arange(len(sides[1]))}
+        (detector,) = self._detectors(tower, sides, kept, everything, self._settings.share)
+        mean = torch.cat([sides[0], *kept]).double().mean(0)
+        bias = bias_of(self._model, name)
+        mean = mean if bias is None else mean - self._model.stored(bias).double()
+        height = self._settings.strength * self._readout.norm(tower)
+        left, right = rank_one(mean, detector, e, self._model.stored(name).double(), height)
+        warning = (
+            f"repel: the {tower} tower has no {lacks} to hold a gate, so its projection is changed without one, which "
+            "costs more accuracy"
+        )
+        report = {"detector_auc": detector.auc, "penalty": detector.penalty}
+        return {name: AddLowRank.of(left, right)}, report, [warning]
