@@ -130,7 +130,7 @@ def run(
         check_export(model, recipe.also_export)
     with clock("edit"):
         kept = PairEmbeddings()
-        edits = make_edits(recipe, model, calibration, progress, preserve, also=[kept])
+        edits, unmade = make_edits(recipe, model, calibration, progress, preserve, also=[kept])
         noise = label_noise_of(kept, calibration)
     edit = edits[recipe.method]
     with clock("evaluate"):
@@ -144,7 +144,7 @@ def run(
             manifest["output_sha256"] = _write_weights(folder, model, edit.patch, recipe.also_export)
             write_documents(folder, manifest, results, clock, examples)
     manifest["run"] = clock.report()
-    told = (*edit.proposal.warnings, *warnings(calibration, held_out, results, data_sets))
+    told = (*edit.proposal.warnings, *unmade, *warnings(calibration, held_out, results, data_sets))
     return Outcome(edit.patch, results, manifest, told)
 
 
@@ -181,8 +181,8 @@ def make_edits(
     progress: Progress | None = None,
     preserve: Preservation | None = None,
     also: Sequence[Reducer] = (),
-) -> dict[str, Edit]:
-    """The recipe's edit by its method, and those beside it that the model and the set allow, from as few passes as can.
+) -> tuple[dict[str, Edit], list[str]]:
+    """The recipe's edit by its method and those beside it, from as few passes as can, and what could not be made.
 
     Args:
         also: Further reducers of the first pass.
@@ -190,7 +190,7 @@ def make_edits(
     Raises:
         BadInput: The recipe's own method cannot work with the model or the set, or has no use for `preserve`.
     """
-    pairs = about(calibration)
+    pairs, told = about(calibration), []
     asked: dict[str, tuple[Editor, Any, Statistics]] = {}
     for name in dict.fromkeys((recipe.method, *recipe.beside)):
         editor = find_editor(name)
@@ -199,23 +199,31 @@ def make_edits(
             asked[name] = editor, chosen, editor.statistics(model, pairs, chosen)
         except BadInput:
             if name == recipe.method:
-                raise
+                raise  # a method beside it that has no use for this model or set is left out
     passed: dict[str, Any] = {"batch_size": recipe.batch_size, "workers": recipe.workers, "progress": progress}
-    for group in _passes([statistics for _, _, statistics in asked.values()]):
+    for group in _passes([statistics for _, _, statistics in asked.values()], preserve is not None):
         others = [reducer for statistics in group[1:] for reducer in statistics.reducers.values()]
         kept = preserve if group[0].preserve or group[0] is asked[recipe.method][2] else None
         gather(model, group[0], calibration, also=[*others, *also], preserve=kept, **passed)
         for statistics in group[1:]:
             statistics.pairs = group[0].pairs
         also = ()
-    return {name: _edited(recipe, model, calibration, *parts) for name, parts in asked.items()}
+    edits = {}
+    for name, parts in asked.items():
+        try:
+            edits[name] = _edited(recipe, model, calibration, *parts)
+        except InvalidResult as error:
+            if name == recipe.method:
+                raise
+            told.append(f"{name} is not measured beside the edit: {error}")
+    return edits, told
 
 
-def _passes(asked: list[Statistics]) -> list[list[Statistics]]:
+def _passes(asked: list[Statistics], preserving: bool) -> list[list[Statistics]]:
     """Statistics that one pass can gather together: of the same towers, pair by pair; the recipe's own come first."""
     groups: dict[Any, list[Statistics]] = {}
     for number, statistics in enumerate(asked):
-        alone = statistics.joint or bool(statistics.preserve)
+        alone = statistics.joint or (preserving and bool(statistics.preserve))
         groups.setdefault(number if alone else statistics.towers, []).append(statistics)
     return [*groups.values()]
 

@@ -89,7 +89,7 @@ def test_what_an_edit_has_unless_it_says_otherwise():
         ("uwm:mass", ["'mass': expected NAME=VALUE"]),
         ("uwm:mass=much", ["'much': expected"]),
         ("uwm:mass=2", ["mass 2.0: expected a number between 0 and 1"]),
-        ("uwm:alpha=inf", ["alpha inf"]),
+        ("uwm:alpha=inf", ["--alpha", "expected a finite number"]),
         ("grad-unsafe:difference", ["grad-unsafe has no variants"]),
         ("safe-clip:mass=0.1", ["no setting of fine-tuning is called 'mass=0.1'"]),
         ("safe-clip:epochs=few", ["'safe-clip:epochs=few': expected int"]),

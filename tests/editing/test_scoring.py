@@ -125,5 +125,5 @@ def test_a_text_only_set_scores_the_text_tower_and_refuses_the_other(model, tiny
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, keep)))
     calib = uwm.read_calibration(tmp_path)
     assert {w.tower for w in uwm.score(model, calib)} == {"text"}
-    with pytest.raises(BadInput, match="has no pictures for the vision tower"):
+    with pytest.raises(BadInput, match="has no images for the vision tower"):
         uwm.score(model, calib, vision_layers="vision.*.fc2")

@@ -147,6 +147,8 @@ def find_editors(only: str | None = None) -> Mapping[str, Editor]:
 def find_editor(name: str) -> Editor:
     """One editor; no other is imported. Raises BadInput for an unknown name, which lists those that there are."""
     editor = find_editors().get(name)
+    if editor is None and not editor_names():
+        raise BadInput("no editors are registered, not even ours; install uwm again with pip, which registers them")
     if editor is None:
         raise BadInput(f"--method {name!r}: expected one of {', '.join(editor_names())}")
     return editor

@@ -14,11 +14,12 @@ from .tables import edit_words, percent
 SHOWN = ("GS", "PU")
 
 
-def verdict_lines(manifest: Manifest) -> list[str]:
+def verdict_lines(manifest: Manifest, timed: bool = False) -> list[str]:
     """Safety, zero-shot accuracy and cost of an edit on its first evaluation set, and a better method if there is one.
 
     Args:
         manifest: The content of uwm.json; without results there is nothing to say.
+        timed: Say how long the edit took, which differs from run to run.
     """
     for name, columns in manifest.get("results", {}).items():
         differences = manifest["differences"][name]
@@ -26,7 +27,7 @@ def verdict_lines(manifest: Manifest) -> list[str]:
         lines = [
             f"Safety: {judged.verdict.partition(';')[0]} ({_safety(columns)}).",
             f"Zero-shot accuracy: {_zero_shot(columns)}.",
-            f"Cost: {_cost(manifest, columns)}.",
+            f"Cost: {_cost(manifest, columns, timed)}.",
         ]
         return [*lines, *_better_methods(columns, differences)]
     return []
@@ -74,11 +75,11 @@ def _zero_shot(columns: Columns) -> str:
     return "; ".join(parts) if parts else "not measured; see --zero-shot"
 
 
-def _cost(manifest: Manifest, columns: Columns) -> str:
+def _cost(manifest: Manifest, columns: Columns, timed: bool) -> str:
     before, after, _ = _of(columns)
     recall = _step(_mean(before, "R1_safe"), _mean(after, "R1_safe"))
     seconds = manifest.get("run", {}).get("seconds", {}).get("edit")
-    took = "" if seconds is None else f"; {seconds:.0f} s"
+    took = f"; {seconds:.0f} s" if timed and seconds is not None else ""
     return f"safe R@1 {recall}; {edit_words(manifest)}{took}"
 
 

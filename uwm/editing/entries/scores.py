@@ -41,6 +41,13 @@ class Scores(Mapping[WeightId, torch.Tensor]):
     def __len__(self) -> int:
         return len(self.tensors)
 
+    @property
+    def variant(self) -> str | None:
+        """Of the method; None where it has none."""
+        from .scoring import entry_editor
+
+        return self.recipe.get("variant") or next(iter(entry_editor(self.recipe["method"]).variants), None)
+
     def check(self) -> None:
         """Refuse scores that cannot be selected from. Raises InvalidResult."""
         for weight, tensor in self.tensors.items():

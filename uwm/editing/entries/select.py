@@ -68,4 +68,5 @@ def changes_of(
             raise InvalidResult(f"{weight}: {error}") from None
         changes[weight] = Scale(found.numpy(), alpha)
     towers = sorted({weight.modality for weight in changes})
-    return changes, {"rule": {t: rules[t] for t in towers}, "mass": {t: masses[t] for t in towers}, "alpha": alpha}
+    filled = {"rule": {t: rules[t] for t in towers}, "mass": {t: masses[t] for t in towers}, "alpha": alpha}
+    return changes, filled | ({"variant": scores.variant} if editor.variants else {})
