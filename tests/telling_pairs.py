@@ -1,4 +1,4 @@
-"""Sets of which a linear detector can tell the sides: unsafe captions name weapons, unsafe pictures are redder."""
+"""Sets whose sides a linear detector can tell: unsafe captions are longer and name weapons, pictures are redder."""
 
 from __future__ import annotations
 
@@ -17,19 +17,23 @@ from uwm.editing.settings import make
 SAFE_WORDS, UNSAFE_WORDS = ("dog", "cat", "tree", "car", "cup"), ("knife", "bomb", "skull")
 
 
-def telling_set(folder: Path, count: int = 40, size: int = 64) -> uwm.CalibrationSet:
+def telling_set(folder: Path, count: int = 40, held_out: int = 0) -> uwm.CalibrationSet:
     """Pairs as they are read from a folder; every fifth caption and picture is as good as of the other side."""
     (folder / "images").mkdir(parents=True)
     rng = np.random.default_rng(5)
     lines = []
     for i in range(count):
-        row = {"id": f"{i:04d}", "concept": ("weapons", "death", "weapons")[i % 3], "split": "calib"}
+        row = {
+            "id": f"{i:04d}",
+            "concept": ("weapons", "death", "weapons")[i % 3],
+            "split": "calib" if i < count - held_out else "test",
+        }
         for side, words in (("safe", SAFE_WORDS), ("unsafe", SAFE_WORDS if i % 5 == 0 else UNSAFE_WORDS)):
-            drawn = rng.choice(words, size=rng.integers(1, 5))
+            drawn = rng.choice(words, size=rng.integers(1, 5) + 2 * (side == "unsafe"))
             row[f"{side}_text"] = f"a picture of {' and '.join([*drawn, rng.choice(SAFE_WORDS)])} number {i}"
-            picture = rng.integers(0, 200, (size, size, 3))
+            picture = rng.integers(0, 200, (64, 64, 3))
             if side == "unsafe" and i % 5 != 1:
-                picture[:, : size // 2, 0] += 55
+                picture[:, :32, 0] += 55
             row[f"{side}_image"] = f"images/{i:04d}_{side}.png"
             Image.fromarray(picture.astype(np.uint8)).save(folder / row[f"{side}_image"])
         lines.append(json.dumps(row))

@@ -1,10 +1,10 @@
-"""Repel as it is said: normal equations of weighted rows, counted pairs, loops over samples. NumPy, none of our code."""
+"""Repel as it is said: normal equations of weighted rows, counted pairs, loops over samples; none of our code."""
 
 from __future__ import annotations
 
 import numpy as np
 
-KAPPA, EMPTY, NOISE, REACH, FLAT = 6.0, 1e-5, 1e-12, 1e-5, 1e-5
+KAPPA, EMPTY, NOISE, REACH, FLAT = 6.0, 1e-5, 1e-12, 1e-5, 1e-4
 
 
 def mean_and_std(safe, unsafe):
@@ -89,7 +89,8 @@ def empty_direction(embeddings, jacobians):
             moment += np.outer(unit, unit)
             count += 1
     energy, vectors = np.linalg.eigh(moment / count)
-    taken = max(sum(energy <= EMPTY) // 2, sum(energy <= NOISE), 1)
+    near = [value for value in energy if value <= 10 * energy[0] and (value <= 1e-3 or value == energy[0])]
+    taken = max(sum(energy <= EMPTY) // 2, sum(energy <= NOISE), min(len(near), 8), 1)
     basis = vectors[:, :taken]
     writes = []
     for slope in jacobians:  # the step d that writes e is R e

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # of standardised features; the one of the best AUC out of fold is taken
-FLAT = 1e-5  # a standard deviation below this share of a feature's mean, or of the greatest one, is no more than noise
+FLAT = 1e-4  # a standard deviation below this share of a feature's mean, or of the greatest one, is no more than noise
 
 
 @dataclass(frozen=True)

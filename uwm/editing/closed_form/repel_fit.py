@@ -17,7 +17,7 @@ from ...weights import WeightId
 from ..changes import AddLowRank, Change, SetEntries
 from ..editors import Proposal
 from .detector import PENALTIES, Detector, draw_folds, fit_detector
-from .repel_maths import Unit, empty_direction, least_used, make_unit, push, random_detector, rank_one
+from .repel_maths import LOUD, Unit, empty_direction, least_used, make_unit, push, random_detector, rank_one
 from .towers import bias_of
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ TOWERS = ("text", "vision")
 SIGNS = {"text": 1.0, "vision": -1.0}
 KAPPA = 6.0  # the unit's input at the mean exceedance: there the activation is a ramp to 1e-4
 INPUTS, EMBEDDINGS, READOUT, KEYS = "inputs", "embeddings", "readout", "keys"
-LOUD = 1e-3  # energy of the direction above which it is not empty
 OTHER = "other"  # the concept of pairs whose own has too few
 Part = tuple[dict[WeightId, Change], dict[str, Any], list[str]]  # a tower's changes, its report, warnings
 

@@ -23,6 +23,8 @@ from ...errors import InvalidResult
 from .detector import Detector, auc, spread
 
 EMPTY = 1e-5  # eigenvectors of the second moment of normalised embeddings with less energy count as empty
+LOUD = 1e-3  # energy of a direction above which it is not empty
+CHOICE, NEAR = 8, 10.0  # so many eigenvectors are candidates in any case, if they have at most this times the least
 NOISE = 1e-12  # energy that rounding makes; such eigenvectors cannot be told apart
 REACH = 1e-5  # singular values of a Jacobian below this share of the greatest count as 0: a LayerNorm makes some
 LEAST_REACHED = 0.1  # share of the direction, squared, that a tower must be able to write
@@ -35,6 +37,8 @@ def empty_direction(
 ) -> tuple[torch.Tensor, float]:
     """Of the directions that all embeddings leave empty, the one that costs least to write in all towers.
 
+    The emptiest is often so because the readout hardly writes it; a LayerNorm would then swallow the step.
+
     Args:
         embeddings: Of both towers and both sides, [n, dim] each; normalised here.
         jacobians: ∂z/∂h of each tower that is written through its last MLP, [dim, width].
@@ -44,7 +48,9 @@ def empty_direction(
     """
     z = F.normalize(torch.cat([*embeddings]).double(), dim=1)
     energy, vectors = torch.linalg.eigh(z.T @ z / len(z))
-    count = max(int((energy <= EMPTY).sum()) // 2, int((energy <= NOISE).sum()), 1)
+    least = float(energy[0])
+    near = int((energy <= min(NEAR * least, max(LOUD, least))).sum())
+    count = max(int((energy <= EMPTY).sum()) // 2, int((energy <= NOISE).sum()), min(near, CHOICE), 1)
     basis = vectors[:, :count]
     if jacobians and count > 1:
         cost = torch.stack([_cost(jacobian) for jacobian in jacobians]).sum(0)
