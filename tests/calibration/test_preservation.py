@@ -14,7 +14,8 @@ import uwm
 from uwm.calibration import Preservation, read_preservation
 from uwm.editing.closed_form import detector
 from uwm.editing.closed_form.detector import fit_detector
-from uwm.editing.closed_form.repel import EMBEDDINGS, INPUTS, READOUT, Repel, RepelSettings
+from uwm.editing.closed_form.repel import Repel, RepelSettings
+from uwm.editing.closed_form.repel_fit import EMBEDDINGS, INPUTS, READOUT
 from uwm.editing.making import about, gather
 from uwm.errors import BadInput, Refused
 from uwm.images import load_image
