@@ -62,6 +62,25 @@ def test_a_constant_feature_does_not_count_however_large_it_is():
     torch.testing.assert_close(loud.safe, plain.safe, rtol=0, atol=1e-3)
 
 
+def test_of_equally_good_penalties_the_strongest_is_taken():
+    safe, unsafe, folds = uneven()
+    unsafe[:, 3] += 100  # no detector errs
+    found = detectors.fit_detector(safe, unsafe, folds, 4.0)
+    assert (found.auc, found.penalty) == (1, 0.1)
+
+
+def test_a_random_direction_is_as_long_and_catches_something():
+    """Of few unsafe samples and a small share a direction easily finds none; it is drawn anew."""
+    safe, unsafe, folds = uneven()
+    found = detectors.fit_detector(safe, unsafe, folds, 4.0)
+    _, std, _ = detectors.spread(safe, unsafe[:2])
+    for seed in range(20):
+        drawn = maths.random_detector(found, safe, unsafe[:2], 0.05, seed)
+        assert float((drawn.weight * std).norm()) == pytest.approx(float((found.weight * std).norm()))
+        maths.gate(drawn, 0.05)
+        assert torch.equal(drawn.weight, maths.random_detector(found, safe, unsafe[:2], 0.05, seed).weight)
+
+
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 0.93])
 def test_the_gate_touches_no_more_safe_inputs_than_the_share(share):
     scores = np.round(np.random.default_rng(0).normal(size=53), 1)  # with ties
@@ -220,12 +239,13 @@ def test_all_that_repel_sets_is_what_its_slow_form_sets(tiny_hf, telling):
         assert proposal.changes[row].indices.tolist() == list(range(32 * told["unit"], 32 * told["unit"] + 32))
 
 
-def test_a_preserved_input_that_is_in_a_pair_shares_its_fold(tiny_hf, telling):
+def test_preserved_inputs_that_are_in_pairs_share_their_folds(tiny_hf, telling):
     model = uwm.load(tiny_hf)
-    statistics, settings = fed(model, telling, preserve=Preservation((telling.pairs[7].safe_text, "a dog")))
+    captions = [p.safe_text for p in telling.pairs[::-1]]
+    statistics, settings = fed(model, telling, preserve=Preservation((*captions, "a dog")))
     pairs, others = Fit(model, statistics, settings, 0)._folds("text", {"": torch.arange(29)})
-    assert others[0] == pairs[7]
-    assert len(others) == 2
+    assert torch.equal(others[:29], pairs.flip(0))
+    assert len(others) == 30
 
 
 def test_a_set_of_one_pair_is_refused(tiny_hf, telling):

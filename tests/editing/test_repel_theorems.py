@@ -312,6 +312,18 @@ def on_demo():
     return model, *fed(model, calib, 64)
 
 
+def test_the_control_is_an_edit_of_equal_kind_and_size(model, telling):
+    statistics, settings = fed(model, telling)
+    edit = EDITOR.edit(model, statistics, settings)
+    control, again, other = (EDITOR.control(model, statistics, settings, seed=seed) for seed in (1, 1, 2))
+    close(control, again, 0)
+    for name, change in edit.changes.items():
+        drawn, detector = values(control.changes[name]), name.slot.startswith("fc1")
+        assert np.array_equal(control.changes[name].indices, change.indices)
+        assert np.allclose(drawn, values(change)) != detector  # it pushes as far, along the same direction
+        assert np.allclose(drawn, values(other.changes[name])) != detector
+
+
 @pytest.mark.slow
 def test_the_control_touches_as_many_safe_inputs_and_is_no_safer_than_chance(on_demo):
     """A random unit catches unsafe inputs no more often than safe ones. An unsafe caption then loses its unsafe image
