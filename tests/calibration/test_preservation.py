@@ -12,7 +12,7 @@ from terminal import ALL_OF_CALIB, done, refused
 
 import uwm
 from uwm.calibration import Preservation, read_preservation
-from uwm.editing.closed_form import detector
+from uwm.editing.closed_form import repel_fit
 from uwm.editing.closed_form.detector import fit_detector
 from uwm.editing.closed_form.repel import Repel, RepelSettings
 from uwm.editing.closed_form.repel_fit import EMBEDDINGS, INPUTS, READOUT
@@ -212,7 +212,7 @@ def test_the_detector_of_repel_counts_them_as_safe(model, tiny_set, images, monk
         seen.append((len(safe), len(unsafe), *map(len, folds)))
         return fit_detector(safe, unsafe, folds, *settings)
 
-    monkeypatch.setattr(detector, "fit_detector", watched)
+    monkeypatch.setattr(repel_fit, "fit_detector", watched)
     calib = uwm.read_calibration(tiny_set, split="calib")
     preserve = Preservation(tuple(f"a {word} by a tree" for word in "dog cat car cup".split()), (images / "a/one.png",))
     found = []
