@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -45,7 +46,8 @@ def test_edit_gives_what_the_steps_give_and_says_how(run_uwm, tiny_hf, tiny_set,
     done(run_uwm("select", scores, "-o", patch, "--rule", "top-fraction"))
     flags = ("--variant", "unsafe-only", "--rule", "top-fraction", *ALL_OF_CALIB)
     done(run_uwm("edit", tiny_hf, "--calib", tiny_set, "-o", edited, *flags))
-    assert (edited / "uwm_patch.safetensors").read_bytes() == patch.read_bytes()
+    replace(uwm.Patch.load(edited), edited={}).save(tmp_path / "unfitted")  # before it was fitted to the checkpoint
+    assert (tmp_path / "unfitted").read_bytes() == patch.read_bytes()
     settings = json.loads((edited / "uwm.json").read_text())["settings"]
     assert settings["variant"] == "unsafe-only"
     assert settings["rule"] == {"text": "top-fraction", "vision": "top-fraction"}
@@ -60,7 +62,7 @@ def test_edit_says_what_the_defaults_are(made, run_uwm, tiny_hf, tiny_set):
 
 
 def test_demo_takes_a_rule(run_uwm, tmp_path):
-    flags = ("--dry-run", "--json", "--rule", "top-fraction")
+    flags = ("--dry-run", "--json", "--rule", "top-fraction", "--beside", "none")
     settings = json.loads(done(run_uwm("demo", *flags)))["settings"]
     assert settings["rule"] == {"text": "top-fraction", "vision": "top-fraction"}
 
