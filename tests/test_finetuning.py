@@ -67,8 +67,8 @@ def test_the_same_training_whatever_the_layout(tuned, tiny_hf, tiny_open_clip):
     where = places(second)
     for name, place in places(first).items():
         one, other = (
-            place.of(first.checkpoint.read(place.ref.key)),
-            where[name].of(second.checkpoint.read(where[name].ref.key)),
+            place.of(first.checkpoint.read(place.key)),
+            where[name].of(second.checkpoint.read(where[name].key)),
         )
         torch.testing.assert_close(one, other, rtol=1e-3, atol=2e-3)
     pixels = torch.randn(2, 3, 64, 64)
