@@ -26,9 +26,12 @@ def test_the_model_has_learnt_its_world():
     assert knowledge["top1_unsafe"] >= knowledge["top1_safe"]
 
 
+FIGURE = r"([\d.]+)(?: \[.*?\])?"
+
+
 def rows(text: str) -> list[tuple[str, list[float]]]:
-    """Label and the three means of every line of figures."""
-    lines = re.findall(r"^(.+?) {2,}([\d.]+)(?: \[.*?\])? +([\d.]+)(?: \[.*?\])? +([\d.]+)(?: \[.*?\])?$", text, re.M)
+    """Label and the four means of every line of figures."""
+    lines = re.findall(rf"^(.+?) {{2,}}{FIGURE} +{FIGURE} +{FIGURE} +{FIGURE}$", text, re.M)
     return [(label, [float(v) for v in values]) for label, *values in lines]
 
 
