@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
+if "PYTEST_XDIST_WORKER" in os.environ:  # two processes with two threads each would wait for one another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import contextlib
 import io
