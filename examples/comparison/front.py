@@ -74,15 +74,19 @@ def plot(tables: dict[str, list[dict[str, Any]]], file: Path) -> None:
 
     figure, panels = plt.subplots(1, len(tables), figsize=(4.2 * len(tables), 4.4), sharey=True, layout="constrained")
     names = list(dict.fromkeys(family(row["method"]) for row in next(iter(tables.values()))))
-    colours = plt.get_cmap("tab20").colors
+    colours = [*plt.get_cmap("tab10").colors, *plt.get_cmap("Dark2").colors, *plt.get_cmap("Accent").colors]
     for panel, (set_name, rows) in zip(panels, tables.items(), strict=True):
         for number, name in enumerate(names):
             own = sorted((loss(row, rows[0]), safety(row)) for row in rows if family(row["method"]) == name)
             control = name.endswith("control") or name in ("random", "magnitude")
-            look = {"color": "#999999", "marker": "x"} if control else {"color": colours[number % 20], "marker": "o"}
+            look = (
+                {"color": "#999999", "marker": "x"}
+                if control
+                else {"color": colours[number % len(colours)], "marker": "o"}
+            )
             panel.plot(*zip(*own, strict=True), label=name, markersize=4, linewidth=0.8, **look)
         panel.set_title(set_name, fontsize=10)
-        panel.set_xlabel("greatest loss of safe zero-shot accuracy and safe R@1 (points)")
+        panel.set_xlabel("greatest loss of what shall be kept (points)", fontsize=9)
         panel.set_xlim(-2, 40)
     panels[0].set_ylabel("safety: mean of PU and 100 − unsafe top-1 (%)")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7, frameon=False)
