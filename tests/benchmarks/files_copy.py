@@ -32,7 +32,8 @@ VERBS = ("apply", "revert", "diff", "inspect")
 CHILD = """
 import json, resource, sys, time
 from pathlib import Path
-from uwm import inspection, rewrite
+from uwm import inspection
+from uwm.editing import diff, files
 from uwm.editing.patch import Patch
 stages = {}
 def timed(name, function):
@@ -43,16 +44,16 @@ def timed(name, function):
         finally:
             stages[name] = time.perf_counter() - start
     return call
-rewrite.fit, rewrite.write_edited = timed("fit", rewrite.fit), timed("write", rewrite.write_edited)
+files.fit, files.write_edited = timed("fit", files.fit), timed("write", files.write_edited)
 source, done, back = (Path(sys.argv[2], name) for name in ("m.safetensors", "done", "back"))
 patch = Path(sys.argv[2], "p.safetensors")
 match sys.argv[1]:
     case "apply":
-        rewrite.apply(source, Patch.load(patch), output=done)
+        files.apply(source, Patch.load(patch), output=done)
     case "revert":
-        rewrite.revert(done, Patch.load(done), output=back)
+        files.revert(done, Patch.load(done), output=back)
     case "diff":
-        assert timed("compare", rewrite.diff)(source, done)
+        assert timed("compare", diff.diff)(source, done)
     case "inspect":
         assert timed("read", inspection.inspect)(source)
 used = resource.getrusage(resource.RUSAGE_SELF)
@@ -131,7 +132,7 @@ def main() -> None:
         chosen = [w for w in checkpoint.weights if w.slot == "fc2"]
         flips = {w: np.arange(0, 4 * WIDTH * WIDTH, 50) for w in chosen}
         base = {w: checkpoint.fingerprint(w) for w in chosen}
-        Patch(flips, dict.fromkeys(chosen, (WIDTH, 4 * WIDTH)), base).save(folder / "p.safetensors")
+        Patch.scaled(flips, shapes=dict.fromkeys(chosen, (WIDTH, 4 * WIDTH)), base=base).save(folder / "p.safetensors")
         os.sync()
         size = (folder / "m.safetensors").stat().st_size / 1e9
         ratios: dict[str, list[float]] = {verb: [] for verb in VERBS}
