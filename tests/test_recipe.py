@@ -348,3 +348,9 @@ def test_an_edited_model_is_not_edited_again_unaware(made, tiny_set, tmp_path, r
     uwm.revert(made / "edited", uwm.Patch.load(made / "edited"), output=tmp_path / "back")
     shutil.copy(tmp_path / "back" / "model.safetensors", tmp_path / "other")  # a stray patch beside unedited weights
     assert run_uwm("edit", tmp_path / "other", *flags, "--overwrite", "-q")[0] == 0
+
+
+def test_a_patch_of_any_method_says_how_it_came_about(recipe):
+    patch = run(replace(recipe, method="hidden-units", settings={"top": 0.1}, seed=3)).patch
+    assert (patch.recipe["method"], patch.recipe["seed"], patch.recipe["settings"]["top"]) == ("hidden-units", 3, 0.1)
+    assert patch.recipe["pairs"] == {"text": 16, "vision": 16}

@@ -237,6 +237,7 @@ def _edited(
     about |= {} if variant is None else {"variant": variant}
     about |= {"calibration": calibration.fingerprint(), "pairs": statistics.pairs}
     proposal = editor.edit(model, statistics, chosen, recipe.seed)
+    about |= {} if proposal.settings else {"settings": asdict(chosen), "seed": recipe.seed}
     control = editor.control(model, statistics, chosen, recipe.seed)
     drawn = {"method": "random", "seed": recipe.seed}
     assert model.checkpoint is not None
