@@ -13,7 +13,7 @@ from .evaluation import EvalResult, concepts_of, differences, evaluate, quadrupl
 from .gate import Verdict, check_known, check_report_files, parse_requirement, write_reports
 from .inputs import Opening
 from .knowledge import DataSet, open_data_sets
-from .models import load
+from .models import Model, load
 from .report import Section, as_markdown, sections, write_evaluation
 from .statistics.batches import BATCH_SIZE, Progress
 
@@ -74,7 +74,7 @@ class Evaluated:
         results: ``baseline``, if there is one, and ``model``.
         changes: From `uwm.evaluation.differences`; empty without a baseline.
         verdicts: One a requirement.
-        warnings: What a user should know about the sets.
+        warnings: What a user should know about the models and the sets.
     """
 
     recipe: EvalRecipe
@@ -117,26 +117,27 @@ def run_evaluation(
     prompts: dict[str, Any] = {key: getattr(recipe, key) for key in ("data_root", "templates", "ensemble")}
     data_sets = open_data_sets(recipe.zero_shot, **prompts)
     check_known(required, concepts_of(chosen), [*data_sets])
-    results = {
-        column: _measure(recipe, reference, chosen, data_sets, progress)
-        for column, reference in (("baseline", recipe.baseline), ("model", recipe.model))
-        if reference is not None
-    }
+    told, results = [*_warnings(whole, data_sets)], {}
+    for column, reference in (("baseline", recipe.baseline), ("model", recipe.model)):
+        if reference is not None:
+            opened = load(reference, **recipe.opening())
+            results[column] = _measure(recipe, opened, chosen, data_sets, progress)
+            told += [f"{column}: {note}" for note in opened.notes]
     model, baseline = results["model"], results.get("baseline")
     changes = {} if baseline is None else differences(model, baseline, recipe.seed)
     verdicts = [requirement.check(model, baseline, recipe.seed) for requirement in required]
-    return Evaluated(recipe, chosen, results, changes, verdicts, tuple(_warnings(whole, data_sets)))
+    return Evaluated(recipe, chosen, results, changes, verdicts, tuple(told))
 
 
 def _measure(
     recipe: EvalRecipe,
-    reference: str,
+    model: Model,
     pairs: CalibrationSet,
     data_sets: Mapping[str, DataSet],
     progress: Progress | None,
 ) -> EvalResult:
     return evaluate(
-        load(reference, **recipe.opening()),
+        model,
         pairs,
         data_sets=data_sets,
         batch_size=recipe.batch_size,

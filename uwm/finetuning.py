@@ -125,7 +125,7 @@ def finetune(
     if state is not None:
         state.unlink(missing_ok=True)
     manifest["run"] = clock.report()
-    remarks = [*warnings(pairs, held_out, results, data_sets)]
+    remarks = [*warnings(model, pairs, held_out, results, data_sets)]
     if trained.resumed_from:
         remarks.append(f"went on after epoch {trained.resumed_from} of an earlier run")
     return Finetuned(trained, results, manifest, tuple(remarks))

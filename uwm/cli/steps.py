@@ -49,9 +49,10 @@ def score(output: Path, overwrite: bool, **flags: Any) -> None:
     recipe = Inputs(**settings)
     _refuse_existing(output, overwrite, recipe.model, recipe.calib)
     pairs = calibration_pairs(recipe)
-    warn(show, pairs.warnings())
     how |= {"batch_size": recipe.batch_size, "workers": recipe.workers, "progress": progress_of(show)}
-    scores = make(load_model(recipe), pairs, **how)
+    model = load_model(recipe)
+    scores = make(model, pairs, **how)
+    warn(show, [*model.notes, *pairs.warnings()])
     scores.save(output)
     say(show, {"output": str(output), "weights": len(scores), **scores.recipe}, f"{len(scores)} weights → {output}")
 

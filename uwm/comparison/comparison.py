@@ -141,7 +141,7 @@ def _prepare(recipe: CompareRecipe, output: Path) -> _Prepared:
     given = _given(methods, recipe)
     facts = Facts(shared, _fingerprints(calibration), _fingerprints(validation), given, backends, training)
     bench = Bench(recipe, facts, calibration, validation, output, preserve)
-    remarks = tuple(warnings(pairs, sets, sets, data_sets))
+    remarks = tuple(warnings(None, pairs, sets, sets, data_sets))
     return _Prepared(recipe, bench, yardstick, plan(recipe, methods, facts), remarks)
 
 

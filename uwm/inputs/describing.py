@@ -72,9 +72,14 @@ def write_documents(
 
 
 def warnings(
-    calibration: CalibrationSet, held_out: Mapping, results: Mapping, data_sets: Mapping[str, DataSet]
+    model: Model | None,
+    calibration: CalibrationSet,
+    held_out: Mapping,
+    results: Mapping,
+    data_sets: Mapping[str, DataSet],
 ) -> Iterator[str]:
-    """What a user should know about the sets, one line each."""
+    """What a user should know about the model, where one is open, and the sets, one line each."""
+    yield from model.notes if model is not None else ()
     if not results:
         yield "nothing was measured: SafeGround needs captions and images, and a model with both towers"
     if (pairs := len(calibration)) < LEAST_CALIBRATION_PAIRS:

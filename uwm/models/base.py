@@ -27,6 +27,7 @@ class Model(ABC):
         weights: Of these the matrices of the blocks' linear layers.
         quick_gelu: Whether the activation is QuickGELU.
         edited: The weights that an open `patched` block has changed.
+        notes: What a user should know of how it was read, one line each; every job that opens the model says them.
         offline, cache_dir: How `uwm.load` was told to fetch; a tokenizer is only loaded when it is asked for.
     """
 
@@ -38,6 +39,7 @@ class Model(ABC):
         self.checkpoint = checkpoint
         self.quick_gelu = quick_gelu
         self.edited: set[WeightId] = set()
+        self.notes: list[str] = []
         self._parameters = dict(module.named_parameters())
         self.layout = recognise(self._parameters, type(module).__name__)
         self.tensors = find_tensors(self.layout, self._parameters)
