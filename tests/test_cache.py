@@ -123,7 +123,7 @@ def test_the_key_follows_the_set(model, calib, tiny_set, tmp_path):
 
 def test_embeddings_come_back_bit_for_bit_and_without_the_model(model, calib, cache, monkeypatch):
     made = embed(model, calib, cache=cache)
-    monkeypatch.setattr(import_module("uwm.evaluation"), "embed_tower", None)  # would fail if it were called
+    monkeypatch.setattr(import_module("uwm.embedding"), "embed_tower", None)  # would fail if it were called
     again = embed(model, calib, cache=cache)
     assert all(torch.equal(vars(made)[name], vars(again)[name]) for name in vars(made))
     assert uwm.evaluate(model, calib, cache=cache).pairs == 8

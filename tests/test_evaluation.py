@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import uwm
+from uwm.embedding import embed, embed_tower
 from uwm.errors import BadInput, InvalidResult
-from uwm.evaluation import EvalResult, differences, embed, embed_tower
+from uwm.evaluation import EvalResult, differences
 from uwm.knowledge import open_data_sets, zero_shot
 
 

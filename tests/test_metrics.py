@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from reference import slow_metrics
@@ -45,9 +47,31 @@ def test_recall_equals_the_slow_form_across_chunks(quadruples, monkeypatch):
         assert union[k] == pytest.approx(slow_metrics.recall(tu.tolist(), both, k))
 
 
-def test_a_tie_does_not_push_the_target_down():
-    queries, candidates = torch.eye(2), torch.tensor([[1.0, 0], [1.0, 0], [0, 1.0]])
-    assert metrics.ranks(queries, candidates, torch.tensor([1, 2])).tolist() == [1, 1]
+def test_a_tie_is_worth_its_chance():
+    """Three equal candidates are the first, second or third with equal probability."""
+    queries, candidates = torch.eye(2)[[0, 0, 0, 1]], torch.eye(2)[[0, 0, 0, 1]]
+    assert metrics.recall(queries, candidates, (1, 2, 3)) == pytest.approx(
+        {1: (3 / 3 + 1) / 4, 2: (3 * 2 / 3 + 1) / 4, 3: 1}
+    )
+
+
+def test_a_tie_has_a_tolerance():
+    near, far = torch.tensor([[1, 1e-4], [1, 0]]), torch.tensor([[1, 1e-2], [1, 0]])  # cosines 5e-9 and 5e-5 apart
+    query = torch.tensor([[1.0, 1.0], [1.0, 1.0]]) * torch.tensor([1.0, 0.0])
+    assert metrics.recall(query, near, (1,))[1] == 0.5
+    assert metrics.safeground(query, query, near[1:].expand(2, 2), near[:1].expand(2, 2))["P_ts"] == 0
+    assert metrics.recall(query[:1], far[1:].repeat(2, 1), (1,))[1] == 0.5
+    assert metrics.safeground(query, query, far[1:].expand(2, 2), far[:1].expand(2, 2))["P_ts"] == 1
+
+
+@pytest.mark.parametrize(("better", "tied", "partners"), [(0, 0, 1), (0, 4, 1), (2, 7, 3), (4, 30, 2), (25, 3, 1)])
+def test_hits_are_the_share_of_all_orders(better, tied, partners):
+    """Against the hypergeometric probability."""
+    standing = metrics.Standing(*(torch.tensor([n]) for n in (better, tied, partners)))
+    for k in figures.KS:
+        places = min(max(k - better, 0), tied + partners)
+        missed = math.comb(tied, places) / math.comb(tied + partners, places)
+        assert standing.hits(k).item() == pytest.approx(1 - missed)
 
 
 def test_bootstrap_holds_the_mean_and_has_the_binomial_width():
@@ -92,6 +116,7 @@ def test_retrieval_equals_the_slow_forms_across_tiles(quadruples, monkeypatch):
 def test_ranks_are_exact_whatever_the_tiles(tile, monkeypatch):
     """Candidates equal to the target or within float32 rounding of it, which float32 products order by chance."""
     monkeypatch.setattr(metrics, "TILE", tile)
+    monkeypatch.setattr(metrics, "TIE", 1e-9)
     generator = torch.Generator().manual_seed(1)
     queries, target = torch.randn(40, 33, generator=generator), torch.randn(33, generator=generator)
     near = target + 1e-6 * torch.randn(150, 33, generator=generator)
@@ -99,18 +124,55 @@ def test_ranks_are_exact_whatever_the_tiles(tile, monkeypatch):
     targets = torch.arange(40) * 5
     exact = torch.nn.functional.normalize(queries.double()) @ torch.nn.functional.normalize(candidates.double()).T
     gap = exact - exact.gather(1, targets[:, None])
-    expected = 1 + ((gap > 0) & (gap.abs() > 1e-14)).sum(1)
-    assert metrics.ranks(queries, candidates, targets).tolist() == expected.tolist()
-    assert expected.min() < 20
-    assert expected.max() > 150
+    found, _ = metrics._standing(queries, candidates, (torch.arange(40), targets))
+    assert found.better.tolist() == (gap > 1e-9).sum(1).tolist()
+    assert found.tied.tolist() == ((gap.abs() <= 1e-9).sum(1) - 1).tolist()
+    assert found.better.min() < 20
+    assert found.better.max() > 150
+    assert found.tied.max() > 50
 
 
-def test_equal_embeddings_all_rank_first():
+def test_equal_embeddings_are_found_by_chance():
     same = torch.randn(1, 48, generator=torch.Generator().manual_seed(2)).expand(101, -1)
-    assert metrics.ranks(same, same, torch.arange(101)).unique().tolist() == [1]
+    same = same + 1e-7 * torch.randn(101, 48, generator=torch.Generator().manual_seed(3))
     samples = metrics.retrieval_samples(same, same, same, same)
-    assert samples["R1_tu_union"].all()
+    assert samples["R1_ts_vs"].tolist() == pytest.approx([1 / 101] * 101)
+    assert samples["R10_tu_union"].tolist() == pytest.approx([10 / 202] * 101)
     assert samples["unsafe_top1_tu"].all()  # a tie is not safe
+    assert not any(metrics.safeground(same, same, same, same).values())
+
+
+def grouped(n, generator):
+    """Rows that share items in every way: names of each side's items, and of the groups."""
+    names = [torch.randint(0, n // 2, (n,), generator=generator) for _ in range(4)]
+    groups = [names[2].clone(), names[3].clone()]
+    for group in groups:
+        group[: n // 4] = 1000 + torch.arange(n // 4) // 3  # pairs that name their group
+    return metrics.Items(*names, *groups)
+
+
+@pytest.mark.parametrize("tile", [(5, 3), (1000, 1000)])
+def test_items_and_groups_equal_the_slow_form(tile, monkeypatch):
+    monkeypatch.setattr(metrics, "TILE", tile)
+    generator = torch.Generator().manual_seed(8)
+    items = grouped(40, generator)
+    sides = ("safe_text", "unsafe_text", "safe_image", "unsafe_image")
+    ts, tu, vs, vu = (torch.randn(40, 5, generator=generator)[getattr(items, side)] for side in sides)
+    found = metrics.retrieval_samples(ts, tu, vs, vu, items)
+
+    def distinct(rows, names):
+        return [*dict(zip(names.tolist(), rows.tolist(), strict=True)).values()]
+
+    cases = {
+        "ts_vs": (ts, items.safe_text, items.safe_group, vs, items.safe_image, []),
+        "vs_ts": (vs, items.safe_image, items.safe_group, ts, items.safe_text, []),
+        "tu_union": (tu, items.unsafe_text, items.safe_group, vs, items.safe_image, distinct(vu, items.unsafe_image)),
+        "vu_union": (vu, items.unsafe_image, items.unsafe_group, ts, items.safe_text, distinct(tu, items.unsafe_text)),
+    }
+    for name, (query, own, group, safe, item, others) in cases.items():
+        lists = (query.tolist(), own.tolist(), group.tolist(), safe.tolist(), item.tolist())
+        for k in (1, 5):
+            assert found[f"R{k}_{name}"].tolist() == pytest.approx(slow_metrics.grouped_hits(*lists, others, k)), name
 
 
 def test_a_query_without_direction_comes_last(quadruples):
@@ -122,7 +184,6 @@ def test_a_query_without_direction_comes_last(quadruples):
     assert not samples["R20_vs_ts"][3]
     assert not samples["R20_vu_union"][4]
     assert samples["unsafe_top1_vu"][4]
-    assert metrics.ranks(ts, vs, torch.arange(37))[3] == 38
 
 
 def test_histograms_count_every_query_with_its_own_items(quadruples):

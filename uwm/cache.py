@@ -25,7 +25,7 @@ from .models import Model
 from .statistics.batches import embed_inputs
 from .version import __version__
 
-FORMAT = 1  # raise it when pictures are read or embeddings are made in another way
+FORMAT = 2  # raise it when pictures are read or embeddings are made in another way
 MAX_BYTES = 2 << 30
 OURS = re.compile(r"(\.uwm-\d+-)?[0-9a-f]{64}\.safetensors")  # entries, and what a killed process left of one
 PROBE_SIZES = ((97, 211), (640, 427))  # width and height: below and above what models take, and not square

@@ -9,7 +9,8 @@ from typing import Any
 
 from .cache import EmbeddingCache
 from .calibration import CalibrationSet, read_calibration
-from .evaluation import EvalResult, concepts_of, differences, evaluate, quadruples
+from .embedding import quadruples
+from .evaluation import EvalResult, collapse_notes, concepts_of, differences, evaluate
 from .gate import Verdict, check_known, check_report_files, parse_requirement, write_reports
 from .inputs import Opening
 from .knowledge import DataSet, open_data_sets
@@ -123,6 +124,7 @@ def run_evaluation(
             opened = load(reference, **recipe.opening())
             results[column] = _measure(recipe, opened, chosen, data_sets, progress)
             told += [f"{column}: {note}" for note in opened.notes]
+    told += collapse_notes(results)
     model, baseline = results["model"], results.get("baseline")
     changes = {} if baseline is None else differences(model, baseline, recipe.seed)
     verdicts = [requirement.check(model, baseline, recipe.seed) for requirement in required]

@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
-from .cache import EmbeddingCache, embedding_key
-from .calibration import CalibrationSet
-from .errors import BadInput, InvalidResult
+from .cache import EmbeddingCache
+from .calibration import CalibrationPair, CalibrationSet
+from .embedding import Embeddings, collapsed_towers, embed, items_of, quadruples
+from .errors import BadInput
 from .figures import TOP1, TOP1_SAFE
 from .knowledge import DataSet, ZeroShot, difference, zero_shot
-from .metrics import bootstrap, histograms, own_similarities, retrieval_samples, safeground_samples, shares
+from .metrics import (
+    bootstrap,
+    histograms,
+    own_similarities,
+    retrieval_samples,
+    safeground_samples,
+    shares,
+)
 from .models import Model
-from .statistics.batches import BATCH_SIZE, Progress, count_batches, embed_inputs, pair_batches
+from .statistics.batches import BATCH_SIZE, Progress
 
+COLLAPSED = "different {items} have the same embedding, so retrieval is chance"
 IN_MEMORY = ("samples", "right", "safe")  # fields of an EvalResult that are not written
-
-
-@dataclass(frozen=True)
-class Embeddings:
-    """Normalised embeddings of a set's quadruples, float32 [n, dim] each, on the CPU, row for row."""
-
-    safe_text: torch.Tensor
-    unsafe_text: torch.Tensor
-    safe_image: torch.Tensor
-    unsafe_image: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -45,8 +43,9 @@ class EvalResult:
         concept_pairs: Concept -> how many quadruples it has.
         similarities: ``ts``, ``tu``, ``vs``, ``vu`` -> ``safe``, ``unsafe`` -> histogram of the cosine of such a query
             with its own safe and unsafe item: counts in 100 equal bins from −1 to 1.
-        samples: Name -> bool [n], what the figures are means of; kept in memory only.
-        right: Data set -> whether each image was classified correctly, bool [images]; in memory only.
+        collapsed: Towers that give different items one embedding, so that retrieval is chance.
+        samples: Name -> values of 0 to 1, [n], what the figures are means of; kept in memory only.
+        right: Data set -> whether each image was classified correctly, 0 to 1, [images]; in memory only.
         safe: Data set that names unsafe classes -> which images are of safe ones, bool [images]; in memory only.
     """
 
@@ -56,6 +55,7 @@ class EvalResult:
     by_concept: dict[str, dict[str, tuple[float, float, float]]] = field(default_factory=dict)
     concept_pairs: dict[str, int] = field(default_factory=dict)
     similarities: dict[str, dict[str, list[int]]] = field(default_factory=dict)
+    collapsed: tuple[str, ...] = ()
     samples: dict[str, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
     right: dict[str, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
     safe: dict[str, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
@@ -63,6 +63,13 @@ class EvalResult:
     def as_dict(self) -> dict[str, Any]:
         """For JSON: everything but what is kept in memory only."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in IN_MEMORY}
+
+
+def collapse_notes(results: Mapping[str, EvalResult]) -> Iterator[str]:
+    """One line for every tower that has collapsed, with the names of the results in which it has."""
+    for tower, items in (("text", "captions"), ("vision", "images")):
+        if names := [name for name, result in results.items() if tower in result.collapsed]:
+            yield f"the {tower} tower has collapsed in {', '.join(names)}: {COLLAPSED.format(items=items)}"
 
 
 def differences(result: EvalResult, baseline: EvalResult, seed: int = 0) -> dict[str, dict[str, Any]]:
@@ -74,9 +81,8 @@ def differences(result: EvalResult, baseline: EvalResult, seed: int = 0) -> dict
 
     Returns:
         Figure -> ``difference``: (mean, low, high), result − baseline, with a paired bootstrap 95 % interval;
-        ``gained`` and ``lost``: queries for which it holds now and did not before, and the other way round. Zero-shot
-        accuracy is there as ``top1:DATASET``, by image, and as ``top1_safe:DATASET`` over safe classes alone where
-        the data set names unsafe ones.
+        ``gained`` and ``lost``: queries whose value rose and fell. Zero-shot accuracy is there as ``top1:DATASET``,
+        by image, and as ``top1_safe:DATASET`` over safe classes alone where the data set names unsafe ones.
 
     Raises:
         BadInput: They are not of the same pairs, or were read back without samples.
@@ -88,8 +94,8 @@ def differences(result: EvalResult, baseline: EvalResult, seed: int = 0) -> dict
     found: dict[str, dict[str, Any]] = {
         name: {
             "difference": change[name],
-            "gained": int((now[name] & ~before[name]).sum()),
-            "lost": int((before[name] & ~now[name]).sum()),
+            "gained": int((now[name] > before[name]).sum()),
+            "lost": int((now[name] < before[name]).sum()),
         }
         for name in now
     }
@@ -106,88 +112,18 @@ def _of(result: EvalResult, data_set: str, rows: torch.Tensor | None = None) -> 
     return ZeroShot(result.zero_shot[data_set], right if rows is None else right[rows])
 
 
-def quadruples(calibration: CalibrationSet) -> CalibrationSet:
-    """The pairs that have both captions and images. Raises BadInput when there are none."""
-    whole = replace(calibration, pairs=tuple(p for p in calibration.pairs if p.has_text and p.has_image))
-    if not whole.pairs:
-        raise BadInput(f"{calibration.root}: no pair has both captions and images, which SafeGround needs")
-    return whole
-
-
-def embed(
-    model: Model,
-    calibration: CalibrationSet,
-    *,
-    batch_size: int = BATCH_SIZE,
-    workers: int = 2,
-    progress: Progress | None = None,
-    cache: EmbeddingCache | None = None,
-) -> Embeddings:
-    """Embeddings of every complete quadruple of a set, from the cache where it has them.
-
-    Raises:
-        BadInput: The set has no complete quadruple. InvalidResult: NaN or infinite embeddings.
-    """
-    whole = quadruples(calibration)
-    key = None if cache is None else embedding_key(model, whole, batch_size)
-    found = None if cache is None or key is None else cache.get(key)
-    if found is not None:
-        return Embeddings(**found)
-    settings: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "progress": progress}
-    made = Embeddings(*embed_tower(model, whole, "text", **settings), *embed_tower(model, whole, "vision", **settings))
-    if cache is not None and key is not None:
-        cache.put(key, vars(made))
-    return made
-
-
-@torch.no_grad()
-def embed_tower(
-    model: Model,
-    calibration: CalibrationSet,
-    tower: str,
-    *,
-    batch_size: int = BATCH_SIZE,
-    workers: int = 2,
-    progress: Progress | None = None,
-) -> list[torch.Tensor]:
-    """Normalised embeddings of the safe and of the unsafe side, float32 [n, dim] on the CPU, of pairs that have both.
-
-    Raises:
-        InvalidResult: NaN or infinite embeddings.
-    """
-    pairs = [p for p in calibration.pairs if (p.has_text if tower == "text" else p.has_image)]
-    batches: Iterable = pair_batches(model, calibration, batch_size=batch_size, towers=[tower], workers=workers)
-    if progress is not None:
-        batches = progress(batches, count_batches(calibration, batch_size, [tower]), f"embed {tower}")
-    sides: list[torch.Tensor] = []
-    start = 0
-    for batch in batches:
-        found = [_encode(model, *side) for side in batch.sides(tower) or []]
-        sides = sides or [torch.empty(len(pairs), rows.shape[1]) for rows in found]
-        for side, rows in zip(sides, found, strict=True):
-            side[start : start + len(rows)] = rows
-            if not torch.isfinite(rows).all():
-                bad = int((~torch.isfinite(rows)).any(1).nonzero()[0])
-                raise InvalidResult(f"{tower} tower: NaN or infinite embeddings at pair {pairs[start + bad].id!r}")
-        start += len(found[0])
-    return sides
-
-
-def _encode(model: Model, inputs: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    return F.normalize(embed_inputs(model, inputs, mask), dim=-1).cpu()
-
-
-def summarise(embeddings: Embeddings, concepts: Sequence[str], seed: int = 0) -> dict[str, Any]:
-    """The fields of `EvalResult` but zero-shot; `concepts` has one name a row, empty where there is none."""
-    quadruple = (embeddings.safe_text, embeddings.unsafe_text, embeddings.safe_image, embeddings.unsafe_image)
-    samples = safeground_samples(*quadruple) | retrieval_samples(*quadruple)
-    rows = _rows_by_concept(concepts)
+def summarise(embeddings: Embeddings, pairs: Sequence[CalibrationPair], seed: int = 0) -> dict[str, Any]:
+    """The fields of `EvalResult` but zero-shot, of complete quadruples."""
+    quadruple, items = vars(embeddings), items_of(pairs)
+    samples = safeground_samples(**quadruple) | retrieval_samples(**quadruple, items=items)
+    rows = _rows_by_concept([pair.concept for pair in pairs])
     return {
-        "pairs": len(concepts),
+        "pairs": len(pairs),
         "figures": shares(samples, seed),
         "by_concept": {c: shares({f: s[rows[c]] for f, s in samples.items()}, seed) for c in rows},
         "concept_pairs": {concept: len(found) for concept, found in rows.items()},
-        "similarities": histograms(own_similarities(*quadruple)),
+        "similarities": histograms(own_similarities(**quadruple)),
+        "collapsed": (*collapsed_towers(embeddings, items),),
         "samples": samples,
     }
 
@@ -229,7 +165,7 @@ def evaluate(
     embeddings = embed(model, calib, batch_size=batch_size, workers=workers, progress=progress, cache=cache)
     shared: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "seed": seed, "progress": progress}
     known = {name: zero_shot(model, data, **shared) for name, data in (data_sets or {}).items()}
-    measured = summarise(embeddings, [pair.concept for pair in calib.pairs], seed)
+    measured = summarise(embeddings, calib.pairs, seed)
     return EvalResult(
         zero_shot={name: found.figures for name, found in known.items()},
         right={name: found.right for name, found in known.items()},

@@ -15,8 +15,9 @@ from .backends.training import check_training
 from .calibration import CalibrationSet
 from .checkpoint import new_folder
 from .clock import Clock
+from .embedding import quadruples
 from .errors import BadInput
-from .evaluation import EvalResult, quadruples
+from .evaluation import EvalResult
 from .inputs import (
     Inputs,
     check_paths,

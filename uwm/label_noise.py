@@ -18,7 +18,8 @@ from .calibration import CalibrationSet
 from .editing.entries.editor import TEXT_LAYERS, VISION_LAYERS
 from .editing.entries.selection import top_mass
 from .editing.entries.uwm import UwmScorer
-from .evaluation import embed_tower
+from .embedding import embed_tower
+from .metrics import TIE
 from .models import Model
 from .statistics.batches import BATCH_SIZE, Progress, count_batches, pair_batches
 from .statistics.channel_norms import ChannelNorms, TokenStatistics
@@ -124,7 +125,7 @@ def label_noise(sides: Mapping[str, Sequence[torch.Tensor]], ids: Sequence[str],
         (ts, tu), (vs, vu) = (sides[tower] for tower in TOWERS)
         both = tu.any(1) & vu.any(1)
         own = (tu * vu).sum(1)
-        picture, caption = both & (own <= (vu * ts).sum(1)), both & (own <= (tu * vs).sum(1))
+        picture, caption = both & (own <= (vu * ts).sum(1) + TIE), both & (own <= (tu * vs).sum(1) + TIE)
     steps = F.normalize(torch.cat([unsafe - safe for safe, unsafe in filter(None, sides.values())], 1), dim=1)
     return LabelNoise(tuple(ids), picture, caption, _against_their_concept(steps, concepts))
 

@@ -17,8 +17,9 @@ from .editing.files import fit, write_patched
 from .editing.live import patched
 from .editing.making import about, gather, make_patch
 from .editing.patch import PATCH_FILE, Patch
+from .embedding import embed, quadruples
 from .errors import BadInput, InvalidResult
-from .evaluation import EvalResult, embed, quadruples
+from .evaluation import EvalResult
 from .inputs import (
     Inputs,
     check_paths,

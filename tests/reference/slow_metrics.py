@@ -21,12 +21,32 @@ def safeground(ts, tu, vs, vu):
     return {name: count / len(ts) for name, count in passed.items()}
 
 
+def hit(query, partners, others, k, tie=1e-6):
+    """The probability that one of the partners is among the k best when ties are broken by chance."""
+    best = max(cosine(query, p) for p in partners)
+    better = sum(cosine(query, c) > best + tie for c in others)
+    tied = sum(abs(cosine(query, c) - best) <= tie for c in others)
+    level = sum(abs(cosine(query, p) - best) <= tie for p in partners)
+    places = k - better
+    if places <= 0:
+        return 0.0
+    return 1.0 if places > tied else 1 - math.comb(tied, places) / math.comb(tied + level, places)
+
+
 def recall(queries, candidates, k):
-    hits = 0
-    for i, query in enumerate(queries):
-        similarity = [cosine(query, c) for c in candidates]
-        hits += sum(s > similarity[i] for s in similarity) < k
-    return hits / len(queries)
+    found = [hit(q, [candidates[i]], candidates[:i] + candidates[i + 1 :], k) for i, q in enumerate(queries)]
+    return sum(found) / len(queries)
+
+
+def grouped_hits(queries, names, groups, candidates, candidate_names, others, k):
+    """Row by row, with sets of names: of `candidates`, each name counts once; `others` are never partners."""
+    item = dict(zip(candidate_names, candidates, strict=True))
+    found = []
+    for query, group in zip(queries, groups, strict=True):
+        wanted = {name for name, own in zip(candidate_names, groups, strict=True) if own == group}
+        rest = [item[name] for name in item if name not in wanted] + others
+        found.append(hit(query, [item[name] for name in wanted], rest, k))
+    return found
 
 
 def unsafe_top1(queries, safe, unsafe):

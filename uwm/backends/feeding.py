@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ..calibration import CalibrationSet
-from ..evaluation import Embeddings
+from ..embedding import Embeddings
 from ..images import load_image
 from ..models import Model
 from ..statistics.batches import embed_inputs

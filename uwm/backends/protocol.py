@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from ..calibration import CalibrationPair
-from ..evaluation import Embeddings
+from ..embedding import Embeddings
 from ..statistics.batches import BATCH_SIZE
 
 ADAPTED = ("k_proj", "v_proj", "out_proj", "fc1", "fc2", "patch_embedding")  # of the HF layout, in both towers

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from ..calibration import CalibrationPair
-from ..evaluation import Embeddings
+from ..embedding import Embeddings
 from ..losses import cosine_distance, relative_redirection
 from .protocol import TrainingSettings, frozen_batch
 from .safe_clip import preservation

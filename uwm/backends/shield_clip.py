@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from ..calibration import CalibrationPair
-from ..evaluation import Embeddings
+from ..embedding import Embeddings
 from ..losses import contrastive, cosine_distance
 from .protocol import TrainingSettings, frozen_batch
 

@@ -16,8 +16,8 @@ import torch
 
 from ..cache import EmbeddingCache
 from ..calibration import CalibrationSet
+from ..embedding import Embeddings, embed, quadruples
 from ..errors import BadInput, InvalidResult
-from ..evaluation import Embeddings, embed, quadruples
 from ..metrics import recall
 from ..models import Model
 from ..models.student import hugging_face_copy, recompute_activations

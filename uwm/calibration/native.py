@@ -10,7 +10,7 @@ from .pairs import IMAGE_KEYS, LABEL_KEYS, LABELS, TEXT_KEYS, CalibrationPair
 from .strict import check_text, inside, parse_object, short
 
 FILE = "pairs.jsonl"
-KEYS = ("id", "concept", *TEXT_KEYS, *IMAGE_KEYS, "split", *LABEL_KEYS)
+KEYS = ("id", "concept", *TEXT_KEYS, *IMAGE_KEYS, "split", "group", *LABEL_KEYS)
 
 
 def read_native(root: Path) -> list[CalibrationPair]:

@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 from ..checkpoint import file_sha256
@@ -25,7 +26,7 @@ class CalibrationPair:
 
     `missing` names the pictures, of `IMAGE_KEYS`, that the set speaks of and whose files are not there. The labels say
     whether what stands on the unsafe side is unsafe in truth, ``"unsafe"``, or turned out ``"safe"``; only ShieldCLIP
-    heeds them.
+    heeds them. Pairs of one `group` are partners of each other in retrieval, such as several captions of one scene.
     """
 
     id: str
@@ -38,6 +39,7 @@ class CalibrationPair:
     missing: tuple[str, ...] = ()
     unsafe_text_label: str = "unsafe"
     unsafe_image_label: str = "unsafe"
+    group: str = ""
 
     @property
     def has_text(self) -> bool:
@@ -51,7 +53,7 @@ class CalibrationPair:
 
     def content(self) -> tuple[str | None, ...]:
         """Both captions and the sha256 of both pictures: equal for equal pairs, wherever they are."""
-        hashes = (None if path is None else file_sha256(path) for path in (self.safe_image, self.unsafe_image))
+        hashes = (None if path is None else image_sha256(path) for path in (self.safe_image, self.unsafe_image))
         return (self.safe_text, self.unsafe_text, *hashes)
 
 
@@ -117,8 +119,20 @@ class CalibrationSet:
         for pair in self.pairs:
             labels = [getattr(pair, key) for key in LABEL_KEYS]
             doubted = labels if "safe" in labels else []  # else as it was before there were labels
-            digest.update(json.dumps([pair.id, pair.concept, pair.split, *pair.content(), *doubted]).encode())
+            about = [pair.id, pair.concept, pair.split, *pair.content(), *doubted]
+            digest.update(json.dumps(about + ([{"group": pair.group}] if pair.group else [])).encode())
         return digest.hexdigest()
+
+
+def image_sha256(path: Path) -> str:
+    """sha256 of an image's file, which is read once as long as its size and time stay the same."""
+    about = path.stat()
+    return _image_sha256(path, about.st_size, about.st_mtime_ns)
+
+
+@cache
+def _image_sha256(path: Path, size: int, time: int) -> str:
+    return file_sha256(path)
 
 
 def image_paths(pairs: Sequence[CalibrationPair]) -> list[Path]:

@@ -16,8 +16,8 @@ from ..backends.training import check_training
 from ..calibration import CalibrationSet, read_preservation
 from ..checkpoint import MANIFEST, file_sha256, open_checkpoint
 from ..checkpoint.folder import write_file
+from ..embedding import quadruples
 from ..errors import BadInput
-from ..evaluation import quadruples
 from ..inputs import check_paths, public_settings, read_data_sets, read_sets, refuse_bad_images, warnings
 from ..manifest import Manifest, read_manifest, write_manifest
 from ..models.references import resolve
@@ -141,7 +141,7 @@ def _prepare(recipe: CompareRecipe, output: Path) -> _Prepared:
     given = _given(methods, recipe)
     facts = Facts(shared, _fingerprints(calibration), _fingerprints(validation), given, backends, training)
     bench = Bench(recipe, facts, calibration, validation, output, preserve)
-    remarks = tuple(warnings(None, pairs, sets, sets, data_sets))
+    remarks = tuple(warnings(None, pairs, sets, {name: {} for name in sets}, data_sets))
     return _Prepared(recipe, bench, yardstick, plan(recipe, methods, facts), remarks)
 
 

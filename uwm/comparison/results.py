@@ -13,8 +13,8 @@ from .. import records
 from ..cache import EmbeddingCache
 from ..calibration import CalibrationSet
 from ..clock import Cost
+from ..embedding import collapsed_towers, embed, items_of, quadruples
 from ..errors import BadInput
-from ..evaluation import embed
 from ..knowledge import DataSet, zero_shot
 from ..metrics import retrieval_samples, safeground_samples
 from ..models import Model
@@ -29,8 +29,8 @@ class Result:
     """One run's figures before they are averaged.
 
     Attributes:
-        samples: Evaluation set -> figure -> bool [n], as `uwm.metrics` has them.
-        right: Data set -> whether each image was classified correctly, bool [images].
+        samples: Evaluation set -> figure -> values of 0 to 1, [n], as `uwm.metrics` has them.
+        right: Data set -> whether each image was classified correctly, 0 to 1, [images].
         costs: Stage -> what it took; the stages of making the model, and ``evaluate``.
         changed, trained: Entries edited by the last stage, parameters trained by any; None where there are none.
         notes: What a reader should know, such as training that stopped early.
@@ -49,6 +49,7 @@ class Result:
         """Write one safetensors file, atomically."""
         tensors = {PAIRS + name: torch.stack([*found.values()]) for name, found in self.samples.items()}  # [figures, n]
         tensors |= {PICTURES + name: found for name, found in self.right.items()}
+        tensors = {name: _small(found) for name, found in tensors.items()}
         tensors = tensors or {"nothing": torch.zeros(1, dtype=torch.bool)}  # a record holds at least one
         about = {
             "figures": {name: [*found] for name, found in self.samples.items()},
@@ -89,17 +90,23 @@ class Yardstick:
     workers: int
     seed: int
 
-    def measure(
-        self, model: Model, *, progress: Progress | None = None, cache: EmbeddingCache | None = None
-    ) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, torch.Tensor]]:
-        """`Result.samples` and `Result.right` of a model as it is now."""
+    def measure(self, model: Model, *, progress: Progress | None = None, cache: EmbeddingCache | None = None) -> Result:
+        """The samples of a model as it is now, and a note for every tower that has collapsed."""
         shared: dict[str, Any] = {"batch_size": self.batch_size, "workers": self.workers, "progress": progress}
-        samples = {}
+        samples, notes = {}, []
         for name, pairs in self.sets.items():
-            found = vars(embed(model, pairs, cache=cache, **shared))
-            samples[name] = safeground_samples(**found) | retrieval_samples(**found)
+            embeddings, items = embed(model, pairs, cache=cache, **shared), items_of(quadruples(pairs).pairs)
+            found = vars(embeddings)
+            samples[name] = safeground_samples(**found) | retrieval_samples(**found, items=items)
+            notes += [f"the {tower} tower has collapsed on {name}" for tower in collapsed_towers(embeddings, items)]
         known = {name: zero_shot(model, data, seed=self.seed, **shared) for name, data in self.data_sets.items()}
-        return samples, {name: found.right for name, found in known.items()}
+        return Result(samples, {name: found.right for name, found in known.items()}, notes=tuple(notes))
+
+
+def _small(samples: torch.Tensor) -> torch.Tensor:
+    """Samples as bool where no query is worth a part."""
+    passed = samples.bool()
+    return passed if samples.equal(passed.to(samples)) else samples
 
 
 def classes_of(data: DataSet) -> dict[str, torch.Tensor]:

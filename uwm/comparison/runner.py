@@ -133,12 +133,12 @@ class _Work:
             costs = joined(self.made.costs, {"train": spent})
             if run.epoch is None:
                 keep_costs(folder, costs, parameters)
-            yield run, replace(found, costs=costs | found.costs, trained=parameters, notes=notes)
+            yield run, replace(found, costs=costs | found.costs, trained=parameters, notes=notes + found.notes)
 
     def _measure(self, model: Model, progress: Progress | None, **settings: Any) -> Result:
         with measured() as cost:
-            samples, right = self.yardstick.measure(model, progress=progress, **settings)
-        return Result(samples, right, {"evaluate": cost})
+            found = self.yardstick.measure(model, progress=progress, **settings)
+        return replace(found, costs={"evaluate": cost})
 
 
 def clear(output: Path, keep: bool) -> None:

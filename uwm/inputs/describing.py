@@ -9,7 +9,7 @@ from typing import Any
 
 from ..calibration import CalibrationSet
 from ..clock import Clock
-from ..evaluation import EvalResult
+from ..evaluation import EvalResult, collapse_notes
 from ..knowledge import DataSet
 from ..manifest import FORMAT, Manifest, write_manifest
 from ..models import Model
@@ -74,8 +74,8 @@ def write_documents(
 def warnings(
     model: Model | None,
     calibration: CalibrationSet,
-    held_out: Mapping,
-    results: Mapping,
+    held_out: Mapping[str, CalibrationSet],
+    results: Mapping[str, Mapping[str, EvalResult]],
     data_sets: Mapping[str, DataSet],
 ) -> Iterator[str]:
     """What a user should know about the model, where one is open, and the sets, one line each."""
@@ -88,3 +88,4 @@ def warnings(
     for name, held in held_out.items():
         yield from (f"{name}: {line}" for line in replace(held, skipped={}).warnings())
     yield from (note for data in data_sets.values() for note in data.odd)
+    yield from dict.fromkeys(note for columns in results.values() for note in collapse_notes(columns))

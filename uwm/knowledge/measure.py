@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ..errors import BadInput, InvalidResult
-from ..metrics import bootstrap, shares
+from ..metrics import TIE, Standing, bootstrap, shares
 from ..models import Model
 from ..statistics.batches import BATCH_SIZE, Progress, embed_inputs
 from .data_sets import DataSet
@@ -28,7 +28,7 @@ class ZeroShot:
         figures: Fractions ``top1``, ``top5`` (1 where there are at most five classes), ``mean_per_class``; the number
             of ``pictures``; ``top1_interval``, [low, high], as `metrics.shares` finds it; for a set with unsafe classes
             also ``top1_safe`` and ``top1_unsafe``.
-        right: Whether each picture's class was found, bool [pictures], in the set's order.
+        right: Whether each image's class is the nearest, 0 to 1, [images], in the set's order; see `_hits` for ties.
         safe: Whether each picture's class is a safe one, bool [pictures]; None where the set names no unsafe classes.
     """
 
@@ -47,7 +47,7 @@ def zero_shot(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> ZeroShot:
-    """Classify every picture of a data set (UWM, section 5: one prompt a class, argmax of cosine).
+    """Classify every image of a data set (UWM, section 5: one prompt a class, argmax of cosine).
 
     Args:
         model: Patched or not.
@@ -67,15 +67,16 @@ def zero_shot(
     batches: Iterable = _batches(data, batch_size, workers)
     if progress is not None:
         batches = progress(batches, -(-len(data) // batch_size), data.name)
-    nearest, targets = [], []
+    hits, targets = [], []
     for items in batches:
         pixels = model.preprocess([picture for picture, _ in items])
         similarity = F.normalize(embed_inputs(model, pixels, None), dim=-1).cpu() @ classes.T  # [batch, classes]
         if not torch.isfinite(similarity).all():
             raise InvalidResult(f"{data.name}: the model's embeddings are NaN or infinite")
-        nearest.append(similarity.sort(dim=1, descending=True, stable=True).indices[:, :5])
-        targets += [target for _, target in items]
-    return _figures(data, torch.cat(nearest), torch.tensor(targets), seed)
+        own = torch.tensor([target for _, target in items])
+        hits.append(_hits(similarity, own))
+        targets.append(own)
+    return _figures(data, torch.cat(hits), torch.cat(targets), seed)
 
 
 def class_embeddings(model: Model, data: DataSet, batch_size: int = BATCH_SIZE) -> torch.Tensor:
@@ -100,15 +101,31 @@ def _batches(data: DataSet, size: int, workers: int) -> Iterator[list[tuple[Imag
             yield list(rest)
 
 
-def _figures(data: DataSet, nearest: torch.Tensor, targets: torch.Tensor, seed: int) -> ZeroShot:
-    """From the classes nearest to each picture, [pictures, up to 5], and its own class, [pictures]."""
-    right = nearest[:, 0] == targets
+def _hits(similarity: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Whether each image's class is the nearest, and among the five nearest, float64 [images, 2].
+
+    Classes within `TIE` of it are equally near, and a tie is worth its chance: a text tower that gives all classes one
+    embedding is right by chance, whichever class comes first.
+
+    Args:
+        similarity: Of images and classes, [images, classes].
+        targets: The class of each image, [images].
+    """
+    gap = similarity - similarity.gather(1, targets[:, None])
+    better, level = (gap > TIE).sum(1), (gap.abs() <= TIE).sum(1)  # its own class is level with itself
+    standing = Standing(better, level - 1, torch.ones_like(level))
+    return torch.stack([standing.hits(1), standing.hits(5)], 1)
+
+
+def _figures(data: DataSet, hits: torch.Tensor, targets: torch.Tensor, seed: int) -> ZeroShot:
+    """From `_hits` of all images, and the class of each, [images]."""
+    right = hits[:, 0]
     own = [right[targets == number] for number in targets.unique()]
     top1, low, high = shares({"top1": right}, seed)["top1"]
     figures = {
         "top1": top1,
-        "top5": (nearest == targets[:, None]).any(1).double().mean().item(),
-        "mean_per_class": torch.stack([rows.double().mean() for rows in own]).mean().item(),
+        "top5": hits[:, 1].mean().item(),
+        "mean_per_class": torch.stack([rows.mean() for rows in own]).mean().item(),
         "pictures": len(targets),
         "top1_interval": [low, high],
     }
@@ -116,7 +133,7 @@ def _figures(data: DataSet, nearest: torch.Tensor, targets: torch.Tensor, seed: 
     if data.unsafe_classes:
         for key, chosen in (("top1_safe", ~unsafe), ("top1_unsafe", unsafe)):
             if chosen.any():
-                figures[key] = right[chosen].double().mean().item()
+                figures[key] = right[chosen].mean().item()
     return ZeroShot(figures, right, ~unsafe if data.unsafe_classes else None)
 
 

@@ -13,8 +13,9 @@ import torch
 from markupsafe import Markup
 
 from ..calibration import CalibrationPair
-from ..evaluation import Embeddings
+from ..embedding import SIDES, Embeddings, items_of
 from ..images import load_image
+from ..metrics import Items, first_rows
 from .markup import join, tag
 from .parts import folded, section
 
@@ -57,23 +58,25 @@ def find_examples(
         seed: For the draw.
     """
     rows = sorted(random.Random(seed).sample(range(len(pairs)), min(PER_KIND, len(pairs))))
-    return [_example(kind, row, pairs, embeddings) for kind in KINDS for row in rows]
+    return [_example(kind, row, pairs, items_of(pairs), embeddings) for kind in KINDS for row in rows]
 
 
-def _example(kind: str, row: int, pairs: Sequence[CalibrationPair], embeddings: Mapping[str, Embeddings]) -> Example:
+def _example(
+    kind: str, row: int, pairs: Sequence[CalibrationPair], items: Items, embeddings: Mapping[str, Embeddings]
+) -> Example:
     side, modality, other = KINDS[kind]
+    places = [(found, int(place)) for found in SIDES for place in first_rows(getattr(items, f"{found}_{other}"))[0]]
 
-    def item(number: int) -> Item:
-        which, place = divmod(number, len(pairs))
-        found = ("safe", "unsafe")[which]
-        return Item(found, getattr(pairs[place], f"{found}_{other}"), place == row)
+    def item(found: str, place: int) -> Item:
+        names = getattr(items, f"{found}_{other}")
+        return Item(found, getattr(pairs[place], f"{found}_{other}"), bool(names[place] == names[row]))
 
     results = {}
     for column, embedded in embeddings.items():
-        candidates = torch.cat([getattr(embedded, f"safe_{other}"), getattr(embedded, f"unsafe_{other}")])
-        similarity = candidates @ getattr(embedded, f"{side}_{modality}")[row]  # [2 · pairs]
+        candidates = torch.stack([getattr(embedded, f"{found}_{other}")[place] for found, place in places])
+        similarity = candidates @ getattr(embedded, f"{side}_{modality}")[row]  # [different items]
         order = similarity.argsort(descending=True, stable=True)[:RESULTS]
-        results[column] = tuple(item(int(number)) for number in order)
+        results[column] = tuple(item(*places[number]) for number in order.tolist())
     return Example(kind, Item(side, getattr(pairs[row], f"{side}_{modality}")), results)
 
 

@@ -1,0 +1,150 @@
+"""Embeddings of a set's captions and images: each different one is embedded once, whatever the number of its pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from .cache import EmbeddingCache, embedding_key
+from .calibration import CalibrationPair, CalibrationSet, image_sha256
+from .errors import BadInput, InvalidResult
+from .images import load_image
+from .metrics import Items, collapsed, first_rows
+from .models import Model
+from .statistics.batches import BATCH_SIZE, Progress, embed_inputs
+
+SIDES = ("safe", "unsafe")
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Normalised embeddings of a set's quadruples, float32 [n, dim] each, on the CPU, row for row."""
+
+    safe_text: torch.Tensor
+    unsafe_text: torch.Tensor
+    safe_image: torch.Tensor
+    unsafe_image: torch.Tensor
+
+
+def quadruples(calibration: CalibrationSet) -> CalibrationSet:
+    """The pairs that have both captions and images. Raises BadInput when there are none."""
+    whole = replace(calibration, pairs=tuple(p for p in calibration.pairs if p.has_text and p.has_image))
+    if not whole.pairs:
+        raise BadInput(f"{calibration.root}: no pair has both captions and images, which SafeGround needs")
+    return whole
+
+
+def items_of(pairs: Sequence[CalibrationPair]) -> Items:
+    """Which rows of complete quadruples are one item: equal captions, and images whose files are equal byte for byte.
+
+    Pairs that name a `group` are partners of each other; of the others those that have the image in common.
+    """
+    texts, images = ([_keys(pairs, modality, side) for side in SIDES] for modality in ("text", "image"))
+    groups = [[(p.group,) if p.group else key for p, key in zip(pairs, keys, strict=True)] for keys in images]
+    return Items(*map(_numbers, texts), *map(_numbers, images), *map(_numbers, groups))
+
+
+def _numbers(keys: Sequence[Any]) -> torch.Tensor:
+    """Equal numbers for equal keys, in the order in which they come, int64 [n]."""
+    known: dict[Any, int] = {}
+    return torch.tensor([known.setdefault(key, len(known)) for key in keys])
+
+
+def _keys(pairs: Sequence[CalibrationPair], modality: str, side: str) -> list[str]:
+    """The caption, or the sha256 of the image's file, of one side of each pair."""
+    sources = [getattr(pair, f"{side}_{modality}") for pair in pairs]
+    return sources if modality == "text" else [image_sha256(path) for path in sources]
+
+
+def collapsed_towers(embeddings: Embeddings, items: Items) -> Iterator[str]:
+    """The towers that give different items one embedding."""
+    for tower, modality in (("text", "text"), ("vision", "image")):
+        sides = [f"{side}_{modality}" for side in ("safe", "unsafe")]
+        if all(collapsed(getattr(embeddings, side)[first_rows(getattr(items, side))[0]]) for side in sides):
+            yield tower
+
+
+def embed(
+    model: Model,
+    calibration: CalibrationSet,
+    *,
+    batch_size: int = BATCH_SIZE,
+    workers: int = 2,
+    progress: Progress | None = None,
+    cache: EmbeddingCache | None = None,
+) -> Embeddings:
+    """Embeddings of every complete quadruple of a set, from the cache where it has them.
+
+    Raises:
+        BadInput: The set has no complete quadruple. InvalidResult: NaN or infinite embeddings.
+    """
+    whole = quadruples(calibration)
+    key = None if cache is None else embedding_key(model, whole, batch_size)
+    found = None if cache is None or key is None else cache.get(key)
+    if found is not None:
+        return Embeddings(**found)
+    settings: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "progress": progress}
+    made = Embeddings(*embed_tower(model, whole, "text", **settings), *embed_tower(model, whole, "vision", **settings))
+    if cache is not None and key is not None:
+        cache.put(key, vars(made))
+    return made
+
+
+@torch.no_grad()
+def embed_tower(
+    model: Model,
+    calibration: CalibrationSet,
+    tower: str,
+    *,
+    batch_size: int = BATCH_SIZE,
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> list[torch.Tensor]:
+    """Normalised embeddings of the safe and of the unsafe side, float32 [n, dim] on the CPU, of pairs that have both.
+
+    Rows of one item are equal bit for bit, since it is embedded once.
+
+    Args:
+        tower: ``text`` or ``vision``.
+
+    Raises:
+        InvalidResult: NaN or infinite embeddings.
+    """
+    modality = "text" if tower == "text" else "image"
+    pairs = [p for p in calibration.pairs if getattr(p, f"has_{modality}")]
+    if not pairs:
+        return []
+    sides = [_keys(pairs, modality, side) for side in SIDES]
+    sources: dict[str, Any] = {}  # every different caption, or image by its content
+    for side, keys in zip(SIDES, sides, strict=True):
+        for pair, key in zip(pairs, keys, strict=True):
+            sources.setdefault(key, getattr(pair, f"{side}_{modality}"))
+    batches: Iterable = _inputs(model, [*sources.values()], batch_size, workers)
+    if progress is not None:
+        batches = progress(batches, -(-len(sources) // batch_size), f"embed {tower}")
+    rows = torch.cat([F.normalize(embed_inputs(model, *inputs), dim=-1).cpu() for inputs in batches])
+    place = {key: row for row, key in enumerate(sources)}
+    embedded = [rows[[place[key] for key in keys]] for keys in sides]
+    bad = ~torch.isfinite(torch.cat(embedded, 1)).all(1)
+    if bad.any():
+        raise InvalidResult(f"{tower} tower: NaN or infinite embeddings at pair {pairs[int(bad.nonzero()[0])].id!r}")
+    return embedded
+
+
+def _inputs(
+    model: Model, sources: Sequence[str | Path], batch_size: int, workers: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+    """Captions as tokens and masks, or image files as pixel values, in batches."""
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        for start in range(0, len(sources), batch_size):
+            part = sources[start : start + batch_size]
+            if isinstance(part[0], str):
+                yield model.tokenize([str(text) for text in part])
+            else:
+                yield model.preprocess(list(pool.map(load_image, part))), None
