@@ -187,7 +187,7 @@ def _beyond_preprocess_cfg(processor: Any, side: int) -> Iterator[str]:
     if not crops and size != square:
         yield "the image preprocessor has do_center_crop false; open_clip always crops what it resized by an edge"
     if int(processor.resample) not in INTERPOLATIONS:
-        yield f"the image preprocessor resamples by {int(processor.resample)}; open_clip has 2 (bilinear) and 3 (bicubic)"
+        yield f"the image preprocessor resamples by {int(processor.resample)}; open_clip has bilinear and bicubic"
     if not processor.do_convert_rgb:
         yield "the image preprocessor has do_convert_rgb false; open_clip always converts"
     if getattr(processor, "do_pad", False):
