@@ -34,7 +34,10 @@ def images(tmp_path):
         if kind.comparable:
             paths.append(tmp_path / f"{name}.png")
             paint(kind, 64).save(paths[-1])
-    return [Image.open(path) for path in paths]
+    opened = [Image.open(path) for path in paths]
+    for image in opened:
+        image.load()
+    return opened
 
 
 @pytest.fixture(scope="module")
