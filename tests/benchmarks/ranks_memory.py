@@ -14,7 +14,7 @@ import time
 import torch
 
 from uwm.clock import peak_memory_mb
-from uwm.evaluation import Embeddings, summarise
+from uwm.metrics import retrieval_samples, safeground_samples, shares
 
 LIMIT = 4096  # MB
 
@@ -25,7 +25,7 @@ def main(pairs: int, dim: int) -> None:
     for text, image in ((0, 2), (1, 3)):
         sides[image].mul_(2).add_(sides[text])
     start, before = time.perf_counter(), peak_memory_mb()
-    figures = summarise(Embeddings(*sides), [""] * pairs)["figures"]
+    figures = shares(safeground_samples(*sides) | retrieval_samples(*sides), seed=0)
     seconds, peak = time.perf_counter() - start, peak_memory_mb()
     for name in ("GS", "R1_ts_vs", "R20_vs_ts", "R20_tu_union", "unsafe_top1_vu"):
         print(f"{name}: {100 * figures[name][0]:.2f} %")
