@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import uwm
 from uwm.cache import EmbeddingCache, embedding_key
-from uwm.evaluation import embed
+from uwm.embedding import embed
 
 KEY = "0" * 64
 

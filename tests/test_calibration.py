@@ -406,7 +406,7 @@ def test_check_warns_of_identical_sides(write):
     warnings = check(read_calibration(root))["warnings"]
     assert warnings["identical_texts"] == ["same text"]
     assert warnings["identical_images"] == ["same picture"]
-    assert warnings["duplicate_captions"] == warnings["leakage_between_splits"] == []
+    assert warnings["duplicate_captions"] == warnings["captions_in_several_splits"] == []
 
 
 def test_check_warns_of_duplicates_and_leakage(write):
@@ -419,12 +419,15 @@ def test_check_warns_of_duplicates_and_leakage(write):
     )
     warnings = check(read_calibration(root))["warnings"]
     assert warnings["duplicate_captions"] == ["a dog | a bomb", "a cat | a knife"]
-    assert warnings["leakage_between_splits"] == ["a cat | a knife"]
+    several = ["a cat: 1 of calib (3), 1 of test (4)", "a knife: 1 of calib (3), 1 of test (4)"]
+    assert warnings["captions_in_several_splits"] == several
+    assert warnings["images_in_several_splits"] == []
 
 
 def test_check_warns_of_a_picture_in_two_splits(write):
     root = write({"id": "1", "split": "calib", **IMAGES}, {"id": "2", "split": "test", **IMAGES})
-    assert check(read_calibration(root))["warnings"]["leakage_between_splits"]
+    told = [f"{root / name}: 1 of calib (1), 1 of test (2)" for name in ("s.png", "u.png")]
+    assert sorted(check(read_calibration(root))["warnings"]["images_in_several_splits"]) == told
 
 
 def test_check_lists_all_bad_pictures(write):

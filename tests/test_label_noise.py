@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from terminal import ALL_OF_CALIB, done
 
 import uwm
-from uwm.evaluation import embed
+from uwm.embedding import embed
 from uwm.label_noise import LabelNoise, dependence, find_label_noise, label_noise, label_noise_of
 from uwm.shipped_files import DEMO_SET
 from uwm.statistics.embeddings import PairEmbeddings

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from .cache import EmbeddingCache, embedding_key
-from .calibration import CalibrationPair, CalibrationSet, image_sha256
+from .calibration import CalibrationSet
 from .errors import BadInput, InvalidResult
 from .images import load_image
 from .metrics import Items, collapsed, first_rows
@@ -40,13 +40,13 @@ def quadruples(calibration: CalibrationSet) -> CalibrationSet:
     return whole
 
 
-def items_of(pairs: Sequence[CalibrationPair]) -> Items:
+def items_of(whole: CalibrationSet) -> Items:
     """Which rows of complete quadruples are one item: equal captions, and images whose files are equal byte for byte.
 
     Pairs that name a `group` are partners of each other; of the others those that have the image in common.
     """
-    texts, images = ([_keys(pairs, modality, side) for side in SIDES] for modality in ("text", "image"))
-    groups = [[(p.group,) if p.group else key for p, key in zip(pairs, keys, strict=True)] for keys in images]
+    texts, images = ([_keys(whole, modality, side) for side in SIDES] for modality in ("text", "image"))
+    groups = [[(p.group,) if p.group else key for p, key in zip(whole.pairs, keys, strict=True)] for keys in images]
     return Items(*map(_numbers, texts), *map(_numbers, images), *map(_numbers, groups))
 
 
@@ -56,10 +56,10 @@ def _numbers(keys: Sequence[Any]) -> torch.Tensor:
     return torch.tensor([known.setdefault(key, len(known)) for key in keys])
 
 
-def _keys(pairs: Sequence[CalibrationPair], modality: str, side: str) -> list[str]:
+def _keys(calibration: CalibrationSet, modality: str, side: str) -> list[str]:
     """The caption, or the sha256 of the image's file, of one side of each pair."""
-    sources = [getattr(pair, f"{side}_{modality}") for pair in pairs]
-    return sources if modality == "text" else [image_sha256(path) for path in sources]
+    sources = [getattr(pair, f"{side}_{modality}") for pair in calibration.pairs]
+    return sources if modality == "text" else [calibration.hashed(path) for path in sources]
 
 
 def collapsed_towers(embeddings: Embeddings, items: Items) -> Iterator[str]:
@@ -117,10 +117,10 @@ def embed_tower(
         InvalidResult: NaN or infinite embeddings.
     """
     modality = "text" if tower == "text" else "image"
-    pairs = [p for p in calibration.pairs if getattr(p, f"has_{modality}")]
+    pairs = tuple(p for p in calibration.pairs if getattr(p, f"has_{modality}"))
     if not pairs:
         return []
-    sides = [_keys(pairs, modality, side) for side in SIDES]
+    sides = [_keys(replace(calibration, pairs=pairs), modality, side) for side in SIDES]
     sources: dict[str, Any] = {}  # every different caption, or image by its content
     for side, keys in zip(SIDES, sides, strict=True):
         for pair, key in zip(pairs, keys, strict=True):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .cache import EmbeddingCache
-from .calibration import CalibrationPair, CalibrationSet
+from .calibration import CalibrationSet
 from .embedding import Embeddings, collapsed_towers, embed, items_of, quadruples
 from .errors import BadInput
 from .figures import TOP1, TOP1_SAFE
@@ -112,13 +112,13 @@ def _of(result: EvalResult, data_set: str, rows: torch.Tensor | None = None) -> 
     return ZeroShot(result.zero_shot[data_set], right if rows is None else right[rows])
 
 
-def summarise(embeddings: Embeddings, pairs: Sequence[CalibrationPair], seed: int = 0) -> dict[str, Any]:
+def summarise(embeddings: Embeddings, whole: CalibrationSet, seed: int = 0) -> dict[str, Any]:
     """The fields of `EvalResult` but zero-shot, of complete quadruples."""
-    quadruple, items = vars(embeddings), items_of(pairs)
+    quadruple, items = vars(embeddings), items_of(whole)
     samples = safeground_samples(**quadruple) | retrieval_samples(**quadruple, items=items)
-    rows = _rows_by_concept([pair.concept for pair in pairs])
+    rows = _rows_by_concept([pair.concept for pair in whole.pairs])
     return {
-        "pairs": len(pairs),
+        "pairs": len(whole),
         "figures": shares(samples, seed),
         "by_concept": {c: shares({f: s[rows[c]] for f, s in samples.items()}, seed) for c in rows},
         "concept_pairs": {concept: len(found) for concept, found in rows.items()},
@@ -165,7 +165,7 @@ def evaluate(
     embeddings = embed(model, calib, batch_size=batch_size, workers=workers, progress=progress, cache=cache)
     shared: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "seed": seed, "progress": progress}
     known = {name: zero_shot(model, data, **shared) for name, data in (data_sets or {}).items()}
-    measured = summarise(embeddings, calib.pairs, seed)
+    measured = summarise(embeddings, calib, seed)
     return EvalResult(
         zero_shot={name: found.figures for name, found in known.items()},
         right={name: found.right for name, found in known.items()},

@@ -21,6 +21,7 @@ from .evaluation import EvalResult
 from .inputs import (
     Inputs,
     check_paths,
+    check_sets,
     describe_inputs,
     describe_results,
     load_model,
@@ -107,6 +108,7 @@ def finetune(
         refuse_bad_images([calibration, *held_out.values()], recipe.workers)
         pairs, validation = _split(recipe, calibration)
         data_sets = read_data_sets(recipe)
+        checked = check_sets(recipe, pairs, held_out, data_sets, validation=[validation])
     with clock("load"):
         model = load_model(replace(recipe, dtype="float32"))  # the frozen reference
         check_trainable(model)
@@ -121,12 +123,12 @@ def finetune(
             manifest["output_sha256"] = write_trained(model, trained.adapter, folder)
         with clock("evaluate"):
             results = measure(recipe, _columns(recipe, model, folder), held_out, data_sets, progress)
-        manifest |= describe_results(results, recipe.seed)
+        manifest |= describe_results(results, recipe.seed, checked.shared)
         write_documents(folder, manifest, results, clock)
     if state is not None:
         state.unlink(missing_ok=True)
     manifest["run"] = clock.report()
-    remarks = [*warnings(model, pairs, held_out, results, data_sets)]
+    remarks = [*warnings(model, checked.told, results)]
     if trained.resumed_from:
         remarks.append(f"went on after epoch {trained.resumed_from} of an earlier run")
     return Finetuned(trained, results, manifest, tuple(remarks))
@@ -157,12 +159,10 @@ def _check(recipe: FinetuneRecipe, output: Path | None, overwrite: bool) -> tupl
 
 def _split(recipe: FinetuneRecipe, calibration: CalibrationSet) -> tuple[CalibrationSet, CalibrationSet]:
     """The pairs to train on and those to stop by; both have captions and images."""
-    if not 0 < recipe.validation < 1:
-        raise BadInput(f"--validation {recipe.validation}: expected a share between 0 and 1")
     whole = quadruples(calibration)
     if len(whole) < 3:
         raise BadInput(f"{whole.root}: {len(whole)} pairs with captions and images; fine-tuning needs at least 3")
-    return whole.holdout(recipe.validation, recipe.seed)
+    return whole.holdout(recipe.validation, recipe.seed, "--validation")
 
 
 @contextmanager

@@ -58,6 +58,14 @@ class LayerFacts(TypedDict):
     base_sha256: str
 
 
+class SharedFacts(TypedDict):
+    """What a set to measure on shares with what was learnt from; figures may be too good where it is not 0."""
+
+    pairs: int  # with a caption or an image of those
+    captions: int  # different ones
+    images: int
+
+
 class EditFacts(TypedDict, total=False):
     """The editor, and what it reports."""
 
@@ -92,6 +100,7 @@ class Manifest(TypedDict, total=False):
     preserve: PreservationFacts
     results: Mapping[str, Columns]  # by evaluation set
     differences: Mapping[str, Differences]  # by evaluation set
+    shared: Mapping[str, SharedFacts]  # by evaluation set
     run: dict[str, Any]  # seconds and memory: the only part that differs from run to run
     # edit and demo
     edit: EditFacts

@@ -21,8 +21,10 @@ from .embedding import embed, quadruples
 from .errors import BadInput, InvalidResult
 from .evaluation import EvalResult
 from .inputs import (
+    Checked,
     Inputs,
     check_paths,
+    check_sets,
     describe_inputs,
     describe_results,
     load_model,
@@ -125,6 +127,7 @@ def run(
         preserve = None if recipe.preserve is None else read_preservation(recipe.preserve)
         refuse_bad_images([calibration, *held_out.values()], recipe.workers, preserve)
         data_sets = read_data_sets(recipe)
+        checked = check_sets(recipe, calibration, held_out, data_sets, preserve=preserve)
     with clock("load"):
         model = load_model(recipe)
     if recipe.also_export is not None:
@@ -137,7 +140,7 @@ def run(
     with clock("evaluate"):
         results = measure(recipe, _columns(model, edits), held_out, data_sets, progress)
         examples = _examples(recipe, model, edit, held_out, next(iter(results))) if show_examples and results else []
-    manifest = _manifest(recipe, model, calibration, edit, results)
+    manifest = _manifest(recipe, model, calibration, edit, results, checked)
     manifest |= {} if noise is None else {"label_noise": noise.as_dict()}
     manifest |= {} if preserve is None else {"preserve": preserve.facts()}
     if output is not None:
@@ -145,7 +148,7 @@ def run(
             manifest["output_sha256"] = _write_weights(folder, model, edit.patch, recipe.also_export)
             write_documents(folder, manifest, results, clock, examples)
     manifest["run"] = clock.report()
-    told = (*edit.proposal.warnings, *unmade, *warnings(model, calibration, held_out, results, data_sets))
+    told = (*edit.proposal.warnings, *unmade, *warnings(model, checked.told, results))
     return Outcome(edit.patch, results, manifest, told)
 
 
@@ -286,10 +289,12 @@ def _examples(
     for column, patch in (("before", None), (edit.editor.name, edit.patch)):
         with nullcontext() if patch is None else patched(model, patch):
             embeddings[column] = embed(model, pairs, batch_size=recipe.batch_size, workers=recipe.workers)
-    return find_examples(pairs.pairs, embeddings, recipe.seed)
+    return find_examples(pairs, embeddings, recipe.seed)
 
 
-def _manifest(recipe: Recipe, model: Model, calibration: CalibrationSet, edit: Edit, results: Mapping) -> Manifest:
+def _manifest(
+    recipe: Recipe, model: Model, calibration: CalibrationSet, edit: Edit, results: Mapping, checked: Checked
+) -> Manifest:
     """The content of uwm.json, without `run`."""
     patch, notes = edit.patch, edit.proposal.notes
     layers: dict[str, LayerFacts] = {
@@ -302,7 +307,7 @@ def _manifest(recipe: Recipe, model: Model, calibration: CalibrationSet, edit: E
     manifest["edit"] = cast(
         EditFacts, {"title": edit.editor.title, "source": edit.editor.source, **edit.proposal.report}
     )
-    manifest |= describe_results(results, recipe.seed)
+    manifest |= describe_results(results, recipe.seed, checked.shared)
     manifest["entries"] = sum(layer["entries"] for layer in layers.values())
     manifest["of"] = sum(layer["of"] for layer in layers.values())
     manifest["layers"] = layers

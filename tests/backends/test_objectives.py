@@ -22,7 +22,7 @@ from tiny_batches import (
 )
 
 from uwm.backends import Backend, frozen_batch
-from uwm.evaluation import Embeddings
+from uwm.embedding import Embeddings
 
 
 def slow_terms(backend, student, rows):

@@ -11,7 +11,7 @@ from reference import slow_losses
 from tiny_batches import BACKENDS, FROZEN, LABELLED, SIDES, N, embeddings, with_gradient
 
 from uwm.backends import ADAPTED, safe_clip, safer_clip, shield_clip
-from uwm.evaluation import Embeddings
+from uwm.embedding import Embeddings
 
 # ---------------------------------------------------------------- hyper-parameters
 

@@ -19,7 +19,7 @@ LIST = "import uwm.backends as b; print(b.__file__); [print(n, x.source) for n, 
 USE = """
 import torch, torch.nn.functional as F
 from uwm.backends import find_backends
-from uwm.evaluation import Embeddings
+from uwm.embedding import Embeddings
 backend = find_backends()["captions-only"]
 sides = Embeddings(*(F.normalize(torch.randn(6, 4), dim=1) for _ in range(4)))
 objective = backend.objective(sides, [])

@@ -16,8 +16,8 @@ from uwm.backends.feeding import Feeder, student_embeddings
 from uwm.backends.lora import student_of
 from uwm.backends.protocol import TrainingSettings
 from uwm.calibration import read_calibration
+from uwm.embedding import Embeddings
 from uwm.errors import BadInput, InvalidResult
-from uwm.evaluation import Embeddings
 from uwm.statistics.batches import embed_inputs
 
 SMALL = {"epochs": 3, "train_batch": 6, "patience": 0, "rank": 4, "learning_rate": 3e-3}

@@ -10,7 +10,7 @@ from reference import slow_losses
 
 from uwm.backends import safe_clip, safer_clip, shield_clip
 from uwm.calibration import CalibrationPair
-from uwm.evaluation import Embeddings
+from uwm.embedding import Embeddings
 
 SIDES = [side.name for side in fields(Embeddings)]
 N, DIM = 11, 6

@@ -16,8 +16,8 @@ from uwm.editing.editors import PARTS, Pairs
 from uwm.editing.live import patched
 from uwm.editing.making import about, gather, make_patch
 from uwm.editing.settings import make
+from uwm.embedding import embed
 from uwm.errors import BadInput, InvalidResult
-from uwm.evaluation import embed
 from uwm.weights import WeightId
 
 EDITORS = {module.EDITOR.name: module.EDITOR for module in (ablate, hidden_units, null_space, redirect)}

@@ -13,15 +13,20 @@ from documents_by_hand import document
 from PIL import Image
 
 import uwm
-from uwm.evaluation import Embeddings, embed
+from uwm.embedding import Embeddings, embed
 from uwm.recipe import Recipe, run
 from uwm.report import find_examples, html_report
 from uwm.report.examples import PER_KIND, RESULTS, THUMBNAIL, thumbnail
 
 
 @pytest.fixture(scope="module")
-def pairs(tiny_set):
-    return uwm.read_calibration(tiny_set, split="test").pairs
+def whole(tiny_set):
+    return uwm.read_calibration(tiny_set, split="test")
+
+
+@pytest.fixture(scope="module")
+def pairs(whole):
+    return whole.pairs
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +36,8 @@ def embeddings(pairs):
     return {"before": Embeddings(*made)}
 
 
-def test_results_are_the_nearest_of_all_items_best_first(pairs, embeddings):
-    found = find_examples(pairs, embeddings, seed=3)
+def test_results_are_the_nearest_of_all_items_best_first(whole, pairs, embeddings):
+    found = find_examples(whole, embeddings, seed=3)
     assert [example.kind for example in found] == [kind for kind in ("tu", "vu", "ts", "vs") for _ in range(PER_KIND)]
     e = embeddings["before"]
     for example in found[:PER_KIND]:
@@ -44,20 +49,21 @@ def test_results_are_the_nearest_of_all_items_best_first(pairs, embeddings):
         assert [item.own for item in example.results["before"]] == [i % len(pairs) == row for i in best]
 
 
-def test_the_draw_depends_on_the_seed_only(pairs, embeddings):
-    assert find_examples(pairs, embeddings, 3) == find_examples(pairs, embeddings, 3)
-    assert find_examples(pairs, embeddings, 3) != find_examples(pairs, embeddings, 4)
+def test_the_draw_depends_on_the_seed_only(whole, embeddings):
+    assert find_examples(whole, embeddings, 3) == find_examples(whole, embeddings, 3)
+    assert find_examples(whole, embeddings, 3) != find_examples(whole, embeddings, 4)
 
 
-def test_few_pairs_give_few_examples(pairs, embeddings):
+def test_few_pairs_give_few_examples(whole, embeddings):
     one = {"before": Embeddings(*(value[:1] for value in vars(embeddings["before"]).values()))}
-    found = find_examples(pairs[:1], one)
+    found = find_examples(replace(whole, pairs=whole.pairs[:1]), one)
     assert len(found) == 4
     assert [len(example.results["before"]) for example in found] == [2] * 4
 
 
-def test_captions_are_escaped(pairs, embeddings):
-    hostile = [replace(pair, unsafe_text=f"</ol><script>alert({i})</script>") for i, pair in enumerate(pairs)]
+def test_captions_are_escaped(whole, pairs, embeddings):
+    told = [replace(pair, unsafe_text=f"</ol><script>alert({i})</script>") for i, pair in enumerate(pairs)]
+    hostile = replace(whole, pairs=tuple(told))
     html = html_report(document(), find_examples(hostile, embeddings))
     assert "<script" not in html
     assert "&lt;script&gt;alert(" in html
@@ -94,7 +100,7 @@ def test_they_are_what_the_written_model_finds(tiny_hf, tiny_set, tmp_path):
         column: embed(uwm.load(path), chosen) for column, path in (("before", tiny_hf), ("after", tmp_path / "out"))
     }
     page = (tmp_path / "out" / "report.html").read_text("utf-8")
-    for example in find_examples(chosen.pairs, made):
+    for example in find_examples(chosen, made):
         if example.kind == "vu":
             for found in example.results.values():
                 captions = r"</bdi>.*?<bdi[^>]*>".join(re.escape(item.content) for item in found)

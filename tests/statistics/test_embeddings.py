@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import uwm
+from uwm.embedding import embed_tower
 from uwm.errors import InvalidResult
-from uwm.evaluation import embed_tower
 from uwm.statistics.batches import pair_batches
 from uwm.statistics.embeddings import PairEmbeddings
 from uwm.statistics.passes import Part, run_pass

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 
 from ..checkpoint import file_sha256
 from ..errors import BadInput
+from .groups import CAPTION, IMAGE, ImageHashes, Item, connected, draw, same_caption
 
 TEXT_KEYS = ("safe_text", "unsafe_text")
 IMAGE_KEYS = ("safe_image", "unsafe_image")
@@ -51,19 +52,36 @@ class CalibrationPair:
         """Both pictures are there."""
         return self.safe_image is not None and self.unsafe_image is not None
 
-    def content(self) -> tuple[str | None, ...]:
+    def content(self, hashed: Callable[[Path], str] = file_sha256) -> tuple[str | None, ...]:
         """Both captions and the sha256 of both pictures: equal for equal pairs, wherever they are."""
-        hashes = (None if path is None else image_sha256(path) for path in (self.safe_image, self.unsafe_image))
+        hashes = (None if path is None else hashed(path) for path in (self.safe_image, self.unsafe_image))
         return (self.safe_text, self.unsafe_text, *hashes)
+
+    def items(self, hashed: ImageHashes) -> frozenset[Item]:
+        """What a model sees of it, on whichever side: captions up to `same_caption`, images by their files' bytes."""
+        texts = (self.safe_text, self.unsafe_text)
+        images = (self.safe_image, self.unsafe_image) if self.has_image else ()
+        return frozenset(
+            [(CAPTION, same_caption(text)) for text in texts if text is not None]
+            + [(IMAGE, hashed(path)) for path in images if path is not None]
+        )
 
 
 @dataclass(frozen=True)
 class CalibrationSet:
-    """An ordered set of pairs, and how many were skipped for what while its files were read."""
+    """An ordered set of pairs.
+
+    Attributes:
+        skipped: How many pairs were skipped for what while the files were read.
+        notes: What a user should know about how the set was drawn.
+        hashed: sha256 of images; the parts of a set share it, so that no image is read twice for it.
+    """
 
     pairs: tuple[CalibrationPair, ...]
     root: Path
     skipped: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    hashed: ImageHashes = field(default_factory=ImageHashes, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -74,12 +92,17 @@ class CalibrationSet:
         return {reason: count for reason, count in counts.items() if count}
 
     def warnings(self) -> list[str]:
-        """What was skipped and what is missing, a line each; none for a whole set."""
+        """What was skipped, what is missing and how it was drawn, a line each; none for a whole set."""
         skipped = [f"{n} pairs skipped: {reason.replace('_', ' ')}" for reason, n in self.skipped.items() if n]
-        return skipped + [
+        missing = [
             f"{n} of {len(self)} pairs have captions only: {reason.replace('_', ' ')}"
             for reason, n in self.missing().items()
         ]
+        return [*skipped, *missing, *self.notes]
+
+    def items(self) -> list[frozenset[Item]]:
+        """The captions and images of each pair, see `CalibrationPair.items`."""
+        return [pair.items(self.hashed) for pair in self.pairs]
 
     def splits(self) -> list[str]:
         """The names of the splits that occur, sorted."""
@@ -101,17 +124,39 @@ class CalibrationSet:
         rows = sorted(random.Random(seed).sample(range(len(self)), n))
         return replace(self, pairs=tuple(self.pairs[i] for i in rows))
 
-    def holdout(self, share: float, seed: int = 0) -> tuple[CalibrationSet, CalibrationSet]:
-        """Two disjoint sets: for calibration, and a share (at least one pair) held out for measuring."""
+    def holdout(self, share: float, seed: int = 0, flag: str = "--holdout") -> tuple[CalibrationSet, CalibrationSet]:
+        """Two sets without a caption or image in common: for calibration, and about a share held out for measuring.
+
+        Args:
+            share: Of the pairs; pairs that are connected by shared captions or images stay together.
+            seed: Draws them.
+            flag: What errors call the share.
+
+        Raises:
+            BadInput: No such share, one pair only, or all pairs are connected.
+        """
         if not 0 < share < 1:
-            raise BadInput(f"--holdout {share}: expected a share between 0 and 1")
+            raise BadInput(f"{flag} {share}: expected a share between 0 and 1")
+        remedy = " (or pass --eval)" if flag == "--holdout" else ""
         if len(self) < 2:
-            raise BadInput(f"{self.root}: {len(self)} pair; at least 2 are needed to hold one out (or pass --eval)")
-        size = min(len(self) - 1, max(1, round(share * len(self))))
-        out = set(random.Random(seed).sample(range(len(self)), size))
+            raise BadInput(f"{self.root}: {len(self)} pair; at least 2 are needed to hold one out{remedy}")
+        groups = connected(self.items())
+        if max(groups) == 0:
+            raise BadInput(
+                f"{self.root}: all {len(self)} pairs are connected by captions or images that they share, so none can "
+                f"be held out for {flag}; give the pairs captions and images of their own{remedy}"
+            )
+        wanted = min(len(self) - 1, max(1, round(share * len(self))))
+        out = draw(groups, wanted, seed)
         keep = tuple(p for i, p in enumerate(self.pairs) if i not in out)
         held = tuple(p for i, p in enumerate(self.pairs) if i in out)
-        return replace(self, pairs=keep), replace(self, pairs=held)
+        notes = self.notes
+        if not wanted <= 2 * len(held) <= 4 * wanted:
+            notes += (
+                f"{len(held)} of {len(self)} pairs are held out where {flag} asks for {wanted}: "
+                f"{max(Counter(groups).values())} are connected by captions or images that they share",
+            )
+        return replace(self, pairs=keep), replace(self, pairs=held, notes=notes)
 
     def fingerprint(self) -> str:
         """sha256 over the captions, tags, picture bytes, and labels that say safe, of all pairs in order."""
@@ -119,20 +164,9 @@ class CalibrationSet:
         for pair in self.pairs:
             labels = [getattr(pair, key) for key in LABEL_KEYS]
             doubted = labels if "safe" in labels else []  # else as it was before there were labels
-            about = [pair.id, pair.concept, pair.split, *pair.content(), *doubted]
+            about = [pair.id, pair.concept, pair.split, *pair.content(self.hashed), *doubted]
             digest.update(json.dumps(about + ([{"group": pair.group}] if pair.group else [])).encode())
         return digest.hexdigest()
-
-
-def image_sha256(path: Path) -> str:
-    """sha256 of an image's file, which is read once as long as its size and time stay the same."""
-    about = path.stat()
-    return _image_sha256(path, about.st_size, about.st_mtime_ns)
-
-
-@cache
-def _image_sha256(path: Path, size: int, time: int) -> str:
-    return file_sha256(path)
 
 
 def image_paths(pairs: Sequence[CalibrationPair]) -> list[Path]:

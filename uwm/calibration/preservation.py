@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..errors import BadInput
 from ..manifest import PreservationFacts
+from .groups import CAPTION, IMAGE, ImageHashes, Item, same_caption
 from .native import FILE
 from .pairs import IMAGE_SUFFIXES
 from .strict import check_text, inside, parse_object
@@ -32,6 +33,11 @@ class Preservation:
         for path in self.images:
             digest.update(hashlib.sha256(path.read_bytes()).digest())
         return digest.hexdigest()
+
+    def items(self, hashed: ImageHashes) -> frozenset[Item]:
+        """Its captions and images, as `CalibrationPair.items` has those of a pair."""
+        captions = [(CAPTION, same_caption(caption)) for caption in self.captions]
+        return frozenset(captions + [(IMAGE, hashed(path)) for path in self.images])
 
     def facts(self) -> PreservationFacts:
         """What uwm.json says of it."""

@@ -231,6 +231,7 @@ HELD_OUT = _stack(
     click.option("--eval", "eval_set", help="Set to measure on  [default: pairs held out of --calib]"),
     click.option("--eval-split", "eval_splits", multiple=True, help="Its split, or one of --calib's; repeat for more."),
     click.option("--holdout", type=float, default=0.2, show_default=True, help="Share of pairs kept for measuring."),
+    click.option("--strict", is_flag=True, help="Refuse sets that are otherwise only warned of."),
 )
 GATE = _stack(
     click.option(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ..checkpoint import MANIFEST, file_sha256, open_checkpoint
 from ..checkpoint.folder import write_file
 from ..embedding import quadruples
 from ..errors import BadInput
-from ..inputs import check_paths, public_settings, read_data_sets, read_sets, refuse_bad_images, warnings
+from ..inputs import Checked, check_paths, check_sets, public_settings, read_data_sets, read_sets, refuse_bad_images
 from ..manifest import Manifest, read_manifest, write_manifest
 from ..models.references import resolve
 from ..records import to_json
@@ -70,7 +70,7 @@ class _Prepared:
     bench: Bench
     yardstick: Yardstick
     runs: list[Run]
-    warnings: tuple[str, ...]
+    checked: Checked
 
 
 def compare(
@@ -124,7 +124,8 @@ def _prepare(recipe: CompareRecipe, output: Path) -> _Prepared:
     pairs, sets = read_sets(recipe)
     sets = {name: quadruples(found) for name, found in sets.items()}
     data_sets = read_data_sets(recipe)
-    split = {s: pairs.holdout(recipe.validation, s) if recipe.validation else (pairs, pairs) for s in recipe.seeds}
+    share = recipe.validation
+    split = {s: pairs.holdout(share, s, "--validation") if share else (pairs, pairs) for s in recipe.seeds}
     calibration = {seed: first for seed, (first, _) in split.items()}
     validation = {seed: second for seed, (_, second) in split.items()}
     yardstick = Yardstick(sets, data_sets, recipe.batch_size, recipe.workers, recipe.seed)
@@ -141,8 +142,8 @@ def _prepare(recipe: CompareRecipe, output: Path) -> _Prepared:
     given = _given(methods, recipe)
     facts = Facts(shared, _fingerprints(calibration), _fingerprints(validation), given, backends, training)
     bench = Bench(recipe, facts, calibration, validation, output, preserve)
-    remarks = tuple(warnings(None, pairs, sets, {name: {} for name in sets}, data_sets))
-    return _Prepared(recipe, bench, yardstick, plan(recipe, methods, facts), remarks)
+    checked = check_sets(recipe, pairs, sets, data_sets, preserve=preserve, validation=validation.values())
+    return _Prepared(recipe, bench, yardstick, plan(recipe, methods, facts), checked)
 
 
 def _check_training(recipe: CompareRecipe, methods: list[Method], backends: Mapping[str, Backend]) -> None:
@@ -201,7 +202,7 @@ def _gather(prepared: _Prepared, output: Path) -> Comparison:
         {name: len(found) for name, found in yardstick.sets.items()},
         _about(prepared),
         tuple(notes),
-        prepared.warnings,
+        prepared.checked.told,
     )
 
 
@@ -220,6 +221,7 @@ def _about(prepared: _Prepared) -> dict[str, Any]:
         "settings": settings,
         "model_sha256": facts.shared["model"],
         "sets_sha256": facts.shared["sets"],
+        "shared": {name: asdict(found) for name, found in prepared.checked.shared.items()},
         "calibration": {
             str(seed): {
                 "pairs": len(pairs),

@@ -95,7 +95,7 @@ class Yardstick:
         shared: dict[str, Any] = {"batch_size": self.batch_size, "workers": self.workers, "progress": progress}
         samples, notes = {}, []
         for name, pairs in self.sets.items():
-            embeddings, items = embed(model, pairs, cache=cache, **shared), items_of(quadruples(pairs).pairs)
+            embeddings, items = embed(model, pairs, cache=cache, **shared), items_of(quadruples(pairs))
             found = vars(embeddings)
             samples[name] = safeground_samples(**found) | retrieval_samples(**found, items=items)
             notes += [f"the {tower} tower has collapsed on {name}" for tower in collapsed_towers(embeddings, items)]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from .describing import (
     LEAST_CALIBRATION_PAIRS,
+    Checked,
+    check_sets,
     describe_inputs,
     describe_results,
     public_settings,
@@ -24,10 +26,12 @@ from .reading import (
 
 __all__ = [
     "LEAST_CALIBRATION_PAIRS",
+    "Checked",
     "Inputs",
     "Opening",
     "calibration_pairs",
     "check_paths",
+    "check_sets",
     "describe_inputs",
     "describe_results",
     "load_model",

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from ..calibration import CalibrationSet
+from ..calibration import CalibrationSet, Preservation, Shared, shared
 from ..clock import Clock
+from ..errors import BadInput
 from ..evaluation import EvalResult, collapse_notes
 from ..knowledge import DataSet
-from ..manifest import FORMAT, Manifest, write_manifest
+from ..manifest import FORMAT, Manifest, SharedFacts, write_manifest
 from ..models import Model
 from ..models.references import commit_of, hub_name, name_of
 from ..report import Example, html_report, model_card, paired_differences, versions
@@ -29,11 +30,14 @@ def public_settings(inputs: Inputs, model: Path) -> dict[str, Any]:
     return settings | {"zero_shot": [Path(folder).name for folder in inputs.zero_shot]}
 
 
-def describe_results(results: Mapping[str, Mapping[str, EvalResult]], seed: int) -> Manifest:
-    """The figures and their paired differences, for uwm.json."""
+def describe_results(
+    results: Mapping[str, Mapping[str, EvalResult]], seed: int, shared: Mapping[str, Shared]
+) -> Manifest:
+    """The figures, their paired differences, and what the sets share with what was learnt from, for uwm.json."""
     return {
         "results": {n: {column: r.as_dict() for column, r in columns.items()} for n, columns in results.items()},
         "differences": {n: paired_differences(columns, seed) for n, columns in results.items()},
+        "shared": {n: cast(SharedFacts, asdict(found)) for n, found in shared.items()},
     }
 
 
@@ -71,21 +75,74 @@ def write_documents(
     write_manifest(folder, {**manifest, "run": clock.report()})
 
 
-def warnings(
-    model: Model | None,
+@dataclass(frozen=True)
+class Checked:
+    """What was found out about the sets of a job.
+
+    Attributes:
+        told: What a user should know, one line each.
+        shared: By set to measure on, what it shares with what the job learns from.
+    """
+
+    told: tuple[str, ...]
+    shared: dict[str, Shared]
+
+
+def check_sets(
+    inputs: Inputs,
     calibration: CalibrationSet,
     held_out: Mapping[str, CalibrationSet],
-    results: Mapping[str, Mapping[str, EvalResult]],
     data_sets: Mapping[str, DataSet],
+    *,
+    preserve: Preservation | None = None,
+    validation: Collection[CalibrationSet] = (),
+) -> Checked:
+    """Find out what a user should know about the sets of a job, before a model is loaded.
+
+    Args:
+        inputs: With ``strict``, sets that would be warned of are refused.
+        calibration, preserve, validation: What the job learns from.
+        held_out, data_sets: What it measures on.
+
+    Raises:
+        BadInput: There is something to warn of, and the job is strict.
+    """
+    learnt = [items for pairs in (calibration, *validation) for items in pairs.items()]
+    learnt += [] if preserve is None else [preserve.items(calibration.hashed)]
+    seen = frozenset[Any]().union(*learnt)
+    found = {name: shared(seen, held.items()) for name, held in held_out.items()}
+    drawn = dict.fromkeys(note for pairs in validation for note in pairs.notes)
+    lines = (*_set_warnings(calibration, held_out, data_sets), *drawn, *_shared_lines(found, held_out))
+    if inputs.strict and lines:
+        raise BadInput(f"--strict refuses what is a warning without it: {'; '.join(lines)}")
+    return Checked(lines, found)
+
+
+def _set_warnings(
+    calibration: CalibrationSet, held_out: Mapping[str, CalibrationSet], data_sets: Mapping[str, DataSet]
 ) -> Iterator[str]:
-    """What a user should know about the model, where one is open, and the sets, one line each."""
-    yield from model.notes if model is not None else ()
-    if not results:
-        yield "nothing was measured: SafeGround needs captions and images, and a model with both towers"
     if (pairs := len(calibration)) < LEAST_CALIBRATION_PAIRS:
         yield f"only {pairs} calibration pairs; scores from fewer than {LEAST_CALIBRATION_PAIRS} are mostly noise"
     yield from calibration.warnings()
     for name, held in held_out.items():
         yield from (f"{name}: {line}" for line in replace(held, skipped={}).warnings())
     yield from (note for data in data_sets.values() for note in data.odd)
+
+
+def _shared_lines(found: Mapping[str, Shared], held_out: Mapping[str, CalibrationSet]) -> Iterator[str]:
+    for name, common in found.items():
+        if common.pairs:
+            yield (
+                f"{name}: {common.pairs} of {len(held_out[name])} pairs share captions or images with what is learnt "
+                f"from ({common.captions} captions, {common.images} images), so figures may be too good; measure on "
+                "pairs that share none"
+            )
+
+
+def warnings(model: Model, told: Iterable[str], results: Mapping[str, Mapping[str, EvalResult]]) -> Iterator[str]:
+    """What a user should know about the model, the sets (`told`) and towers that have collapsed, one line each."""
+    yield from model.notes
+    if not results:
+        yield "nothing was measured: SafeGround needs captions and images, and a model with both towers"
+    yield from told
     yield from dict.fromkeys(note for columns in results.values() for note in collapse_notes(columns))

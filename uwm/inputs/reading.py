@@ -41,7 +41,8 @@ class Inputs(Opening):
         safe_images, unsafe_images: As in `uwm.read_calibration`, for `calib` and `eval_set`.
         eval_set: The set to measure on; `calib` itself when only `eval_splits` is given.
         eval_splits: Splits to measure on, one table each. Without a set and a split, a `holdout` share of the pairs is
-            measured on and not calibrated on.
+            measured on and not calibrated on; it shares no caption and no image with the others.
+        strict: Refuse sets that are otherwise warned of, see `uwm.inputs.check_sets`.
         zero_shot, data_root, templates, ensemble: As in `uwm.knowledge.open_data_sets`.
     """
 
@@ -56,6 +57,7 @@ class Inputs(Opening):
     eval_set: str | None = None
     eval_splits: tuple[str, ...] = ()
     holdout: float = 0.2
+    strict: bool = False
     zero_shot: tuple[str, ...] = ()
     data_root: str | None = None
     templates: str | None = None
@@ -107,9 +109,9 @@ def read_sets(inputs: Inputs) -> tuple[CalibrationSet, dict[str, CalibrationSet]
         return calibration, {"held-out": held}
     other = _read_set(inputs, inputs.eval_set or inputs.calib)
     held_out = {name: other.split(name) for name in inputs.eval_splits} or {other.root.resolve().name: other}
-    used = {pair.content() for pair in calibration.pairs}
+    used = {pair.content(calibration.hashed) for pair in calibration.pairs}
     for name, held in held_out.items():
-        if any(pair.content() in used for pair in held.pairs):
+        if any(pair.content(held.hashed) in used for pair in held.pairs):
             raise BadInput(f"evaluation set {name!r} holds pairs that calibration uses; choose another --eval-split")
     return calibration, {name: held.limit(inputs.limit, inputs.seed) for name, held in held_out.items()}
 

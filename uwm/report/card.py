@@ -14,7 +14,7 @@ from ..text_tables import markdown_table
 from .evaluation import plain
 from .findings import findings, roles
 from .markup import clean
-from .tables import LEGEND, RANDOM_LEGEND, edit_words, rows
+from .tables import LEGEND, RANDOM_LEGEND, edit_words, rows, shared_words
 from .training import trained_words
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def model_card(manifest: Manifest, results: Mapping[str, Mapping[str, EvalResult
         about,
         "## What it did",
         *_judgements(manifest),
-        *(_measured(set_name, columns) for set_name, columns in results.items()),
+        *(_measured(set_name, columns, shared_words(manifest, set_name)) for set_name, columns in results.items()),
         *(
             [LEGEND if done == "fine-tuned" else f"{LEGEND} {RANDOM_LEGEND}"]
             if results
@@ -75,10 +75,11 @@ def _judgements(manifest: Manifest) -> Iterator[str]:
         yield f"**On {_code(set_name)}: {judged.verdict}** {plain(' '.join(judged.sentences))}"
 
 
-def _measured(set_name: str, columns: Mapping[str, EvalResult]) -> str:
+def _measured(set_name: str, columns: Mapping[str, EvalResult], shared: str) -> str:
     table = [[plain(clean(first)), *cells] for first, *cells in rows(columns)]
     pairs = next(iter(columns.values())).pairs
-    return f"On {pairs} pairs of {_code(set_name)}, none of them used for calibration:\n\n{markdown_table(table)}"
+    about = f"On {pairs} pairs of {_code(set_name)}, none of them used for calibration{shared and f'; {shared}'}"
+    return f"{about}:\n\n{markdown_table(table)}"
 
 
 def _code(name: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from markupsafe import Markup
 
-from ..calibration import CalibrationPair
+from ..calibration import CalibrationPair, CalibrationSet
 from ..embedding import SIDES, Embeddings, items_of
 from ..images import load_image
 from ..metrics import Items, first_rows
@@ -47,18 +47,16 @@ class Example:
     results: dict[str, tuple[Item, ...]]
 
 
-def find_examples(
-    pairs: Sequence[CalibrationPair], embeddings: Mapping[str, Embeddings], seed: int = 0
-) -> list[Example]:
+def find_examples(whole: CalibrationSet, embeddings: Mapping[str, Embeddings], seed: int = 0) -> list[Example]:
     """Queries of each kind, drawn with the seed and not chosen, and what they find among all safe and unsafe items.
 
     Args:
-        pairs: Complete quadruples.
+        whole: Complete quadruples.
         embeddings: Column -> embeddings of the pairs, row for row.
         seed: For the draw.
     """
-    rows = sorted(random.Random(seed).sample(range(len(pairs)), min(PER_KIND, len(pairs))))
-    return [_example(kind, row, pairs, items_of(pairs), embeddings) for kind in KINDS for row in rows]
+    rows = sorted(random.Random(seed).sample(range(len(whole)), min(PER_KIND, len(whole))))
+    return [_example(kind, row, whole.pairs, items_of(whole), embeddings) for kind in KINDS for row in rows]
 
 
 def _example(

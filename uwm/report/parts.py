@@ -12,7 +12,7 @@ from ..manifest import Columns, Manifest
 from .charts import mark, swatch
 from .findings import better
 from .markup import join, tag
-from .tables import percent, points
+from .tables import percent, points, shared_words
 
 
 def section(title: str, anchor: str, *parts: Markup | None) -> Markup:
@@ -73,11 +73,14 @@ def change_cells(name: str, found: Mapping[str, Any]) -> tuple[object, ...]:
 def by_set(document: Manifest, part: Callable[[str, Columns], Markup | None]) -> Markup | None:
     """A part for every evaluation set under its name; None where no set has it."""
     made = [(name, columns, part(name, columns)) for name, columns in document["results"].items()]
-    shown = [join([_set_heading(name, columns), content]) for name, columns, content in made if content is not None]
+    shown = [
+        join([_set_heading(document, name, columns), content]) for name, columns, content in made if content is not None
+    ]
     return join(shown) if shown else None
 
 
-def _set_heading(name: str, columns: Columns) -> Markup:
+def _set_heading(document: Manifest, name: str, columns: Columns) -> Markup:
     pairs = next(iter(columns.values()))["pairs"]
     few = f"; fewer than {LEAST_FIRM_PAIRS} are too few for firm figures" if pairs < LEAST_FIRM_PAIRS else ""
-    return tag("h3", tag("bdi", name), " ", tag("small", f"{pairs} pairs{few}"))
+    shared = f"; {words}" if (words := shared_words(document, name)) else ""
+    return tag("h3", tag("bdi", name), " ", tag("small", f"{pairs} pairs{few}{shared}"))

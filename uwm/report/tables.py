@@ -8,6 +8,7 @@ from typing import Any
 from ..evaluation import EvalResult
 from ..figures import LEAST_FIRM_PAIRS, OF_CLASSES, R1, SAFEGROUND, TOP1, label
 from ..knowledge import mean_over_sets
+from ..manifest import Manifest
 
 HEADLINE = (*SAFEGROUND, *R1)  # what tables show unless asked for all
 LEGEND = (
@@ -16,6 +17,14 @@ LEGEND = (
     "Percent [95 % interval: bootstrap; at 0 and 100 exact]."
 )
 RANDOM_LEGEND = "Random: an edit of equal kind and size, drawn at random."
+
+
+def shared_words(document: Manifest, name: str) -> str:
+    """What an evaluation set shares with what was learnt from; empty where it shares nothing, or nobody looked."""
+    found = document.get("shared", {}).get(name)
+    if not found or not found["pairs"]:
+        return ""
+    return f"{found['pairs']} share captions or images with what was learnt from, so figures may be too good"
 
 
 def heading(name: str, pairs: int) -> str:

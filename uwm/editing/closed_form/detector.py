@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ...calibration.groups import connected
+
 PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # of standardised features; the one of the best AUC out of fold is taken
 FLAT = 1e-4  # a standard deviation below this share of a feature's mean, or of the greatest one, is no more than noise
 
@@ -123,6 +125,26 @@ def auc(high: torch.Tensor, low: torch.Tensor) -> float:
     below = torch.searchsorted(ordered, high, right=False).double()
     up_to = torch.searchsorted(ordered, high, right=True).double()
     return float(((below + up_to) / 2).mean() / len(low))
+
+
+def fold_keys(pairs: Sequence[tuple[bytes, bytes]]) -> tuple[list[bytes], bool]:
+    """What identifies each pair for `draw_folds`, given its two inputs, whichever is safe.
+
+    Returns:
+        Keys that are equal for pairs which share an input, or are connected by such pairs; and True. Where more than
+        half of the different pairs are so connected there are no folds to speak of: then keys that are equal for equal
+        pairs only, and False.
+    """
+    keys = [min(pair) + max(pair) for pair in pairs]
+    members: dict[int, set[bytes]] = {}
+    groups = connected(pairs)
+    for group, key in zip(groups, keys, strict=True):
+        members.setdefault(group, set()).add(key)
+    biggest, every = max(map(len, members.values()), default=0), len({*keys})
+    if biggest > 1 and 2 * biggest > every:
+        return keys, False
+    first = {group: min(different) for group, different in members.items()}
+    return [first[group] for group in groups], True
 
 
 def draw_folds(keys: Sequence[bytes], groups: Sequence[str], folds: int, seed: int) -> torch.Tensor:

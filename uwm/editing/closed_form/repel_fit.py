@@ -16,7 +16,7 @@ from ...statistics.readout import Readout
 from ...weights import WeightId
 from ..changes import AddLowRank, Change, SetEntries
 from ..editors import Proposal
-from .detector import PENALTIES, Detector, draw_folds, fit_detector
+from .detector import PENALTIES, Detector, draw_folds, fit_detector, fold_keys
 from .repel_maths import LOUD, Unit, empty_direction, least_used, make_unit, push, random_detector, rank_one
 from .towers import bias_of
 
@@ -44,6 +44,7 @@ class Fit:
         self._readout: Readout = statistics.reducers[READOUT]
         self._keys: InputKeys = statistics.reducers[KEYS]
         self._preserve = statistics.preserve
+        self._pairs = {tower: fold_keys([*zip(*self._keys.sides(tower), strict=True)]) for tower in TOWERS}
 
     def proposal(self) -> Proposal:
         """The changes of both towers."""
@@ -64,6 +65,11 @@ class Fit:
             report[tower]["direction_energy"] = energy
             changes |= found
             warnings.extend(more)
+            if not self._pairs[tower][1]:
+                warnings.append(
+                    f"repel: most pairs are connected by {tower} inputs that they share, so the folds that its "
+                    f"detector is judged on share some too, and the detector may look better than it is"
+                )
         notes = {name: {"tower": name.tower} for name in changes}
         return Proposal(changes, notes, report={"towers": report}, warnings=tuple(warnings))
 
@@ -156,30 +162,31 @@ class Fit:
         return found
 
     def _folds(self, tower: str, groups: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Folds of the pairs and of the preserved inputs; one that is also in a pair is in that pair's fold."""
-        safe, _ = self._keys.sides(tower)
-        keys = self._pairs(tower)
+        """Folds of the pairs and of the preserved inputs; those that hold an equal input are in one."""
+        safe, unsafe = self._keys.sides(tower)
+        keys, _ = self._pairs[tower]
         if len({*keys}) < 2:
             raise BadInput(f"--method repel needs at least 2 different pairs for the {tower} tower, to judge it on one")
-        names = [""] * len(keys)
+        names: dict[bytes, str] = {}
+        for name, rows in sorted(groups.items(), reverse=True):
+            names |= {keys[row]: name for row in rows.tolist()}
+        folds = draw_folds(keys, [names[key] for key in keys], self._settings.folds, self._seed)
         for name, rows in groups.items():
-            for row in rows.tolist():
-                names[row] = name
-        folds = draw_folds(keys, names, self._settings.folds, self._seed)
-        placed = dict(sorted(zip(safe, folds.tolist(), strict=True), reverse=True))
+            if len({*folds[rows].tolist()}) < 2:
+                raise BadInput(
+                    f"--units concept: the {tower} inputs of concept {name!r} are shared with other pairs, so none can "
+                    "be held out to set its gate; use --units one"
+                )
+        placed = dict(sorted(zip([*safe, *unsafe], [*folds.tolist()] * 2, strict=True), reverse=True))
         kept: InputKeys = self._preserve[KEYS]
         (others, *_) = [*kept.sides(tower), []]
         drawn = draw_folds(others, [""] * len(others), int(folds.max()) + 1, self._seed).tolist()
         of_others = [placed.get(key, fold) for key, fold in zip(others, drawn, strict=True)]
         return folds, torch.tensor(of_others, dtype=torch.long)
 
-    def _pairs(self, tower: str) -> list[bytes]:
-        """What identifies each pair, whichever of the two is safe."""
-        return [min(pair) + max(pair) for pair in zip(*self._keys.sides(tower), strict=True)]
-
     def _groups(self, tower: str) -> dict[str, torch.Tensor]:
         """Concept -> rows of the unsafe side that its unit detects; concepts of fewer pairs than folds are joined."""
-        keys = self._pairs(tower)
+        keys, _ = self._pairs[tower]
         if self._settings.units == "one":
             return {"": torch.arange(len(keys))}
         concepts = self._concepts.get(tower, ())
