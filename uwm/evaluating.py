@@ -11,7 +11,7 @@ from .cache import EmbeddingCache
 from .calibration import CalibrationSet, read_calibration
 from .evaluation import EvalResult, concepts_of, differences, evaluate, quadruples
 from .gate import Verdict, check_known, check_report_files, parse_requirement, write_reports
-from .inputs import Opening
+from .inputs import Opening, reach
 from .knowledge import DataSet, open_data_sets
 from .models import Model, load
 from .report import Section, as_markdown, sections, write_evaluation
@@ -122,7 +122,7 @@ def run_evaluation(
         if reference is not None:
             opened = load(reference, **recipe.opening())
             results[column] = _measure(recipe, opened, chosen, data_sets, progress)
-            told += [f"{column}: {note}" for note in opened.notes]
+            told += [f"{column}: {note}" for note in (*reach(opened, {"pairs": chosen}, data_sets), *opened.notes)]
     model, baseline = results["model"], results.get("baseline")
     changes = {} if baseline is None else differences(model, baseline, recipe.seed)
     verdicts = [requirement.check(model, baseline, recipe.seed) for requirement in required]

@@ -30,6 +30,7 @@ from .inputs import (
     warnings,
     write_documents,
 )
+from .knowledge import check_classes
 from .manifest import Manifest, TrainingFacts
 from .models import Model, load
 from .models.student import check_trainable
@@ -109,6 +110,7 @@ def finetune(
     with clock("load"):
         model = load_model(replace(recipe, dtype="float32"))  # the frozen reference
         check_trainable(model)
+        check_classes(model, data_sets)
     state = state_file(output) if output is not None else None
     with clock("train"):
         how: dict[str, Any] = {"seed": recipe.seed, "computing": recipe.computing(), "state": state}

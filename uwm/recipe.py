@@ -32,6 +32,7 @@ from .inputs import (
     warnings,
     write_documents,
 )
+from .knowledge import check_classes
 from .label_noise import label_noise_of
 from .manifest import EditFacts, LayerFacts, Manifest
 from .models import Model
@@ -126,6 +127,7 @@ def run(
         data_sets = read_data_sets(recipe)
     with clock("load"):
         model = load_model(recipe)
+        check_classes(model, data_sets)
     if recipe.also_export is not None:
         check_export(model, recipe.also_export)
     with clock("edit"):

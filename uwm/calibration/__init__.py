@@ -4,14 +4,18 @@ from .check import check
 from .pairs import CalibrationPair, CalibrationSet, image_paths
 from .preservation import Preservation, read_preservation
 from .reading import comes_without_pictures, read_calibration
+from .signal import Signal, demand_signal, signal
 
 __all__ = [
     "CalibrationPair",
     "CalibrationSet",
     "Preservation",
+    "Signal",
     "check",
     "comes_without_pictures",
+    "demand_signal",
     "image_paths",
     "read_calibration",
     "read_preservation",
+    "signal",
 ]

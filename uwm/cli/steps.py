@@ -41,7 +41,7 @@ def score(output: Path, overwrite: bool, **flags: Any) -> None:
     """Profile and score only; thresholds can then be tried for free."""
     from ..editing.entries.scoring import entry_editor
     from ..editing.entries.scoring import score as make
-    from ..inputs import Inputs, calibration_pairs, load_model
+    from ..inputs import Inputs, calibration_pairs, load_model, reach
 
     settings, show = split_flags(flags)
     how = {name: value for name in SCORING if (value := settings.pop(name)) is not None}
@@ -52,7 +52,8 @@ def score(output: Path, overwrite: bool, **flags: Any) -> None:
     how |= {"batch_size": recipe.batch_size, "workers": recipe.workers, "progress": progress_of(show)}
     model = load_model(recipe)
     scores = make(model, pairs, **how)
-    warn(show, [*model.notes, *pairs.warnings()])
+    told = [*model.notes, *pairs.warnings(), *reach(model, {"calibration": pairs})]
+    warn(show, told)
     scores.save(output)
     say(show, {"output": str(output), "weights": len(scores), **scores.recipe}, f"{len(scores)} weights → {output}")
 

@@ -7,6 +7,7 @@ from .describing import (
     describe_inputs,
     describe_results,
     public_settings,
+    reach,
     warnings,
     write_documents,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "load_model",
     "measure",
     "public_settings",
+    "reach",
     "read_data_sets",
     "read_sets",
     "refuse_bad_images",

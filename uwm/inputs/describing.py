@@ -7,10 +7,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ..calibration import CalibrationSet
+from ..calibration import CalibrationSet, signal
 from ..clock import Clock
 from ..evaluation import EvalResult
-from ..knowledge import DataSet
+from ..knowledge import DataSet, check_classes
 from ..manifest import FORMAT, Manifest, write_manifest
 from ..models import Model
 from ..models.references import commit_of, hub_name, name_of
@@ -85,6 +85,17 @@ def warnings(
     if (pairs := len(calibration)) < LEAST_CALIBRATION_PAIRS:
         yield f"only {pairs} calibration pairs; scores from fewer than {LEAST_CALIBRATION_PAIRS} are mostly noise"
     yield from calibration.warnings()
+    if model is not None:
+        yield from reach(model, {"calibration": calibration, **held_out}, data_sets)
     for name, held in held_out.items():
         yield from (f"{name}: {line}" for line in replace(held, skipped={}).warnings())
     yield from (note for data in data_sets.values() for note in data.odd)
+
+
+def reach(
+    model: Model, sets: Mapping[str, CalibrationSet], data_sets: Mapping[str, DataSet] | None = None
+) -> Iterator[str]:
+    """What of the sets does not reach a model: captions that it cuts, pairs and classes that are equal for it."""
+    for name, pairs in sets.items():
+        yield from (f"{name}: {line}" for line in signal(model, pairs).warnings())
+    yield from check_classes(model, data_sets or {})
