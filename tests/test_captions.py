@@ -177,8 +177,6 @@ def test_calib_check_lists_them_and_refuses(tiny_hf, cut_set, run_uwm):
 
 
 def test_edit_says_how_many_captions_were_cut_and_how_many_pairs_are_equal(tiny_hf, partly, run_uwm):
-    arguments = ("edit", tiny_hf, "--calib", partly, "--eval", partly, "--limit", 20, "--dry-run", "--beside", "none")
-    assert "holds pairs that calibration uses" in run_uwm(*arguments)[2]
     code, _, err = run_uwm("edit", tiny_hf, "--calib", partly, "--dry-run", "--beside", "none", "--holdout", 0.05)
     assert code == 0
     assert "uwm: warning: calibration: " in err
@@ -188,7 +186,7 @@ def test_edit_says_how_many_captions_were_cut_and_how_many_pairs_are_equal(tiny_
 
 def test_score_eval_and_calib_check_say_it(tiny_hf, partly, out, run_uwm):
     code, _, err = run_uwm("score", tiny_hf, "--calib", partly, "-o", out)
-    assert (code, err.splitlines()) == (0, [f"uwm: warning: calibration: {line}" for line in PARTLY])
+    assert (code, err.splitlines()) == (0, [f"uwm: warning: {line}" for line in PARTLY])
     code, _, err = run_uwm("eval", tiny_hf, "--pairs", partly, "--no-cache")
     assert (code, err.splitlines()) == (0, [f"uwm: warning: model: pairs: {line}" for line in PARTLY])
     code, stdout, _ = run_uwm("calib-check", partly, "--model", tiny_hf)
@@ -205,3 +203,10 @@ def test_compare_says_it_beside_the_unedited_model(tiny_hf, tiny_set, partly, ou
     notes = json.loads((out / "comparison.json").read_text("utf-8"))["notes"]
     assert [note for note in notes if f"partly: {PARTLY[0]}" in note]
     assert [note for note in notes if f"partly: {PARTLY[1]}" in note]
+
+
+def test_a_vision_edit_needs_no_tokenizer(tiny_hf, partly, tmp_path, run_uwm):
+    folder = tmp_path / "clip"
+    shutil.copytree(tiny_hf, folder, ignore=shutil.ignore_patterns("tokenizer*", "vocab*", "merges*"))
+    only = ("--calib", partly, "--text-layers", "none", "-o", tmp_path / "scores")
+    assert run_uwm("score", folder, *only)[::2] == (0, f"uwm: warning: {PARTLY[2]}\n")

@@ -173,7 +173,8 @@ def test_classes_of_equal_tokens_are_one_label_and_said(model, request):
     names = ("Dog", "cat", "knife", "tree", "dog", f"{long}cup", f"{long}bomb")
     data = DataSet("noise", Noise(), names, ("a {}",))
     assert check_classes(model, {"noise": data}) == [
-        f"noise: classes with equal tokens count as one: 'Dog' and 'dog'; {names[5]!r} and {names[6]!r}"
+        "noise: 2 of 7 prompts are longer than the model's 32 tokens and were cut",
+        f"noise: classes with equal tokens count as one: 'Dog' and 'dog'; {names[5]!r} and {names[6]!r}",
     ]
     plain = DataSet("noise", Noise(), ("dog", "cat", "knife", "tree", "dog", "x", "x"), ("a {}",))
     assert check_classes(model, {"noise": plain}) == []  # said as classes of one name

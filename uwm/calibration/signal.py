@@ -13,6 +13,7 @@ from ..models import Model
 from .pairs import CalibrationPair, CalibrationSet
 
 MOST_EQUAL = 0.5  # share of pairs with equal sides above which a set is refused
+BOTH = ("text", "vision")
 ROWS = 1024  # pairs that are tokenized at a time
 
 
@@ -67,9 +68,15 @@ def _first(ids: Sequence[str], total: int) -> str:
     return f"{len(ids)} of {total} pairs (first: {', '.join(ids[:3])})"
 
 
-def signal(model: Model | None, calibration: CalibrationSet) -> Signal:
-    """Look for captions that are cut and pairs with equal sides, in the modalities of a model; without one, in both."""
-    has = ("text", "vision") if model is None else model.modalities
+def signal(model: Model | None, calibration: CalibrationSet, towers: Collection[str] = BOTH) -> Signal:
+    """Look for captions that are cut and pairs with equal sides.
+
+    Args:
+        model: In its modalities; None: as texts and files, before any model.
+        calibration: The pairs.
+        towers: Of ``text`` and ``vision``, which of them matter.
+    """
+    has = [tower for tower in BOTH if tower in towers and (model is None or tower in model.modalities)]
     pairs = [p for p in calibration.pairs if p.has_text] if "text" in has else []
     images = [p for p in calibration.pairs if p.has_image] if "vision" in has else []
     cut: list[str] = []
@@ -126,7 +133,7 @@ def demand_signal(model: Model, calibration: CalibrationSet, towers: Collection[
     Raises:
         BadInput: More than `MOST_EQUAL` of the pairs have equal sides, or the preprocessor does not fit the model.
     """
-    if reason := signal(model, calibration).refusal(towers):
+    if reason := signal(model, calibration, towers).refusal(towers):
         raise BadInput(f"{calibration.root}: {reason}")
     image = next((p.safe_image for p in calibration.pairs if p.has_image), None)
     if image is not None and "vision" in towers:

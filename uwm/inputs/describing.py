@@ -92,10 +92,8 @@ def warnings(
     yield from (note for data in data_sets.values() for note in data.odd)
 
 
-def reach(
-    model: Model, sets: Mapping[str, CalibrationSet], data_sets: Mapping[str, DataSet] | None = None
-) -> Iterator[str]:
+def reach(model: Model, sets: Mapping[str, CalibrationSet], data_sets: Mapping[str, DataSet]) -> Iterator[str]:
     """What of the sets does not reach a model: captions that it cuts, pairs and classes that are equal for it."""
     for name, pairs in sets.items():
         yield from (f"{name}: {line}" for line in signal(model, pairs).warnings())
-    yield from check_classes(model, data_sets or {})
+    yield from check_classes(model, data_sets)

@@ -110,13 +110,18 @@ def _prompt_tokens(model: Model, data: DataSet) -> Iterator[tuple]:
 
 
 def check_classes(model: Model, data_sets: Mapping[str, DataSet]) -> list[str]:
-    """Which classes of data sets a model cannot tell apart although their names differ, a line a set.
+    """Which prompts of data sets a model cuts, and which classes it cannot tell apart although their names differ.
 
     Raises:
         BadInput: As `class_labels`.
     """
     lines = []
     for data in data_sets.values() if "text" in model.modalities else ():
+        prompts = [template.replace("{}", name) for name in data.class_names for template in data.templates]
+        cut = sum(length > model.context_length for length in model.caption_lengths(prompts))
+        if cut:
+            read = f"longer than the model's {model.context_length} tokens and were cut"
+            lines.append(f"{data.name}: {cut} of {len(prompts)} prompts are {read}")
         labels = class_labels(model, data).tolist()
         names = [(data.class_names[label], name) for label, name in zip(labels, data.class_names, strict=True)]
         alike = [f"{one!r} and {other!r}" for one, other in names if one != other]

@@ -108,7 +108,8 @@ class HuggingFaceModel(Model):
     def preprocess(self, images: list[Image.Image]) -> torch.Tensor:
         pixels = self._process(images)["pixel_values"]
         config = self._vision_config
-        self._demand_shape(pixels, (config.num_channels, config.image_size, config.image_size))
+        size = config.image_size
+        self._demand_shape(pixels, (config.num_channels, *((size, size) if isinstance(size, int) else size)))
         return pixels
 
     @property
