@@ -21,6 +21,7 @@ from .evaluation import EvalResult
 from .inputs import (
     Inputs,
     check_paths,
+    check_reach,
     check_sets,
     describe_inputs,
     describe_results,
@@ -112,6 +113,7 @@ def finetune(
     with clock("load"):
         model = load_model(replace(recipe, dtype="float32"))  # the frozen reference
         check_trainable(model)
+        reached = check_reach(recipe, model, {"calibration": calibration, **held_out}, data_sets)
     state = state_file(output) if output is not None else None
     with clock("train"):
         how: dict[str, Any] = {"seed": recipe.seed, "computing": recipe.computing(), "state": state}
@@ -128,7 +130,7 @@ def finetune(
     if state is not None:
         state.unlink(missing_ok=True)
     manifest["run"] = clock.report()
-    remarks = [*warnings(model, checked.told, results)]
+    remarks = [*warnings(model, (*checked.told, *reached), results)]
     if trained.resumed_from:
         remarks.append(f"went on after epoch {trained.resumed_from} of an earlier run")
     return Finetuned(trained, results, manifest, tuple(remarks))

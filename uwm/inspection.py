@@ -90,31 +90,36 @@ def inspect_set(
 
     Args:
         reference, split, safe_images, unsafe_images: As in `uwm.read_calibration`.
-        model: With it, also the pairs whose labels it doubts, unless there are bad images.
+        model: With it, also the captions that it cuts, the pairs that are equal for it, and those whose labels it
+            doubts, unless there are bad images.
         limit, seed: At most this many pairs, drawn with the seed.
         mass, batch_size, workers, progress: As in `uwm.label_noise.report`.
         opening: As in `uwm.load`.
 
     Returns:
-        Its properties, with ``warnings`` by kind and ``label_noise``, and the same in lines.
+        Its properties, with ``warnings`` by kind, ``label_noise`` and ``refused`` (why `uwm edit` refuses the set, or
+        None), and the same but the last in lines.
     """
-    from .calibration import check, read_calibration
+    from .calibration import check, read_calibration, signal
+    from .models import load
 
     pairs = read_calibration(reference, split=split, safe_images=safe_images, unsafe_images=unsafe_images)
-    pairs = pairs.limit(limit, seed)
-    found = check(pairs)
-    found["warnings"] = odd = {name: items for name, items in found["warnings"].items() if items}
+    found = check(pairs := pairs.limit(limit, seed))
+    opened = None if model is None or found["warnings"]["bad_images"] else load(model, **opening)
+    reaching = signal(opened, pairs)
+    listed = {**found["warnings"], **reaching.as_dict()}
+    found["warnings"] = odd = {name: items for name, items in listed.items() if items}
     lines = [f"{key}: {value}" for key, value in found.items() if key != "warnings"]
     lines += [f"warning: {len(items)} {name.replace('_', ' ')}: {'; '.join(items[:5])}" for name, items in odd.items()]
-    if model is not None and "bad_images" not in odd:
+    if opened is not None:
         from .label_noise import describe, report
-        from .models import load
 
         shared: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "seed": seed, "progress": progress}
-        found["label_noise"] = report(load(model, **opening), pairs, mass=mass, **shared)
+        found["label_noise"] = report(opened, pairs, mass=mass, **shared)
         lines += describe(found["label_noise"])
     elif not odd:
         lines.append("nothing inconsistent found")
+    found["refused"] = reaching.refusal(("text", "vision"))
     return found, lines
 
 

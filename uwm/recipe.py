@@ -24,6 +24,7 @@ from .inputs import (
     Checked,
     Inputs,
     check_paths,
+    check_reach,
     check_sets,
     describe_inputs,
     describe_results,
@@ -35,7 +36,7 @@ from .inputs import (
     warnings,
     write_documents,
 )
-from .label_noise import label_noise_of
+from .label_noise import LabelNoise, label_noise_of
 from .manifest import EditFacts, LayerFacts, Manifest
 from .models import Model
 from .models.export import check_export, export
@@ -130,6 +131,7 @@ def run(
         checked = check_sets(recipe, calibration, held_out, data_sets, preserve=preserve)
     with clock("load"):
         model = load_model(recipe)
+        reached = check_reach(recipe, model, {"calibration": calibration, **held_out}, data_sets)
     if recipe.also_export is not None:
         check_export(model, recipe.also_export)
     with clock("edit"):
@@ -141,14 +143,13 @@ def run(
         results = measure(recipe, _columns(model, edits), held_out, data_sets, progress)
         examples = _examples(recipe, model, edit, held_out, next(iter(results))) if show_examples and results else []
     manifest = _manifest(recipe, model, calibration, edit, results, checked)
-    manifest |= {} if noise is None else {"label_noise": noise.as_dict()}
-    manifest |= {} if preserve is None else {"preserve": preserve.facts()}
+    manifest |= _where_there_are(noise, preserve)
     if output is not None:
         with clock("write"), new_folder(output) as folder:
             manifest["output_sha256"] = _write_weights(folder, model, edit.patch, recipe.also_export)
             write_documents(folder, manifest, results, clock, examples)
     manifest["run"] = clock.report()
-    told = (*edit.proposal.warnings, *unmade, *warnings(model, checked.told, results))
+    told = (*edit.proposal.warnings, *unmade, *warnings(model, (*checked.told, *reached), results))
     return Outcome(edit.patch, results, manifest, told)
 
 
@@ -312,6 +313,12 @@ def _manifest(
     manifest["of"] = sum(layer["of"] for layer in layers.values())
     manifest["layers"] = layers
     return manifest
+
+
+def _where_there_are(noise: LabelNoise | None, preserve: Preservation | None) -> Manifest:
+    """What uwm.json says of label noise and of a preservation set."""
+    found: Manifest = {} if noise is None else {"label_noise": noise.as_dict()}
+    return found if preserve is None else {**found, "preserve": preserve.facts()}
 
 
 def _write_weights(folder: Path, model: Model, patch: Patch, also_export: str | None) -> dict[str, str]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..cache import EmbeddingCache
-from ..calibration import CalibrationSet
+from ..calibration import CalibrationSet, demand_signal
 from ..embedding import Embeddings, embed, quadruples
 from ..errors import BadInput, InvalidResult
 from ..metrics import recall
@@ -87,12 +87,14 @@ def train(
         snapshots: Epochs whose adapters are kept too.
 
     Raises:
-        BadInput: No plain CLIP, settings that cannot work, or `state` belongs to another run.
+        BadInput: No plain CLIP, settings that cannot work, pairs as `demand_signal` finds them, or `state` belongs to
+            another run.
         InvalidResult: The loss is not finite.
     """
     settings = settings or backend.settings
     check_training(settings, computing)
     pairs, validation = quadruples(pairs), quadruples(validation)
+    demand_signal(model, pairs, ("text", "vision"))
     run = _Run(model, pairs, validation, backend, settings, seed, computing, cache)
     how: dict[str, Any] = {"dtype": computing.dtype, "micro": computing.micro_batch, "seed": seed}
     how |= {"checkpointing": computing.checkpointing, "kept": sorted(snapshots)}

@@ -5,6 +5,7 @@ from .groups import ImageHashes, Shared, shared
 from .pairs import CalibrationPair, CalibrationSet, image_paths
 from .preservation import Preservation, read_preservation
 from .reading import comes_without_pictures, read_calibration
+from .signal import Signal, demand_signal, signal
 
 __all__ = [
     "CalibrationPair",
@@ -12,11 +13,13 @@ __all__ = [
     "ImageHashes",
     "Preservation",
     "Shared",
+    "Signal",
     "check",
     "comes_without_pictures",
+    "demand_signal",
     "image_paths",
-    "image_sha256",
     "read_calibration",
     "read_preservation",
     "shared",
+    "signal",
 ]

@@ -39,6 +39,7 @@ from .group import uwm
 @COMMON
 def score(output: Path, overwrite: bool, **flags: Any) -> None:
     """Profile and score only; thresholds can then be tried for free."""
+    from ..calibration import signal
     from ..editing.entries.scoring import entry_editor
     from ..editing.entries.scoring import score as make
     from ..inputs import Inputs, calibration_pairs, load_model
@@ -52,7 +53,9 @@ def score(output: Path, overwrite: bool, **flags: Any) -> None:
     how |= {"batch_size": recipe.batch_size, "workers": recipe.workers, "progress": progress_of(show)}
     model = load_model(recipe)
     scores = make(model, pairs, **how)
-    warn(show, [*model.notes, *pairs.warnings()])
+    towers = {weight.tower.partition("_")[0] for weight in scores}
+    told = [*model.notes, *pairs.warnings(), *signal(model, pairs, towers).warnings()]
+    warn(show, told)
     scores.save(output)
     say(show, {"output": str(output), "weights": len(scores), **scores.recipe}, f"{len(scores)} weights → {output}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..calibration import CalibrationSet, Preservation
+from ..calibration import CalibrationSet, Preservation, demand_signal
 from ..errors import BadInput, InvalidResult
 from ..models import Model
 from ..statistics.batches import BATCH_SIZE, Progress, count_batches, pair_batches, preserved_batches
@@ -45,12 +45,13 @@ def gather(
         preserve: Safe captions and images without partners.
 
     Raises:
-        BadInput: A preservation set for an editor that has no use for one.
+        BadInput: A preservation set for an editor that has no use for one, or as `demand_signal` finds.
     """
     if preserve is not None and not statistics.preserve:
         raise BadInput("--preserve: this method does not use a preservation set; leave it out, or use --method repel")
     towers = sorted({tower.partition("_")[0] for tower in statistics.towers})
     joint = statistics.joint
+    demand_signal(model, calibration, towers)
     batches: Iterable = pair_batches(
         model, calibration, batch_size=batch_size, towers=towers, workers=workers, joint=joint
     )

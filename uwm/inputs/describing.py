@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from ..calibration import CalibrationSet, Preservation, Shared, shared
+from ..calibration import CalibrationSet, Preservation, Shared, shared, signal
 from ..clock import Clock
 from ..errors import BadInput
 from ..evaluation import EvalResult, collapse_notes
-from ..knowledge import DataSet
+from ..knowledge import DataSet, check_classes
 from ..manifest import FORMAT, Manifest, SharedFacts, write_manifest
 from ..models import Model
 from ..models.references import commit_of, hub_name, name_of
@@ -113,9 +113,22 @@ def check_sets(
     found = {name: shared(seen, held.items()) for name, held in held_out.items()}
     drawn = dict.fromkeys(note for pairs in validation for note in pairs.notes)
     lines = (*_set_warnings(calibration, held_out, data_sets), *drawn, *_shared_lines(found, held_out))
+    _refuse_if_strict(inputs, lines)
+    return Checked(lines, found)
+
+
+def check_reach(
+    inputs: Inputs, model: Model, sets: Mapping[str, CalibrationSet], data_sets: Mapping[str, DataSet]
+) -> tuple[str, ...]:
+    """Find out what of the sets does not reach a model, see `reach`. Raises BadInput as `check_sets`."""
+    lines = (*reach(model, sets, data_sets),)
+    _refuse_if_strict(inputs, lines)
+    return lines
+
+
+def _refuse_if_strict(inputs: Inputs, lines: Sequence[str]) -> None:
     if inputs.strict and lines:
         raise BadInput(f"--strict refuses what is a warning without it: {'; '.join(lines)}")
-    return Checked(lines, found)
 
 
 def _set_warnings(
@@ -146,3 +159,10 @@ def warnings(model: Model, told: Iterable[str], results: Mapping[str, Mapping[st
         yield "nothing was measured: SafeGround needs captions and images, and a model with both towers"
     yield from told
     yield from dict.fromkeys(note for columns in results.values() for note in collapse_notes(columns))
+
+
+def reach(model: Model, sets: Mapping[str, CalibrationSet], data_sets: Mapping[str, DataSet]) -> Iterator[str]:
+    """What of the sets does not reach a model: captions that it cuts, pairs and classes that are equal for it."""
+    for name, pairs in sets.items():
+        yield from (f"{name}: {line}" for line in signal(model, pairs).warnings())
+    yield from check_classes(model, data_sets)

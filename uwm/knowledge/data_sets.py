@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from PIL import Image
 
 from ..errors import BadInput
-from .pictures import Pictures, image_folder, text_lines
+from .pictures import Pictures, image_folder, numbers_as_numbers, tell_classes, text_lines
 from .published import PHOTO, PUBLISHED
 
 ALL = "all"
@@ -59,9 +61,10 @@ def open_data_sets(
 
     Args:
         references: Names of `PUBLISHED` in any case (``all`` for all of them), or folders: one sub-folder of pictures
-            a class, ``classnames.txt`` with one name a line in the sub-folders' sorted order, and optionally
-            ``templates.txt`` (prompts with ``{}``) and ``../unsafe_classes.txt`` (names whose accuracy is also given
-            apart). A name goes before a folder; ``./cifar10`` is a folder.
+            a class, ``classnames.txt`` with one name a line in the sub-folders' sorted order (as numbers where all of
+            their names are numbers, as texts otherwise), and optionally ``templates.txt`` (prompts with ``{}``) and
+            ``../unsafe_classes.txt`` (names whose accuracy is also given apart). A name goes before a folder;
+            ``./cifar10`` is a folder.
         data_root: Where the named sets lie, each under `Published.folder`.
         templates: A file of prompts to use instead of the sets' own.
         ensemble: Use all prompts of a file, not its first line only.
@@ -104,22 +107,50 @@ def _published(key: str, data_root: str | Path | None, prompts: tuple[str, ...] 
         for what, found, whole in (("pictures", len(pictures), row.pictures), ("classes", len(names), row.classes))
         if found != whole
     ]
+    odd += _one_name(key, names)
     return DataSet(key, pictures, tuple(names), prompts or (row.template,), odd=tuple(odd))
 
 
 def _folder(folder: Path, prompts: tuple[str, ...] | None, ensemble: bool) -> DataSet:
     if not (folder / "classnames.txt").is_file():
         raise BadInput(f"{folder}: a zero-shot folder needs classnames.txt, one name a line")
-    pictures = image_folder(folder)
+    pictures = image_folder(folder, numbers_as_numbers)
     names = text_lines(folder / "classnames.txt")
     if len(names) != len(pictures.classes):
         raise BadInput(f"{folder}: classnames.txt has {len(names)} names for {len(pictures.classes)} class folders")
+    tell_classes(folder, pictures.classes, names)
     if prompts is None:
         own = folder / "templates.txt"
         prompts = _templates(own, ensemble) if own.is_file() else (PHOTO,)
     listed = folder.parent / "unsafe_classes.txt"
     unsafe = frozenset(text_lines(listed)) if listed.is_file() else frozenset()
-    return DataSet(folder.resolve().name, pictures, tuple(names), prompts, unsafe)
+    name = folder.resolve().name
+    odd = (*_counted_otherwise(name, pictures.classes), *_one_name(name, names))
+    return DataSet(name, pictures, tuple(names), prompts, unsafe, odd)
+
+
+def _one_name(data_set: str, names: Sequence[str]) -> Iterator[str]:
+    """Classes that a model cannot tell apart, since their prompts are the same."""
+    for name, count in Counter(names).items():
+        if count > 1:
+            yield f"{data_set}: {count} classes are called {name!r}; they count as one"
+
+
+def _counted_otherwise(data_set: str, folders: Sequence[str]) -> Iterator[str]:
+    """Folders that a person would count in another order; which one classnames.txt has cannot be known."""
+
+    def parts(name: str) -> list[tuple[int, str]]:
+        return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+    if all(name.isdecimal() for name in folders):
+        return
+    for before, after in pairwise(folders):
+        if parts(before) > parts(after):
+            yield (
+                f"{data_set}: class folders are sorted as texts, {before!r} before {after!r}, and the lines of "
+                "classnames.txt are taken in that order; -v shows which folder got which name"
+            )
+            return
 
 
 def _templates(path: Path, ensemble: bool) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from ..models import Model
 from ..statistics.batches import BATCH_SIZE, Progress, embed_inputs
 from .data_sets import DataSet
 
+MOST_ALIKE = 0.5  # share of classes with another's prompts above which a set is refused
 MEANS = ("top1", "top5", "mean_per_class")
 
 
@@ -49,6 +50,8 @@ def zero_shot(
 ) -> ZeroShot:
     """Classify every image of a data set (UWM, section 5: one prompt a class, argmax of cosine).
 
+    Classes that the model cannot tell apart count as one, see `class_labels`.
+
     Args:
         model: Patched or not.
         data: From `open_data_sets`.
@@ -58,25 +61,74 @@ def zero_shot(
         progress: As in `uwm.score`.
 
     Raises:
-        BadInput: The set is empty, or a picture is damaged.
+        BadInput: The set is empty, a picture is damaged, or as `class_labels` finds.
         InvalidResult: An embedding is not finite.
     """
     if not len(data):
         raise BadInput(f"{data.name}: the data set has no pictures")
-    classes = class_embeddings(model, data, batch_size)  # [classes, dim]
+    kept, place = class_labels(model, data).unique(return_inverse=True)  # [labels], [classes]
+    classes = class_embeddings(model, data, batch_size)[kept]  # [labels, dim]
     batches: Iterable = _batches(data, batch_size, workers)
     if progress is not None:
         batches = progress(batches, -(-len(data) // batch_size), data.name)
     hits, targets = [], []
     for items in batches:
         pixels = model.preprocess([picture for picture, _ in items])
-        similarity = F.normalize(embed_inputs(model, pixels, None), dim=-1).cpu() @ classes.T  # [batch, classes]
+        similarity = F.normalize(embed_inputs(model, pixels, None), dim=-1).cpu() @ classes.T  # [batch, labels]
         if not torch.isfinite(similarity).all():
             raise InvalidResult(f"{data.name}: the model's embeddings are NaN or infinite")
         own = torch.tensor([target for _, target in items])
-        hits.append(_hits(similarity, own))
+        hits.append(_hits(similarity, place[own]))
         targets.append(own)
-    return _figures(data, torch.cat(hits), torch.cat(targets), seed)
+    return _figures(data, place, torch.cat(hits), torch.cat(targets), seed)
+
+
+def class_labels(model: Model, data: DataSet) -> torch.Tensor:
+    """Number of the first class with the same prompts, int64 [classes]: with equal tokens, after cutting.
+
+    Such classes have one embedding, so the second could never be found.
+
+    Raises:
+        BadInput: More than `MOST_ALIKE` of the classes have another's prompts.
+    """
+    first: dict[tuple, int] = {}
+    labels = [first.setdefault(prompts, number) for number, prompts in enumerate(_prompt_tokens(model, data))]
+    alike = len(labels) - len(first)
+    if alike > MOST_ALIKE * len(labels):
+        raise BadInput(
+            f"{data.name}: {alike} of {len(labels)} classes have the prompts of another class, by their tokens (the "
+            f"model reads {model.context_length}); shorten the prompt {data.templates[0]!r}, or mend the names"
+        )
+    return torch.tensor(labels)
+
+
+def _prompt_tokens(model: Model, data: DataSet) -> Iterator[tuple]:
+    """The tokens of each class's prompts, without padding."""
+    for name in data.class_names:
+        ids, mask = model.tokenize([template.replace("{}", name) for template in data.templates])
+        yield tuple(tuple(row[counted > 0].tolist()) for row, counted in zip(ids, mask, strict=True))
+
+
+def check_classes(model: Model, data_sets: Mapping[str, DataSet]) -> list[str]:
+    """Which prompts of data sets a model cuts, and which classes it cannot tell apart although their names differ.
+
+    Raises:
+        BadInput: As `class_labels`.
+    """
+    lines = []
+    for data in data_sets.values() if "text" in model.modalities else ():
+        prompts = [template.replace("{}", name) for name in data.class_names for template in data.templates]
+        cut = sum(length > model.context_length for length in model.caption_lengths(prompts))
+        if cut:
+            read = f"longer than the model's {model.context_length} tokens and were cut"
+            lines.append(f"{data.name}: {cut} of {len(prompts)} prompts are {read}")
+        labels = class_labels(model, data).tolist()
+        names = [(data.class_names[label], name) for label, name in zip(labels, data.class_names, strict=True)]
+        alike = [f"{one!r} and {other!r}" for one, other in names if one != other]
+        if alike:
+            more = f"; and {len(alike) - 3} more" if len(alike) > 3 else ""
+            lines.append(f"{data.name}: classes with equal tokens count as one: {'; '.join(alike[:3])}{more}")
+    return lines
 
 
 def class_embeddings(model: Model, data: DataSet, batch_size: int = BATCH_SIZE) -> torch.Tensor:
@@ -117,9 +169,9 @@ def _hits(similarity: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return torch.stack([standing.hits(1), standing.hits(5)], 1)
 
 
-def _figures(data: DataSet, hits: torch.Tensor, targets: torch.Tensor, seed: int) -> ZeroShot:
-    """From `_hits` of all images, and the class of each, [images]."""
-    right = hits[:, 0]
+def _figures(data: DataSet, labels: torch.Tensor, hits: torch.Tensor, classes: torch.Tensor, seed: int) -> ZeroShot:
+    """From the label of each class, `_hits` of all images, and the class of each, [images]."""
+    targets, right = labels[classes], hits[:, 0]
     own = [right[targets == number] for number in targets.unique()]
     top1, low, high = shares({"top1": right}, seed)["top1"]
     figures = {
@@ -129,7 +181,7 @@ def _figures(data: DataSet, hits: torch.Tensor, targets: torch.Tensor, seed: int
         "pictures": len(targets),
         "top1_interval": [low, high],
     }
-    unsafe = torch.tensor([name in data.unsafe_classes for name in data.class_names])[targets]
+    unsafe = torch.tensor([name in data.unsafe_classes for name in data.class_names])[classes]
     if data.unsafe_classes:
         for key, chosen in (("top1_safe", ~unsafe), ("top1_unsafe", unsafe)):
             if chosen.any():

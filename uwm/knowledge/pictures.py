@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,6 +14,8 @@ from ..images import load_image
 
 if TYPE_CHECKING:
     from torchvision.datasets import ImageFolder
+
+logger = logging.getLogger(__name__)
 
 
 class Pictures(Protocol):
@@ -38,14 +41,34 @@ class Files:
         return self._read(path), target
 
 
-def image_folder(folder: Path) -> ImageFolder:
+Order = Callable[[Iterable[str]], list[str]]
+
+
+def numbers_as_numbers(folders: Iterable[str]) -> list[str]:
+    """Class folders sorted as texts, or where the name of every one is a number, as numbers: 2 before 10."""
+    names = sorted(folders)
+    return sorted(names, key=int) if all(name.isdecimal() for name in names) else names
+
+
+def image_folder(folder: Path, order: Order = sorted) -> ImageFolder:
     """A folder with one sub-folder of pictures a class. Raises BadInput when it is not of this form."""
     from torchvision.datasets import ImageFolder
 
+    class Ordered(ImageFolder):
+        def find_classes(self, directory: Any) -> tuple[list[str], dict[str, int]]:
+            names = order(super().find_classes(directory)[0])
+            return names, {name: number for number, name in enumerate(names)}
+
     try:
-        return ImageFolder(str(folder), loader=lambda path: load_image(Path(path)))
+        return Ordered(str(folder), loader=lambda path: load_image(Path(path)))
     except FileNotFoundError as error:
         raise BadInput(f"{folder}: not in ImageFolder form ({str(error).splitlines()[0]})") from None
+
+
+def tell_classes(folder: Path, folders: Iterable[str], names: Iterable[str]) -> None:
+    """Log which class folder was taken for which class."""
+    for own, name in zip(folders, names, strict=True):
+        logger.info("%s: class folder %s is %r", folder, own, name)
 
 
 def text_lines(path: Path) -> list[str]:

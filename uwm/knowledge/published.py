@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BadInput
-from .pictures import Files, Pictures, image_folder, text_lines
+from .pictures import Files, Pictures, image_folder, tell_classes, text_lines
 from .ucf101 import read_ucf101
 
 PHOTO = "a photo of a {}."
@@ -116,7 +116,9 @@ def _imagenet(folder: str) -> Reader:
                 f"{root / folder}: {foreign[0]!r} is neither an ImageNet WordNet id, such as n01440764, nor a class "
                 "number below 1000"
             )
-        return data, [names[numbers[name]] for name in data.classes]
+        found = [names[numbers[name]] for name in data.classes]
+        tell_classes(root / folder, data.classes, found)
+        return data, found
 
     return read
 

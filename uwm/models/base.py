@@ -103,6 +103,15 @@ class Model(ABC):
     def tokenize(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens and their mask (1 from the start to the end token), [n, length] each; cut to the context length."""
 
+    @property
+    @abstractmethod
+    def context_length(self) -> int:
+        """The most tokens of a caption that the text tower reads, start and end token included."""
+
+    @abstractmethod
+    def caption_lengths(self, texts: list[str]) -> list[int]:
+        """How many tokens each caption has before `tokenize` cuts it, start and end token included."""
+
     @abstractmethod
     def preprocess(self, images: list[Image.Image]) -> torch.Tensor:
         """RGB pictures to the model's input, [n, 3, h, w]."""

@@ -16,6 +16,7 @@ from .base import Model
 from .filling import fill
 from .references import resolve
 from .sizes import OPENAI_VOCABULARY, config_of
+from .tokenizing import FolderTokenizer, open_clip_lengths
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -80,23 +81,49 @@ class HuggingFaceModel(Model):
             raise BadInput(f"this model ({self.layout.name}) has no {modality} tower")
 
     def tokenize(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.tokenizer()(texts)
+
+    @property
+    def context_length(self) -> int:
+        return int(self._text_config.max_position_embeddings)
+
+    def caption_lengths(self, texts: list[str]) -> list[int]:
+        return self.tokenizer().lengths(texts)
+
+    def tokenizer(self) -> Any:
+        """The folder's tokenizer. Raises BadInput where there is none."""
         self._demand("text")
         if self._tokenizer is None:
             from transformers import AutoTokenizer
 
-            self._tokenizer = self._side(AutoTokenizer.from_pretrained, "tokenizer", TOKENIZER_FILES)
-        length = min(self._text_config.max_position_embeddings, self._tokenizer.model_max_length)
-        padding = "max_length" if self._attends_forwards else True
-        batch = self._tokenizer(texts, padding=padding, truncation=True, max_length=length, return_tensors="pt")
-        ids = batch["input_ids"]
-        return ids, torch.ones_like(ids) if self._attends_forwards else batch["attention_mask"]
+            loaded = self._side(AutoTokenizer.from_pretrained, "tokenizer", TOKENIZER_FILES)
+            self._tokenizer = FolderTokenizer(loaded, self.context_length, self._attends_forwards)
+            self.notes += self._tokenizer.notes
+        return self._tokenizer
 
     def text_mask(self, attention_mask: torch.Tensor, length: int) -> torch.Tensor:
         mask = super().text_mask(attention_mask, length)
         return torch.ones_like(mask) if self._attends_forwards else mask
 
     def preprocess(self, images: list[Image.Image]) -> torch.Tensor:
-        return self._process(images)["pixel_values"]
+        pixels = self._process(images)["pixel_values"]
+        config = self._vision_config
+        size = config.image_size
+        self._demand_shape(pixels, (config.num_channels, *((size, size) if isinstance(size, int) else size)))
+        return pixels
+
+    @property
+    def _vision_config(self) -> Any:
+        return getattr(self.config, "vision_config", self.config)
+
+    def _demand_shape(self, pixels: torch.Tensor, taken: tuple[int, ...]) -> None:
+        """Refuse a preprocessor of another model. Raises BadInput."""
+        given = tuple(pixels.shape[-len(taken) :])
+        if given != taken or pixels.ndim != 1 + max(2, len(taken)):
+            raise BadInput(
+                f"{self._folders['image preprocessor']}: the image preprocessor makes {list(pixels.shape[1:])} of an "
+                f"image, the vision tower takes {list(taken)} (config.json); copy the original's preprocessor there"
+            )
 
     def processor(self) -> Any:
         """transformers' image processor of the folder. Raises BadInput where there is none."""
@@ -108,7 +135,11 @@ class HuggingFaceModel(Model):
 
     def _process(self, images: list[Image.Image]) -> Any:
         self._demand("vision")
-        return self.processor()(images, return_tensors="pt")
+        try:
+            return self.processor()(images, return_tensors="pt")
+        except ValueError as error:
+            where, reason = self._folders["image preprocessor"], str(error).splitlines()[0]
+            raise BadInput(f"{where}: the image preprocessor fails on these images ({reason})") from None
 
     def _side(self, loader: Callable[..., Any], what: str, files: tuple[str, ...]) -> Any:
         """Load a side file of the folder; transformers would make one up where there is none."""
@@ -131,6 +162,7 @@ class NaFlexModel(HuggingFaceModel):
     def preprocess(self, images: list[Image.Image]) -> torch.Tensor:
         found = self._process(images)
         patches, mask = found["pixel_values"], found["pixel_attention_mask"][:, :, None]
+        self._demand_shape(patches, (self._vision_config.num_channels * self._vision_config.patch_size**2,))
         sides = found["spatial_shapes"][:, None, :].expand(-1, patches.shape[1], -1)
         return torch.cat([patches, mask.to(patches.dtype), sides.to(patches.dtype)], -1)
 
@@ -156,6 +188,10 @@ class PipelineModel(HuggingFaceModel):
         module.config = next(iter(encoders.values())).config
         super().__init__(module, checkpoint, tokenizer=checkpoint.path / "tokenizer")
         self._encoders = dict(zip((t.name for t in self.layout.towers), encoders.values(), strict=True))
+
+    @property
+    def context_length(self) -> int:
+        return min(encoder.config.max_position_embeddings for encoder in self._encoders.values())
 
     def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, tower: str = "text") -> torch.Tensor:
         return _features(self._encoders[tower](input_ids=input_ids, attention_mask=attention_mask))
@@ -300,12 +336,22 @@ class BareModel(HuggingFaceModel):
     """A CLIP that came without a folder: OpenAI's tokenizer and preprocessing, which every released CLIP of it has."""
 
     def tokenize(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        ids = self.tokenizer()(texts)
+        return ids, (torch.arange(ids.shape[1]) <= ids.argmax(-1, keepdim=True)).long()
+
+    def caption_lengths(self, texts: list[str]) -> list[int]:
+        return open_clip_lengths(self.tokenizer(), texts)
+
+    def tokenizer(self) -> Any:
         import open_clip
 
-        if self._text_config.vocab_size != open_clip.tokenizer.SimpleTokenizer().vocab_size:
-            raise BadInput("these bare weights have a vocabulary of their own; pass the folder with their tokenizer")
-        ids = open_clip.SimpleTokenizer(context_length=self._text_config.max_position_embeddings)(texts)
-        return ids, (torch.arange(ids.shape[1]) <= ids.argmax(-1, keepdim=True)).long()
+        if self._tokenizer is None:
+            if self._text_config.vocab_size != open_clip.tokenizer.SimpleTokenizer().vocab_size:
+                raise BadInput(
+                    "these bare weights have a vocabulary of their own; pass the folder with their tokenizer"
+                )
+            self._tokenizer = open_clip.SimpleTokenizer(context_length=self.context_length)
+        return self._tokenizer
 
     def _side(self, loader: Callable[..., Any], what: str, files: tuple[str, ...]) -> Any:
         from transformers import CLIPImageProcessor

@@ -18,6 +18,7 @@ from .filling import fill
 from .hub import network
 from .registry import model_config
 from .sizes import OPENAI_VOCABULARY, config_of
+from .tokenizing import open_clip_lengths
 
 
 class OpenClipModel(Model):
@@ -77,10 +78,21 @@ class OpenClipModel(Model):
         return getattr(self._text, "attn_mask", 0) is None and not getattr(self._text, "use_pad_mask", False)
 
     def tokenize(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        ids = self.tokenizer()(texts)  # [n, context]
+        return ids, self._counted(ids)
+
+    @property
+    def context_length(self) -> int:
+        return int(self.tokenizer().context_length)
+
+    def caption_lengths(self, texts: list[str]) -> list[int]:
+        return open_clip_lengths(self.tokenizer(), texts)
+
+    def tokenizer(self) -> Any:
+        """open_clip's tokenizer of this model. Raises BadInput where it cannot be had."""
         if self._tokenizer is None:
             self._tokenizer = self._make_tokenizer()
-        ids = self._tokenizer(texts)  # [n, context]
-        return ids, self._counted(ids)
+        return self._tokenizer
 
     def _counted(self, ids: torch.Tensor) -> torch.Tensor:
         """The tokens that reach the embedding, [n, length], by what the tower attends to and pools."""
