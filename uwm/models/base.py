@@ -73,6 +73,14 @@ class Model(ABC):
         """The unedited values, a matrix as [out, in]: the checkpoint's, or those in memory where there is none."""
         return self.parameter(weight).cpu() if self.checkpoint is None else self.checkpoint.matrix(weight)
 
+    @property
+    def reshaped(self) -> tuple[WeightId, ...]:
+        """Named tensors that the module holds in another shape than the checkpoint: positions that it interpolated."""
+        if self.checkpoint is None:
+            return ()
+        infos = {name: self.checkpoint.info(name) for name in self.tensors if name in self.checkpoint.tensors}
+        return tuple(name for name, info in infos.items() if info.shape != tuple(self.parameter(name).shape))
+
     def fingerprint(self, weight: WeightId) -> str:
         """sha256 of the stored values."""
         return matrix_sha256(self.stored(weight))
