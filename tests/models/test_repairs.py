@@ -136,7 +136,9 @@ def test_interpolated_positions_are_told_and_cannot_be_edited(tmp_path):
         (OC_CLIP | {"init_logit_bias": -10}, {"init_logit_bias": None}, "has unknown logit_bias"),
         (OC_CLIP | {"vision_cfg": OC_VISION | {"image_size": [32, 64]}}, {"vision_cfg": {"image_size": 64}},
          r"visual.positional_embedding is \[9, 32\], the architecture expects \[17, 32\]"),
-        (OC_SIGLIP, {"vision_cfg": {"image_size": 192}}, r"image_size says \[192, 192\], timm's model of that name takes \[160, 160\] only"),
+        (OC_SIGLIP | {"vision_cfg": OC_SIGLIP["vision_cfg"] | {"timm_model_name": "test_vit3"}},
+         {"vision_cfg": {"image_size": 192}},
+         r"image_size says \[192, 192\], timm's model of that name takes \[160, 160\] only"),
         (CUSTOM, {"custom_text": False}, None),
     ],
 )  # fmt: skip
