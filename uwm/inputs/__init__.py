@@ -12,6 +12,7 @@ from .describing import (
 )
 from .measuring import measure
 from .reading import (
+    BARE,
     Inputs,
     Opening,
     calibration_pairs,
@@ -23,6 +24,7 @@ from .reading import (
 )
 
 __all__ = [
+    "BARE",
     "LEAST_CALIBRATION_PAIRS",
     "Inputs",
     "Opening",

@@ -17,11 +17,12 @@ from .conversion import convert, plain_clip
 from .hugging_face import HuggingFaceModel, clip_config
 from .loading import load
 from .open_clip_models import OpenClipModel
+from .preprocessing import PILLOW, clip_processor
 from .sizes import OPENAI_VOCABULARY
 
 LAYOUTS = ("hf", "open_clip")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
-INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which Hugging Face stores
+INTERPOLATIONS = {number: name for name, number in PILLOW.items()}
 
 
 def check_export(model: Model, to: str) -> None:
@@ -155,22 +156,10 @@ def _hugging_face_config(model: OpenClipModel) -> dict[str, Any]:
 
 
 def _preprocessor(model: OpenClipModel) -> dict[str, Any]:
-    from transformers import CLIPImageProcessor
-
     visual: Any = model.module.visual
     asked = visual.preprocess_cfg
     size = asked["size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    square = {"height": height, "width": width}
-    numbers = {name: number for number, name in INTERPOLATIONS.items()}
-    processor = CLIPImageProcessor(
-        size={"shortest_edge": min(height, width)} if asked["resize_mode"] == "shortest" else square,
-        crop_size=square,
-        do_center_crop=asked["resize_mode"] == "shortest",
-        image_mean=list(asked["mean"]),
-        image_std=list(asked["std"]),
-        resample=numbers.get(asked["interpolation"], 3),
-    )
+    processor = clip_processor(asked, (size, size) if isinstance(size, int) else tuple(size))
     return json.loads(processor.to_json_string())
 
 

@@ -19,7 +19,7 @@ from .filling import fill
 from .hub import network
 from .open_clip_repairs import REPAIRED, repaired
 from .registry import model_config
-from .sizes import OPENAI_VOCABULARY, config_of
+from .sizes import OPENAI_VOCABULARY, describe
 
 UNUSABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError, AssertionError)
 BROKEN_POOLERS = ("MaxPooler",)
@@ -44,19 +44,22 @@ class OpenClipModel(Model):
         checkpoint: Checkpoint,
         arch: str | None,
         quick_gelu: bool | None,
-        preprocess: dict[str, Any] | None = None,
+        preprocess: str | None = None,
     ) -> OpenClipModel:
         """Build the architecture that the folder's config, `arch` or the tensors say, and fill it."""
         name: str | None
+        bare = None
         if checkpoint.path.is_dir():
             name = f"local-dir:{checkpoint.path}"
             config = model_config(name) or {}
         else:
-            config, name = config_of(checkpoint, arch, quick_gelu)
+            bare = describe(checkpoint, arch, quick_gelu, preprocess)
+            config, name = bare.config, bare.arch
         with _silenced():
-            module = _build(name, config, preprocess or {})
+            module = _build(name, config, {} if bare is None else bare.preprocess)
         fill(module, checkpoint, repair=repaired, repairable=REPAIRED)
         model = cls(module, checkpoint, name, config)
+        model.notes += [] if bare is None else bare.notes
         model.notes += [_interpolated(model, name) for name in model.reshaped]
         return model
 
