@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import open_clip
 import pytest
 import torch
+import transformers
 from families import OC_CLIP, OC_COCA, OC_SIGLIP, OC_TEXT, OC_VISION, make_open_clip
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -19,6 +21,8 @@ from uwm.editing.changes import SetEntries
 from uwm.editing.editors import Proposal
 from uwm.editing.making import make_patch
 from uwm.errors import BadInput
+from uwm.models.export import check_export, export
+from uwm.models.student import check_trainable, hugging_face_copy
 from uwm.weights import WeightId
 
 CAPTIONS = ["a dog", "a picture of a cat and a tree", "", "a picture of a knife " * 9]
@@ -154,3 +158,27 @@ def test_what_open_clip_cannot_load_is_refused(tmp_path, made, changes, message)
         return
     with pytest.raises(BadInput, match=message):
         uwm.load(folder)
+
+
+def test_interpolated_positions_are_neither_exported_nor_trained(tmp_path):
+    folder = tmp_path / "in"
+    make_open_clip(OC_CLIP)(folder)
+    changed(folder, vision_cfg={"image_size": 96})
+    model = uwm.load(folder)
+    with pytest.raises(BadInput, match="--also-export hf: vision.position_embedding is interpolated on loading"):
+        check_export(model, "hf")
+    with pytest.raises(BadInput, match="fine-tuning: vision.position_embedding is interpolated"):
+        check_trainable(model)
+
+
+@torch.no_grad()
+def test_a_scale_of_shape_one_is_exported_and_trained_as_a_scalar(tmp_path, tiny_open_clip):
+    folder = shutil.copytree(tiny_open_clip, tmp_path / "in")
+    changed(folder, with_shape_one)
+    model = uwm.load(folder)
+    check_export(model, "hf")
+    export(model, folder, "hf")
+    module, report = transformers.CLIPModel.from_pretrained(str(folder / "hf"), output_loading_info=True)
+    assert not report["missing_keys"]
+    assert torch.equal(module.logit_scale, model.module.logit_scale)
+    assert torch.equal(hugging_face_copy(model).module.logit_scale, model.module.logit_scale)

@@ -149,6 +149,21 @@ def test_captions_embed_as_open_clip_embeds_them(case):
         torch.testing.assert_close(alone[0], expected[number], atol=1e-5, rtol=0)
 
 
+@torch.no_grad()
+def test_the_tower_computes_at_the_length_that_open_clip_gives(case):
+    """Not at the most that its positions allow, 512 for BERT."""
+    text, _, model, _ = case
+    lengths = []
+    inner = model.module.text if hasattr(model.module, "text") else model.module
+    handle = inner.transformer.register_forward_hook(lambda module, args, output: lengths.append(output))
+    ids, mask = model.tokenize(CAPTIONS)
+    model.encode_text(ids, mask)
+    handle.remove()
+    (output,) = lengths
+    found = getattr(output, "last_hidden_state", output)
+    assert found.shape[1] == LENGTH + (1 if text.get("embed_cls") else 0)
+
+
 def test_the_mask_counts_the_tokens_of_the_caption(case):
     """Those that are no padding by the tokenizer's own mask; all of them where the tower attends to padding."""
     text, folder, model, _ = case

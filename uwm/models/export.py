@@ -34,6 +34,7 @@ def check_export(model: Model, to: str) -> None:
         raise BadInput(f"--also-export is for a plain CLIP with both towers; this is {model.layout.name}")
     if (model.layout.library == "open_clip") == (to == "open_clip"):
         raise BadInput(f"--also-export {to}: the model has that layout already; choose the other one")
+    model.check_as_stored(f"--also-export {to}")
     if model.checkpoint is not None:
         plain_clip(model.checkpoint, to)
 
