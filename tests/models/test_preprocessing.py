@@ -62,6 +62,7 @@ def test_a_tag_is_asked_for_by_name_and_decides():
     assert "laion2b_s32b_b82k (mean 0.5/0.5/0.5, bicubic, shortest); pass --preprocess with one of these" in message
     assert "openai" not in message  # those compute in QuickGELU
     assert said(["ViT-L-14"], given="laion2b_s32b_b82k") == (OPENAI | {"mean": HALF, "std": HALF}, [])
+    assert said(["ViT-L-14"], given="LAION2B-s32b-b82k") == (OPENAI | {"mean": HALF, "std": HALF}, [])
     assert said(["ViT-L-14"], given="datacomp_xl_s13b_b90k") == (OPENAI, [])
     with pytest.raises(BadInput, match="--preprocess 'nope': neither a file nor a tag .*; ViT-L-14 has openai, "):
         said(["ViT-L-14"], given="nope")

@@ -50,16 +50,7 @@ def load(
     target, computed_in = _device(device), _dtype(dtype)
     checkpoint = open_checkpoint(resolve(reference, revision=revision, cache_dir=cache_dir, offline=offline), key)
     _refuse_nonfinite(checkpoint)
-    if (found := registered(str(reference))) is not None:
-        if arch not in (None, found.arch) or quick_gelu not in (None, found.quick_gelu) or preprocess is not None:
-            raise BadInput(
-                f"{reference}: decides the architecture and its activation; drop --arch and --quick-gelu, and "
-                "--preprocess too"
-            )
-        arch, quick_gelu, preprocess = found.arch, found.quick_gelu, found.tag
-    for flag, given in (("--arch", arch), ("--preprocess", preprocess)):
-        if given is not None and checkpoint.path.is_dir():
-            raise BadInput(f"{checkpoint.path}: {flag} is for bare weights, and this folder says it itself; drop it")
+    arch, quick_gelu, preprocess = _of_bare(str(reference), checkpoint, arch, quick_gelu, preprocess)
     model: Model
     with network(allowed=not offline):
         if checkpoint.layout.library == "open_clip":
@@ -73,6 +64,27 @@ def load(
         raise BadInput(f"{checkpoint.path}: its config says quick_gelu {model.quick_gelu}; drop the flag")
     model.module.to(device=target, dtype=computed_in).requires_grad_(False)
     return model
+
+
+def _of_bare(
+    reference: str, checkpoint: Checkpoint, arch: str | None, quick_gelu: bool | None, preprocess: str | None
+) -> tuple[str | None, bool | None, str | None]:
+    """Architecture, activation and preprocessing of bare weights, by open_clip's registry where it names them.
+
+    Raises:
+        BadInput: They are said although the reference, or the folder, decides them.
+    """
+    if (found := registered(reference)) is not None:
+        if arch not in (None, found.arch) or quick_gelu not in (None, found.quick_gelu) or preprocess is not None:
+            raise BadInput(
+                f"{reference}: decides the architecture and its activation; drop --arch and --quick-gelu, and "
+                "--preprocess too"
+            )
+        return found.arch, found.quick_gelu, found.tag
+    for flag, given in (("--arch", arch), ("--preprocess", preprocess)):
+        if given is not None and checkpoint.path.is_dir():
+            raise BadInput(f"{checkpoint.path}: {flag} is for bare weights, and this folder says it itself; drop it")
+    return arch, quick_gelu, preprocess
 
 
 def _refuse_nonfinite(checkpoint: Checkpoint) -> None:

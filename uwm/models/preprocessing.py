@@ -84,9 +84,12 @@ def _words(kind: Mapping[str, Any]) -> str:
 
 
 def _named(given: str, archs: Sequence[str]) -> dict[str, Any]:
+    from open_clip.pretrained import get_pretrained_cfg, is_pretrained_cfg
+
+    for arch in archs:
+        if is_pretrained_cfg(arch, given):  # in upper case and with hyphens too
+            return _whole(get_pretrained_cfg(arch, given))
     tags = _tags(archs)
-    if given in tags:
-        return tags[given]
     if Path(given).is_file():
         return _read(Path(given))
     names = f"; {archs[0]} has {', '.join(tags)}" if tags else f"; {archs[0]} has no tag" if archs else ""
