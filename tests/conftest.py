@@ -72,7 +72,7 @@ def tiny_hf(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_open_clip(tiny_hf, tmp_path_factory) -> Path:
-    """The same weights as `tiny_hf`, as an open_clip folder; its architecture is also registered as ARCH."""
+    """The same weights as `tiny_hf`, as an open_clip folder; its architecture is registered as ARCH, with a tag."""
     import open_clip
 
     folder = tmp_path_factory.mktemp("models") / "tiny-open-clip"
@@ -95,6 +95,7 @@ def tiny_open_clip(tiny_hf, tmp_path_factory) -> Path:
     registered = tmp_path_factory.mktemp("configs") / f"{ARCH}.json"
     registered.write_text(json.dumps(config | {"text_cfg": text}))
     open_clip.add_model_config(registered)
+    open_clip.pretrained._PRETRAINED[ARCH] = {"tiny": {}}  # weights that are prepared for as OpenAI's are
     return folder
 
 

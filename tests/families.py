@@ -175,15 +175,27 @@ def make_sentence_transformers(folder):
     (folder / "modules.json").write_text(json.dumps(modules))
 
 
-def make_open_clip(arch_config):
+def make_open_clip(arch_config, pad="[PAD]"):
     def make(folder):
         folder.mkdir(parents=True, exist_ok=True)
         text = arch_config["text_cfg"]
         config = arch_config | {"text_cfg": text | {"hf_tokenizer_name": "local", "tokenizer_kwargs": {"clean": "whitespace"}}}  # noqa: E501  # fmt: skip
         (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
-        words_tokenizer(folder, text["context_length"])
-        module = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
+        words_tokenizer(folder, text["context_length"], pad)
+        module = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False)
         save_file({k: v.contiguous() for k, v in shaken(module).state_dict().items()}, folder / "open_clip_model.safetensors")  # noqa: E501  # fmt: skip
+
+    return make
+
+
+def make_open_clip_text(text_config, **text_cfg):
+    """An open_clip folder whose text tower transformers makes; its config lies beside the folder."""
+
+    def make(folder):
+        beside = folder.parent / f"{folder.name}-text"
+        text_config.save_pretrained(beside)
+        text = {"hf_model_name": str(beside), "context_length": 24} | text_cfg
+        make_open_clip(OC_CLIP | {"text_cfg": text}, pad=WORDS[text_config.pad_token_id])(folder)
 
     return make
 
@@ -208,6 +220,18 @@ OC_SIGLIP = {
     },
     "text_cfg": OC_TEXT | {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"},
 }  # fmt: skip
+OC_MT5 = transformers.MT5Config(d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, vocab_size=len(WORDS))
+OC_NLLB = transformers.M2M100Config(
+    vocab_size=len(WORDS),
+    d_model=32,
+    encoder_layers=2,
+    decoder_layers=1,
+    encoder_attention_heads=2,
+    decoder_attention_heads=2,
+    encoder_ffn_dim=64,
+    decoder_ffn_dim=64,
+    max_position_embeddings=40,
+)
 
 
 # ---------------------------------------------------------------- what their own libraries compute
@@ -292,6 +316,11 @@ FAMILIES = {
     "open_clip": Family(make_open_clip(OC_CLIP), by_open_clip, "open_clip"),
     "open_clip custom text": Family(make_open_clip(OC_CLIP | {"custom_text": True}), by_open_clip, "open_clip"),
     "coca": Family(make_open_clip(OC_COCA), by_open_clip, "open_clip"),
+    "open_clip mt5": Family(make_open_clip_text(OC_MT5, hf_proj_type="linear"), by_open_clip, "mt5 + open_clip"),
+    "open_clip nllb": Family(
+        make_open_clip_text(OC_NLLB, hf_proj_type="linear", hf_pooler_type="cls_pooler"), by_open_clip,
+        "m2m-100 + open_clip",
+    ),
     "open_clip siglip (timm)": Family(make_open_clip(OC_SIGLIP), by_open_clip, "open_clip + timm"),
 }  # fmt: skip
 

@@ -12,7 +12,7 @@ from .calibration import CalibrationSet, read_calibration
 from .embedding import quadruples
 from .evaluation import EvalResult, collapse_notes, concepts_of, differences, evaluate
 from .gate import Verdict, check_known, check_report_files, parse_requirement, write_reports
-from .inputs import Opening, reach
+from .inputs import BARE, Opening, reach
 from .knowledge import DataSet, open_data_sets
 from .models import Model, load
 from .report import Section, as_markdown, sections, write_evaluation
@@ -44,6 +44,7 @@ class EvalRecipe(Opening):
     requirements: tuple[str, ...] = ()
     arch: str | None = None
     quick_gelu: bool | None = None
+    preprocess: str | None = None
     key: str | None = None
     device: str = "auto"
     dtype: str = "auto"
@@ -119,9 +120,12 @@ def run_evaluation(
     data_sets = open_data_sets(recipe.zero_shot, **prompts)
     check_known(required, concepts_of(chosen), [*data_sets])
     told, results = [*_warnings(whole, data_sets)], {}
-    for column, reference in (("baseline", recipe.baseline), ("model", recipe.model)):
+    references = {"baseline": recipe.baseline, "model": recipe.model}
+    bare = [reference for reference in references.values() if reference and Path(reference).is_file()]
+    for column, reference in references.items():
         if reference is not None:
-            opened = load(reference, **recipe.opening())
+            others: dict[str, Any] = {} if reference in bare or not bare else dict.fromkeys(BARE)
+            opened = load(reference, **{**recipe.opening(), **others})
             results[column] = _measure(recipe, opened, chosen, data_sets, progress)
             told += [f"{column}: {note}" for note in (*reach(opened, {"pairs": chosen}, data_sets), *opened.notes)]
     told += collapse_notes(results)

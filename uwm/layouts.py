@@ -34,7 +34,8 @@ class Encoder:
         pools: Which output of the last block becomes the embedding: the ``first``, the ``last``, the ``end`` token (the
             last that the mask counts), or ``all`` of them.
         transposed: Keys of matrices that it stores as [in, out].
-        deeper: Keys of layers between the pooled output and the embedding, beside LayerNorm and projection.
+        deeper: Keys of layers between the pooled output and the embedding, beside LayerNorm and projection, or of a
+            third one in the MLP, which multiplies the hidden units.
         alone: Whether it counts without an encoder of the other modality; a plain BERT is no CLIP.
     """
 
@@ -96,6 +97,11 @@ _BERT = _slots(
     ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"),
     ("intermediate.dense", "output.dense"),
 )
+_T5 = _slots(
+    tuple(f"layer.0.SelfAttention.{part}" for part in "qkvo"),  # type: ignore[arg-type]
+    ("layer.1.DenseReluDense.wi_1", "layer.1.DenseReluDense.wo"),
+)
+_M2M100 = _slots(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"), ("fc1", "fc2"))
 _OPEN_CLIP = _fused("attn.in_proj_weight", "attn.out_proj", ("mlp.c_fc", "mlp.c_proj"))
 _TIMM = _fused("attn.qkv.weight", "attn.proj", ("mlp.fc1", "mlp.fc2"))
 _HF_NORMS = _with_bias({"norm1": "layer_norm1", "norm2": "layer_norm2"})
@@ -145,6 +151,24 @@ ENCODERS = (  # where two fit, the first counts
         },
         ("embeddings.word_embeddings.weight", "encoder.layer.0.attention.self.query.weight"), "transformers", "first",
         deeper=("pooler.dense.weight", "../proj.0.weight"), alone=False,
+    ),
+    Encoder(  # open_clip's text tower of an mT5
+        "mt5", "text", "transformer.block.{block}.", _T5,
+        _with_bias({"norm1": "layer.0.layer_norm", "norm2": "layer.1.layer_norm"}),
+        {
+            "token_embedding": "transformer.embed_tokens.weight", "norm": "transformer.final_layer_norm.weight",
+            "proj": "proj.weight",
+        },
+        ("transformer.block.0.layer.0.SelfAttention.q.weight", "transformer.embed_tokens.weight"), "open_clip", "all",
+        deeper=("proj.0.weight", "transformer.block.0.layer.1.DenseReluDense.wi_0.weight"), alone=False,
+    ),
+    Encoder(  # open_clip's text tower of an M2M-100, which NLLB is
+        "m2m-100", "text", "transformer.layers.{block}.", _M2M100,
+        _with_bias({"norm1": "self_attn_layer_norm", "norm2": "final_layer_norm"}),
+        {"token_embedding": "transformer.embed_tokens.weight", "proj": "proj.weight"}
+        | _with_bias({"norm": "transformer.layer_norm"}),
+        ("transformer.layers.0.self_attn.q_proj.weight", "transformer.embed_tokens.weight"), "open_clip", "first",
+        deeper=("proj.0.weight",), alone=False,
     ),
     Encoder(
         "open_clip", "text", _RESBLOCKS, _OPEN_CLIP, _OPEN_CLIP_NORMS,

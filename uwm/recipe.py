@@ -217,7 +217,7 @@ def make_edits(
     for name, parts in asked.items():
         try:
             edits[name] = _edited(recipe, model, calibration, *parts)
-        except InvalidResult as error:
+        except (BadInput, InvalidResult) as error:  # some see only now that they have no use for this model
             if name == recipe.method:
                 raise
             told.append(f"{name} is not measured beside the edit: {error}")

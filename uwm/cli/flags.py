@@ -143,6 +143,11 @@ HUB = _stack(
 MODEL = _stack(
     HUB,
     click.option("--arch", help="open_clip's architecture name, for bare weights."),
+    click.option(
+        "--preprocess",
+        metavar="TAG|FILE",
+        help="How images are prepared, for bare weights: open_clip's tag, or a JSON of its preprocess_cfg.",
+    ),
     click.option("--quick-gelu/--no-quick-gelu", default=None, help="The activation, for bare weights."),
     KEY,
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda[:N] or mps."),

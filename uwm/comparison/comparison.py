@@ -132,6 +132,7 @@ def _prepare(recipe: CompareRecipe, output: Path) -> _Prepared:
     shared = {
         "model": _files(model),
         "opened": [recipe.arch, recipe.quick_gelu, recipe.key, recipe.dtype, _device(recipe.device)],
+        **({} if recipe.preprocess is None else {"preprocess": _content(recipe.preprocess)}),
         "batch_size": recipe.batch_size,
         "sets": {name: found.fingerprint() for name, found in sets.items()},
         "data_sets": [fingerprint(data) for data in data_sets.values()],
@@ -170,6 +171,12 @@ def _files(path: Path) -> dict[str, str]:
     weights = open_checkpoint(path).file_hashes()
     configs = sorted(path.rglob("*.json")) if path.is_dir() else []
     return weights | {file.relative_to(path).as_posix(): file_sha256(file) for file in configs if file.name != MANIFEST}
+
+
+def _content(preprocess: str) -> str:
+    """A tag, or what a file holds."""
+    path = Path(preprocess)
+    return path.read_text("utf-8", "replace") if path.is_file() else preprocess
 
 
 def _device(name: str) -> str:

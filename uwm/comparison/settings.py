@@ -10,7 +10,7 @@ from ..backends.protocol import Computing
 from ..editing.entries.editor import TEXT_LAYERS, VISION_LAYERS
 from ..editing.entries.selection import check_share
 from ..errors import BadInput
-from ..inputs import Inputs
+from ..inputs import BARE, Inputs
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class CompareRecipe(Inputs):
 
     def of(self, model: str) -> CompareRecipe:
         """The same with another model: what the flags say of bare weights holds for files only."""
-        bare: dict[str, Any] = {} if Path(model).is_file() else {"arch": None, "quick_gelu": None}
+        bare: dict[str, Any] = {} if Path(model).is_file() else dict.fromkeys(BARE)
         return replace(self, model=model, revision=None, key=None, **bare)
 
     def check(self, trains: bool) -> None:

@@ -68,10 +68,17 @@ def make_patch(model: Model, proposal: Proposal, recipe: Mapping[str, Any]) -> P
 
     Raises:
         InvalidResult: Nothing would change, or a change does not fit its tensor or is not finite.
+        BadInput: A change is of a tensor that was interpolated when the model was loaded.
     """
     if not proposal.changes:
         raise InvalidResult("the edit changes nothing")
     shapes = {name: tuple(model.parameter(name).shape) for name in sorted(proposal.changes)}
+    for name in model.reshaped:
+        if name in shapes:
+            raise BadInput(
+                f"{name}: the model computes with {list(shapes[name])}, interpolated from what is stored, so it cannot "
+                "be edited; leave it out"
+            )
     for name, shape in shapes.items():
         if not proposal.changes[name].fits(shape):
             raise InvalidResult(f"{name}: the proposed change does not fit a tensor of {list(shape)}, or is not finite")

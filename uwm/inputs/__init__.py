@@ -16,6 +16,7 @@ from .describing import (
 )
 from .measuring import measure
 from .reading import (
+    BARE,
     Inputs,
     Opening,
     calibration_pairs,
@@ -27,6 +28,7 @@ from .reading import (
 )
 
 __all__ = [
+    "BARE",
     "LEAST_CALIBRATION_PAIRS",
     "Checked",
     "Inputs",

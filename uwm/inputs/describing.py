@@ -25,7 +25,7 @@ def public_settings(inputs: Inputs, model: Path) -> dict[str, Any]:
     """The settings without the paths of this machine; `model` is the path behind the reference."""
     settings = asdict(inputs) | {"model": name_of(inputs.model, model), "revision": commit_of(model) or inputs.revision}
     settings |= dict.fromkeys(("cache_dir", "data_root", "safe_images", "unsafe_images"))
-    named = ("calib", "eval_set", "templates", "preserve")
+    named = ("calib", "eval_set", "templates", "preserve", "preprocess")
     settings |= {key: Path(settings[key]).resolve().name for key in named if settings.get(key)}
     return settings | {"zero_shot": [Path(folder).name for folder in inputs.zero_shot]}
 

@@ -15,7 +15,8 @@ from ..models import Model, load
 from ..models.references import resolve
 from ..statistics.batches import BATCH_SIZE
 
-OPENING = ("arch", "quick_gelu", "key", "device", "dtype", "revision", "cache_dir", "offline")  # keywords of uwm.load
+BARE = ("arch", "quick_gelu", "preprocess")  # what is said of weights without a folder
+OPENING = (*BARE, "key", "device", "dtype", "revision", "cache_dir", "offline")  # keywords of uwm.load
 HUB = ("revision", "cache_dir", "offline")
 CALIBRATION_SPLITS = ("calib", "train")
 
@@ -52,6 +53,7 @@ class Inputs(Opening):
     unsafe_images: str | None = None
     arch: str | None = None
     quick_gelu: bool | None = None
+    preprocess: str | None = None
     key: str | None = None
     split: str | None = None
     eval_set: str | None = None

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..checkpoint import Checkpoint
 from ..checkpoint.reader import cast_sha256, matrix_sha256
+from ..errors import BadInput
 from ..layouts import find_tensors, recognise, whole_key
 from ..weights import WeightId, block_count
 
@@ -72,6 +73,22 @@ class Model(ABC):
     def stored(self, weight: WeightId) -> torch.Tensor:
         """The unedited values, a matrix as [out, in]: the checkpoint's, or those in memory where there is none."""
         return self.parameter(weight).cpu() if self.checkpoint is None else self.checkpoint.matrix(weight)
+
+    @property
+    def reshaped(self) -> tuple[WeightId, ...]:
+        """Named tensors that the module holds in another shape than the checkpoint: positions that it interpolated."""
+        if self.checkpoint is None:
+            return ()
+        infos = {name: self.checkpoint.info(name) for name in self.tensors if name in self.checkpoint.tensors}
+        return tuple(name for name, info in infos.items() if info.shape != tuple(self.parameter(name).shape))
+
+    def check_as_stored(self, purpose: str) -> None:
+        """Refuse what converts the stored tensors, where the module computes with others. Raises BadInput."""
+        if self.reshaped:
+            raise BadInput(
+                f"{purpose}: {self.reshaped[0]} is interpolated on loading, which Hugging Face's CLIP does "
+                "not do; store it at the config's resolution and context length first"
+            )
 
     def fingerprint(self, weight: WeightId) -> str:
         """sha256 of the stored values."""

@@ -101,6 +101,8 @@ def _fused(checkpoint: Checkpoint, rule: Rule) -> LazyTensor:
 
 def _part(checkpoint: Checkpoint, ref: WeightRef) -> LazyTensor:
     info = checkpoint.entries[ref.key][1]
+    if ref.key == "logit_scale":  # in open_clip it may have the shape [1]
+        return info.dtype, (), lambda: checkpoint.read(ref.key).reshape(())
     rows, *others = info.shape[::-1] if ref.transposed else info.shape or (1,)
     shape = (rows // ref.parts, *others) if info.shape else ()
     return info.dtype, shape, lambda: ref.of(checkpoint.read(ref.key))

@@ -20,11 +20,12 @@ from .conversion import convert, plain_clip
 from .export_check import compare_embeddings, compare_inputs
 from .hugging_face import HuggingFaceModel, clip_config
 from .open_clip_models import OpenClipModel
+from .preprocessing import PILLOW, clip_processor
 from .sizes import OPENAI_VOCABULARY
 
 LAYOUTS = ("hf", "open_clip")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
-INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, which Hugging Face stores
+INTERPOLATIONS = {number: name for name, number in PILLOW.items()}
 ACTIVATIONS = {"quick_gelu": True, "gelu": False}  # Hugging Face's -> open_clip's quick_gelu
 LEGACY_END = 2  # as eos_token_id it makes transformers pool the highest token, as open_clip's "argmax" does
 OPENAI_FACTOR = 1 / 255  # what open_clip always multiplies pixels by
@@ -53,6 +54,7 @@ def check_export(model: Model, to: str) -> None:
         raise BadInput(f"--also-export is for a plain CLIP with both towers; this is {model.layout.name}")
     if (model.layout.library == "open_clip") == (to == "open_clip"):
         raise BadInput(f"--also-export {to}: the model has that layout already; choose the other one")
+    model.check_as_stored(f"--also-export {to}")
     if model.checkpoint is not None:
         plain_clip(model.checkpoint, to)
     with tempfile.TemporaryDirectory() as folder:
@@ -252,20 +254,11 @@ def _beyond_preprocessor(asked: dict[str, Any], side: int) -> Iterator[str]:
 
 
 def _preprocessor(model: OpenClipModel) -> dict[str, Any]:
-    from transformers import CLIPImageProcessor
-
     visual: Any = model.module.visual
     asked, side = visual.preprocess_cfg, visual.image_size[0]
     _refuse("hf", _beyond_preprocessor(asked, side))
-    numbers = {name: number for number, name in INTERPOLATIONS.items()}
-    processor = CLIPImageProcessor(
-        size={"shortest_edge": side} if asked["resize_mode"] == "shortest" else _square(side),
-        crop_size=_square(side),
-        do_center_crop=asked["resize_mode"] == "shortest",
-        image_mean=_by_channel(asked["mean"]),
-        image_std=_by_channel(asked["std"]),
-        resample=numbers.get(asked["interpolation"], 3),  # open_clip reads "random" so, too
-    )
+    spread = {key: _by_channel(asked[key]) for key in ("mean", "std")}
+    processor = clip_processor({**asked, **spread}, (side, side))
     return json.loads(processor.to_json_string())
 
 

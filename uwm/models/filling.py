@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import nn
 
@@ -12,7 +14,18 @@ from ..layouts import Tower, recognise
 IGNORED_KEYS = ("position_ids",)  # buffers that older files hold and newer libraries make themselves
 
 
-def fill(module: nn.Module, checkpoint: Checkpoint, scope: str = "", tower: Tower | None = None) -> None:
+Repair = Callable[[nn.Module, dict[str, torch.Tensor], set[str]], dict[str, torch.Tensor]]
+
+
+def fill(
+    module: nn.Module,
+    checkpoint: Checkpoint,
+    scope: str = "",
+    tower: Tower | None = None,
+    *,
+    repair: Repair | None = None,
+    repairable: Sequence[str] = (),
+) -> None:
     """Copy every stored tensor of the scope into the module.
 
     Args:
@@ -20,6 +33,8 @@ def fill(module: nn.Module, checkpoint: Checkpoint, scope: str = "", tower: Towe
         checkpoint: Where the tensors are.
         scope: Only keys under this prefix count.
         tower: The checkpoint's tower that a module of one tower is; None where the module has all of them.
+        repair: Makes tensors fit as the module's own library does, from the odd ones and the names that are missing.
+        repairable: Which of the module's tensors it may be given.
 
     Raises:
         BadInput: A tensor is missing, foreign or of another shape.
@@ -27,20 +42,31 @@ def fill(module: nn.Module, checkpoint: Checkpoint, scope: str = "", tower: Towe
     own = module.state_dict()
     names = stored_names(module, checkpoint, scope, tower)
     shapes = {names[key]: shape for key, shape in checkpoint.shapes().items() if key in names}
-    missing, foreign = sorted(own.keys() - shapes.keys()), sorted(shapes.keys() - own.keys())
+    made: dict[str, torch.Tensor] = {}
+    if repair is not None:
+        odd = {n for n in repairable if n in own and n in shapes and shapes[n] != tuple(own[n].shape)}
+        tensors = {name: checkpoint.read(key) for key, name in names.items() if name in odd}
+        made = repair(module, tensors, own.keys() - shapes.keys())
+        shapes |= {name: tuple(tensor.shape) for name, tensor in made.items()}
+    _check_shapes(checkpoint, shapes, {name: tuple(tensor.shape) for name, tensor in own.items()})
+    stored = {name: key for key, name in names.items()}
+    with torch.no_grad():
+        for name in shapes:
+            own[name].copy_(made[name] if name in made else checkpoint.read(stored[name]))
+
+
+def _check_shapes(checkpoint: Checkpoint, found: dict[str, tuple[int, ...]], own: dict[str, tuple[int, ...]]) -> None:
+    missing, foreign = sorted(own.keys() - found.keys()), sorted(found.keys() - own.keys())
     if missing or foreign:
         word, odd = ("misses", missing) if missing else ("has unknown", foreign)
         listed = ", ".join(odd[:10]) + (f" and {len(odd) - 10} more" if len(odd) > 10 else "")
         raise BadInput(f"{checkpoint.path}: {word} {listed}; do the weights belong to this config or --arch?")
-    for name, shape in shapes.items():
-        if shape != tuple(own[name].shape):
+    for name, shape in found.items():
+        if shape != own[name]:
             raise BadInput(
-                f"{checkpoint.path}: {name} is {list(shape)}, the architecture expects {list(own[name].shape)}; "
+                f"{checkpoint.path}: {name} is {list(shape)}, the architecture expects {list(own[name])}; "
                 "check the config or --arch"
             )
-    with torch.no_grad():
-        for key, name in names.items():
-            own[name].copy_(checkpoint.read(key))
 
 
 def stored_names(
@@ -51,12 +77,13 @@ def stored_names(
     ours_by_name = {ours.name: ours for ours in towers}
     pairs = [(theirs, ours_by_name[theirs.name]) for theirs in checkpoint.layout.towers if theirs.name in ours_by_name]
     pairs = pairs if tower is None else [(tower, towers[0])]
-    names = {}
+    own, names = module.state_dict(), {}
     for key in checkpoint.shapes():
         if not key.startswith(scope) or key.endswith(IGNORED_KEYS):
             continue
         names[key] = key[len(scope) :]
         for theirs, ours in pairs:
-            if key.startswith(theirs.prefix):
-                names[key] = ours.prefix + key[len(theirs.prefix) :]
+            renamed = ours.prefix + key[len(theirs.prefix) :]
+            if key.startswith(theirs.prefix) and (theirs.prefix or renamed in own):  # without a prefix it may be alien
+                names[key] = renamed
     return names

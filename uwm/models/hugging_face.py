@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from ..checkpoint import Checkpoint, read_json
 from ..errors import BadInput
 from .base import Model
 from .filling import fill
+from .preprocessing import clip_processor
 from .references import resolve
-from .sizes import OPENAI_VOCABULARY, config_of
+from .sizes import OPENAI_VOCABULARY, beyond_plain, describe
 from .tokenizing import FolderTokenizer, open_clip_lengths
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
@@ -289,16 +290,23 @@ def _module(config: Any, checkpoint: Checkpoint, scope: str, whole: bool) -> Any
     return getattr(transformers, projected if stored else plain)(config)
 
 
-def open_bare(checkpoint: Checkpoint, arch: str | None, quick_gelu: bool | None) -> Model:
+def open_bare(checkpoint: Checkpoint, arch: str | None, quick_gelu: bool | None, preprocess: str | None) -> Model:
     """A CLIP from bare weights: sizes from the tensors, heads from open_clip's architecture of these sizes."""
     import transformers
 
-    config = config_of(checkpoint, arch, quick_gelu)[0]
+    bare = describe(checkpoint, arch, quick_gelu, preprocess)
+    if odd := beyond_plain(bare.config):
+        raise BadInput(
+            f"{checkpoint.path}: --arch {bare.arch} is no plain CLIP ({', '.join(odd)}), so its weights cannot be in "
+            "Hugging Face's layout; name the architecture of these weights"
+        )
     if len(checkpoint.layout.towers) != 2:
         raise BadInput(f"{checkpoint.path}: bare weights of a single tower need their folder with config.json")
-    module = transformers.CLIPModel(clip_config(config))
+    module = transformers.CLIPModel(clip_config(bare.config))
     fill(module, checkpoint)
-    return BareModel(module, checkpoint)
+    model = BareModel(module, checkpoint, bare.preprocess)
+    model.notes += bare.notes
+    return model
 
 
 def clip_config(config: dict[str, Any]) -> Any:
@@ -333,7 +341,12 @@ def clip_config(config: dict[str, Any]) -> Any:
 
 
 class BareModel(HuggingFaceModel):
-    """A CLIP that came without a folder: OpenAI's tokenizer and preprocessing, which every released CLIP of it has."""
+    """A CLIP that came without a folder: OpenAI's tokenizer, and a preprocessing in open_clip's words."""
+
+    def __init__(self, module: Any, checkpoint: Checkpoint, preprocess: Mapping[str, Any]) -> None:
+        super().__init__(module, checkpoint)
+        side = self.config.vision_config.image_size
+        self._processor = clip_processor(preprocess, (side, side))
 
     def tokenize(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         ids = self.tokenizer()(texts)
@@ -353,17 +366,10 @@ class BareModel(HuggingFaceModel):
             self._tokenizer = open_clip.SimpleTokenizer(context_length=self.context_length)
         return self._tokenizer
 
-    def _side(self, loader: Callable[..., Any], what: str, files: tuple[str, ...]) -> Any:
-        from transformers import CLIPImageProcessor
-
-        side = self.config.vision_config.image_size
-        return CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-
     def side_configs(self) -> dict[str, Any]:
         import json
 
-        processor = self._side(lambda _: None, "image preprocessor", ())
         return {
             "config.json": json.loads(self.config.to_json_string()) | {"architectures": ["CLIPModel"]},
-            "preprocessor_config.json": json.loads(processor.to_json_string()),
+            "preprocessor_config.json": json.loads(self.processor().to_json_string()),
         }

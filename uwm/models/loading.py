@@ -21,6 +21,7 @@ def load(
     *,
     arch: str | None = None,
     quick_gelu: bool | None = None,
+    preprocess: str | None = None,
     key: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
@@ -35,23 +36,21 @@ def load(
             `uwm.models.references.resolve`, also for `revision`, `cache_dir` and `offline`.
         arch: open_clip's name of the architecture, for bare weights.
         quick_gelu: The activation, where neither folder, archive nor `arch` decides it.
+        preprocess: How images are prepared, where bare weights' architecture does not decide it: a tag of open_clip's
+            registry, or a JSON file of its ``preprocess_cfg``.
         key: Which entry of a training checkpoint holds the weights, where there are several.
         device: ``auto``, ``cpu``, ``cuda[:N]`` or ``mps``.
         dtype: ``auto`` (float32), ``float32``, ``bfloat16`` or ``float16``: what the model computes in.
 
     Raises:
-        BadInput: Not found, damaged, not CLIP-like, or the activation is not known or contradicted.
+        BadInput: Not found, damaged, not CLIP-like, or activation or preprocessing is not known or contradicted.
         Refused: A pickle that asks for more than tensors.
         ResourceFault: The device is not there.
     """
     target, computed_in = _device(device), _dtype(dtype)
     checkpoint = open_checkpoint(resolve(reference, revision=revision, cache_dir=cache_dir, offline=offline), key)
     _refuse_nonfinite(checkpoint)
-    preprocess = None
-    if (found := registered(str(reference))) is not None:
-        if arch not in (None, found.arch) or quick_gelu not in (None, found.quick_gelu):
-            raise BadInput(f"{reference}: decides the architecture and its activation; drop --arch and --quick-gelu")
-        arch, quick_gelu, preprocess = found.arch, found.quick_gelu, found.preprocess
+    arch, quick_gelu, preprocess = _of_bare(str(reference), checkpoint, arch, quick_gelu, preprocess)
     model: Model
     with network(allowed=not offline):
         if checkpoint.layout.library == "open_clip":
@@ -59,12 +58,33 @@ def load(
         elif checkpoint.path.is_dir():
             model = open_folder(checkpoint)
         else:
-            model = open_bare(checkpoint, arch, quick_gelu)
+            model = open_bare(checkpoint, arch, quick_gelu, preprocess)
     model.offline, model.cache_dir = offline, cache_dir
     if quick_gelu is not None and quick_gelu != model.quick_gelu:
         raise BadInput(f"{checkpoint.path}: its config says quick_gelu {model.quick_gelu}; drop the flag")
     model.module.to(device=target, dtype=computed_in).requires_grad_(False)
     return model
+
+
+def _of_bare(
+    reference: str, checkpoint: Checkpoint, arch: str | None, quick_gelu: bool | None, preprocess: str | None
+) -> tuple[str | None, bool | None, str | None]:
+    """Architecture, activation and preprocessing of bare weights, by open_clip's registry where it names them.
+
+    Raises:
+        BadInput: They are said although the reference, or the folder, decides them.
+    """
+    if (found := registered(reference)) is not None:
+        if arch not in (None, found.arch) or quick_gelu not in (None, found.quick_gelu) or preprocess is not None:
+            raise BadInput(
+                f"{reference}: decides the architecture and its activation; drop --arch and --quick-gelu, and "
+                "--preprocess too"
+            )
+        return found.arch, found.quick_gelu, found.tag
+    for flag, given in (("--arch", arch), ("--preprocess", preprocess)):
+        if given is not None and checkpoint.path.is_dir():
+            raise BadInput(f"{checkpoint.path}: {flag} is for bare weights, and this folder says it itself; drop it")
+    return arch, quick_gelu, preprocess
 
 
 def _refuse_nonfinite(checkpoint: Checkpoint) -> None:

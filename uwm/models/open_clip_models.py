@@ -13,12 +13,17 @@ from torch import nn
 
 from ..checkpoint import Checkpoint
 from ..errors import BadInput
+from ..weights import WeightId
 from .base import Model
 from .filling import fill
 from .hub import network
+from .open_clip_repairs import REPAIRED, repaired
 from .registry import model_config
-from .sizes import OPENAI_VOCABULARY, config_of
+from .sizes import OPENAI_VOCABULARY, describe
 from .tokenizing import open_clip_lengths
+
+UNUSABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError, AssertionError)
+BROKEN_POOLERS = ("MaxPooler",)
 
 
 class OpenClipModel(Model):
@@ -40,19 +45,24 @@ class OpenClipModel(Model):
         checkpoint: Checkpoint,
         arch: str | None,
         quick_gelu: bool | None,
-        preprocess: dict[str, Any] | None = None,
+        preprocess: str | None = None,
     ) -> OpenClipModel:
         """Build the architecture that the folder's config, `arch` or the tensors say, and fill it."""
         name: str | None
+        bare = None
         if checkpoint.path.is_dir():
             name = f"local-dir:{checkpoint.path}"
             config = model_config(name) or {}
         else:
-            config, name = config_of(checkpoint, arch, quick_gelu)
+            bare = describe(checkpoint, arch, quick_gelu, preprocess)
+            config, name = bare.config, bare.arch
         with _silenced():
-            module = _build(name, config, preprocess or {})
-        fill(module, checkpoint)
-        return cls(module, checkpoint, name, config)
+            module = _build(name, config, {} if bare is None else bare.preprocess)
+        fill(module, checkpoint, repair=repaired, repairable=REPAIRED)
+        model = cls(module, checkpoint, name, config)
+        model.notes += [] if bare is None else bare.notes
+        model.notes += [_interpolated(model, name) for name in model.reshaped]
+        return model
 
     def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
         module: Any = self.module
@@ -60,12 +70,22 @@ class OpenClipModel(Model):
 
     def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, tower: str = "text") -> torch.Tensor:
         module: Any = self.module
-        missing = module.context_length - input_ids.shape[1]
+        missing = 0 if self._by_transformers else self._text.context_length - input_ids.shape[1]
+        if missing and self._attends_forwards:
+            raise BadInput(
+                f"this text tower attends to padding: pass all {self._text.context_length} tokens of a caption, as its "
+                f"tokenizer makes them, not {input_ids.shape[1]}"
+            )
         return module.encode_text(nn.functional.pad(input_ids, (0, missing), value=self._pad))
 
     @property
     def _pad(self) -> int:
         return int(getattr(self._text, "pad_id", 0) or 0)
+
+    @property
+    def _by_transformers(self) -> bool:
+        """Whether transformers makes the text tower: it takes captions of any length, and masks its own padding."""
+        return hasattr(self._text, "pooler")
 
     @property
     def _appends_class(self) -> bool:
@@ -79,6 +99,11 @@ class OpenClipModel(Model):
 
     def tokenize(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         ids = self.tokenizer()(texts)  # [n, context]
+        if ids.numel() and ids.max() >= self._text.vocab_size:
+            raise BadInput(
+                f"the tokenizer makes token {int(ids.max())}, the text tower has {self._text.vocab_size}; is it the "
+                "tokenizer of this model?"
+            )
         return ids, self._counted(ids)
 
     @property
@@ -101,7 +126,7 @@ class OpenClipModel(Model):
             return torch.ones_like(ids)
         if self._appends_class:
             return (ids != self._pad).long()
-        if not hasattr(self._text, "attn_mask"):  # a Hugging Face text tower
+        if self._by_transformers:
             return (ids != self._text.config.pad_token_id).long()
         end: Any = getattr(self._text, "eos_id", getattr(self.module, "text_eos_id", 0))
         last = torch.eq(ids, end).int().argmax(-1, keepdim=True) if pools == "eos" else ids.argmax(-1, keepdim=True)
@@ -121,24 +146,28 @@ class OpenClipModel(Model):
         part: Any = self._text if tower.startswith("text") else self.module.visual
         if hasattr(part, "trunk"):  # timm
             return "first" if getattr(part.trunk, "global_pool", "") == "token" else "all"
-        if hasattr(part, "pooler"):  # a Hugging Face text tower
+        if part is self._text and self._by_transformers:
             return "first" if getattr(part.pooler, "cls_token_position", None) == 0 else "all"
         if getattr(part, "attn_pool", None) is not None:
             return "all"
         named = getattr(part, "pool_type", getattr(part, "text_pool_type", "argmax"))
         named = "last" if self._appends_class and part is self._text else named
-        return {"tok": "first", "first": "first", "last": "last", "argmax": "end", "eos": "end"}.get(named, "all")
+        found = {"tok": "first", "first": "first", "last": "last", "argmax": "end", "eos": "end"}.get(named, "all")
+        lost = part is self._text and self._attends_forwards  # a mask of all tokens does not tell the end of a caption
+        return "all" if found == "end" and lost else found
 
     def _make_tokenizer(self) -> Any:
         import open_clip
 
         if self.name is not None:
+            wanted = self.config["text_cfg"].get("hf_tokenizer_name") or self.name
             try:
                 with network(allowed=not self.offline):
-                    return open_clip.get_tokenizer(self.name, cache_dir=self.cache_dir)
-            except (OSError, ValueError) as error:
-                wanted = self.config["text_cfg"].get("hf_tokenizer_name") or self.name
+                    made = open_clip.get_tokenizer(self.name, cache_dir=self.cache_dir)
+            except UNUSABLE as error:
                 raise BadInput(f"the tokenizer {wanted!r} cannot be had ({str(error).splitlines()[0]})") from None
+            _check_vocabulary(made, self.checkpoint)
+            return made
         if self.config["text_cfg"]["vocab_size"] != OPENAI_VOCABULARY:
             raise BadInput("this archive has a vocabulary of its own; pass preprocessed PairBatch tensors")
         return open_clip.SimpleTokenizer(context_length=self.config["text_cfg"]["context_length"])
@@ -157,6 +186,42 @@ class OpenClipModel(Model):
         return {"open_clip_config.json": {"model_cfg": self.config, "preprocess_cfg": preprocess}}
 
 
+def _check_vocabulary(tokenizer: Any, checkpoint: Checkpoint | None) -> None:
+    """Refuse a tokenizer of the folder that has no vocabulary there: transformers would make up an empty one."""
+    inner = getattr(tokenizer, "tokenizer", None)  # transformers'; open_clip's own has none
+    if inner is None or checkpoint is None or not checkpoint.path.is_dir():
+        return
+    names = sorted(set(inner.vocab_files_names.values()))
+    if not any((checkpoint.path / name).is_file() for name in names):
+        raise BadInput(
+            f"{checkpoint.path}: the tokenizer's vocabulary is missing (none of {', '.join(names)}); copy the "
+            "original's there"
+        )
+
+
+def _interpolated(model: OpenClipModel, name: WeightId) -> str:
+    """What a user should know of positions that were stored for another resolution or context length."""
+    assert model.checkpoint is not None
+    stored, computed = model.checkpoint.info(name).shape[0], len(model.parameter(name))
+    return (
+        f"{name}: {stored} positions are stored, the config asks for {computed}; they are interpolated as open_clip "
+        "does it, and written as they are stored"
+    )
+
+
+def _check_runs(name: str | None, module: Any) -> None:
+    """Refuse what open_clip builds and then cannot compute. Raises BadInput."""
+    if type(getattr(getattr(module, "text", None), "pooler", None)).__name__ in BROKEN_POOLERS:
+        raise BadInput(f"{name}: hf_pooler_type max_pooler fails in open_clip itself: it masks with whole numbers")
+    patches = getattr(getattr(module.visual, "trunk", None), "patch_embed", None)
+    fixed = getattr(patches, "img_size", None) if getattr(patches, "strict_img_size", False) else None
+    if fixed is not None and tuple(fixed) != tuple(module.visual.image_size):
+        raise BadInput(
+            f"{name}: image_size says {list(module.visual.image_size)}, timm's model of that name takes {list(fixed)} "
+            "only; set image_size to that"
+        )
+
+
 def _build(name: str | None, config: dict[str, Any], preprocess: dict[str, Any]) -> nn.Module:
     """A module of random weights, with the preprocessing of its pictures."""
     import open_clip
@@ -170,13 +235,15 @@ def _build(name: str | None, config: dict[str, Any], preprocess: dict[str, Any])
             module, merge_preprocess_dict(PreprocessCfg(), {"size": config["vision_cfg"]["image_size"]})
         )
     else:
-        module = open_clip.create_model(
-            name,
-            load_weights=False,
-            pretrained_text=False,
-            pretrained_image=False,
-            quick_gelu=bool(config.get("quick_gelu", False)),
-        )
+        activation = bool(config.get("quick_gelu", False))
+        nothing = {"load_weights": False, "pretrained_text": False, "pretrained_image": False}
+        try:
+            module = open_clip.create_model(name, quick_gelu=activation, **nothing)
+        except UNUSABLE as error:
+            tower = config.get("text_cfg", {}).get("hf_model_name")
+            about = f"; the config of its text tower, {tower!r}, comes from the Hub or its cache" if tower else ""
+            raise BadInput(f"{name}: open_clip cannot build it ({str(error).splitlines()[0]}){about}") from None
+    _check_runs(name, module)
     if preprocess:
         set_model_preprocess_cfg(module, merge_preprocess_dict(module.visual.preprocess_cfg, preprocess))
     return module

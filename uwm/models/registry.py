@@ -22,7 +22,6 @@ class Registered:
     arch: str
     tag: str
     quick_gelu: bool
-    preprocess: dict[str, Any]
     source: dict[str, Any]  # where the weights are
 
 
@@ -46,8 +45,7 @@ def registered(reference: str) -> Registered | None:
             f"{reference}: say which weights, as in {PREFIX}{arch}/TAG; there is {', '.join(tags) or 'none'}"
         )
     quick_gelu = bool(source.get("quick_gelu", open_clip.get_model_config(arch).get("quick_gelu", False)))
-    preprocess = {key: source[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in source}
-    return Registered(arch, tag, quick_gelu, preprocess, source)
+    return Registered(arch, tag, quick_gelu, source)
 
 
 def download(entry: Registered, cache_dir: str | None, offline: bool) -> Path:

@@ -7,15 +7,42 @@ OpenAI's archives, from OpenAI's rule of 64 channels a head.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..checkpoint import Checkpoint
 from ..errors import BadInput
 from ..weights import WeightId, block_count
+from .preprocessing import preprocessing_of
 from .registry import architectures_of, model_config
 
 OPENAI_HEAD_WIDTH = 64
 OPENAI_VOCABULARY = 49408
+PLAIN = {  # what a plain CLIP's config says at most; the rest changes what is computed
+    "": ("embed_dim", "quick_gelu", "custom_text", "init_logit_scale", "vision_cfg", "text_cfg"),
+    "vision_cfg": ("image_size", "layers", "width", "head_width", "patch_size", "mlp_ratio", "norm_kwargs"),
+    "text_cfg": (
+        "context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "norm_kwargs", "hf_tokenizer_name",
+        "tokenizer_kwargs",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Bare:
+    """What is known of bare weights.
+
+    Attributes:
+        config: open_clip's, with the activation decided.
+        arch: The architecture's name, if it has one.
+        preprocess: See `uwm.models.preprocessing`.
+        notes: What a user should know.
+    """
+
+    config: dict[str, Any]
+    arch: str | None
+    preprocess: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
 
 
 def sizes_of(checkpoint: Checkpoint) -> dict[str, int]:
@@ -53,13 +80,13 @@ def _tower(modality: str, first: tuple[int, ...], positions: tuple[int, ...]) ->
     return {"vision_width": first[0], "patch_size": first[-1], "image_size": side * first[-1]}
 
 
-def config_of(checkpoint: Checkpoint, arch: str | None, quick_gelu: bool | None) -> tuple[dict[str, Any], str | None]:
-    """open_clip's config for bare weights with the activation decided, and the architecture's name, if any.
+def describe(checkpoint: Checkpoint, arch: str | None, quick_gelu: bool | None, preprocess: str | None) -> Bare:
+    """The architecture, the activation and the preprocessing of bare weights; none of them is guessed.
 
-    The activation is OpenAI's for a TorchScript archive, else the flag's, else that of `arch`; it is never guessed.
+    The activation is OpenAI's for a TorchScript archive, else the flag's, else that of `arch`.
 
     Raises:
-        BadInput: The activation or the heads are not known, or two sources contradict each other.
+        BadInput: Activation, heads or preprocessing are not known, or two sources contradict each other.
     """
     where = checkpoint.path
     scripted = any(file.scripted for file in checkpoint.files)
@@ -78,20 +105,24 @@ def config_of(checkpoint: Checkpoint, arch: str | None, quick_gelu: bool | None)
             f"{where}: bare weights do not say their activation; pass --quick-gelu or --no-quick-gelu, or --arch with "
             "an open_clip name that decides it, such as ViT-B-32 or ViT-B-32-quickgelu"
         )
+    archs = [] if arch is None else [arch]
     if config is None:
-        arch, config = _by_sizes(checkpoint, scripted)
-    return {**config, "quick_gelu": next(iter(said.values()), False)}, arch
+        archs, config = _by_sizes(checkpoint, scripted)
+    activation = next(iter(said.values()), False)
+    prepared, notes = preprocessing_of(where, archs, activation, scripted, preprocess)
+    return Bare({**config, "quick_gelu": activation}, archs[0] if archs else None, prepared, notes)
 
 
-def _by_sizes(checkpoint: Checkpoint, scripted: bool) -> tuple[str | None, dict[str, Any]]:
+def _by_sizes(checkpoint: Checkpoint, scripted: bool) -> tuple[list[str], dict[str, Any]]:
+    """The architectures of these sizes, the shortest name first, and the config that they share."""
     sizes = sizes_of(checkpoint)
     found = architectures_of(sizes)
     heads = {(c["vision_cfg"].get("head_width", 64), c["text_cfg"].get("heads", 8)) for c in found.values()}
     if len(heads) == 1:
-        name = min(found, key=lambda name: (len(name), name))
-        return name, found[name]
+        names = sorted(found, key=lambda name: (len(name), name))
+        return names, found[names[0]]
     if scripted:
-        return None, _openai_config(sizes)
+        return [], _openai_config(sizes)
     why, listed = "several architectures" if heads else "no architecture", [f"{k} {v}" for k, v in sizes.items()]
     raise BadInput(
         f"{checkpoint.path}: {why} of open_clip's registry with these sizes ({', '.join(listed)}), so the number of "
@@ -109,3 +140,10 @@ def _openai_config(sizes: dict[str, int]) -> dict[str, Any]:
         "vision_cfg": vision,
         "text_cfg": text | {"heads": max(1, sizes["text_width"] // OPENAI_HEAD_WIDTH)},
     }
+
+
+def beyond_plain(config: dict[str, Any]) -> list[str]:
+    """Keys of an open_clip config that transformers' CLIP has no counterpart of."""
+    parts = {"": config, **{part: config[part] for part in PLAIN if part}}
+    found = [key for part, keys in parts.items() for key in keys if key not in PLAIN[part]]
+    return found if isinstance(config["vision_cfg"].get("layers", 12), int) else [*found, "layers"]

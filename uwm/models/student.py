@@ -25,6 +25,7 @@ def check_trainable(model: Model) -> None:
         raise BadInput(f"fine-tuning is for a plain CLIP with both towers; this is {model.layout.name}")
     if model.checkpoint is None:
         raise BadInput("fine-tuning needs a model that was loaded from a checkpoint")
+    model.check_as_stored("fine-tuning")
     if isinstance(model, OpenClipModel):
         plain_clip(model.checkpoint, "hf")
 

@@ -17,6 +17,7 @@ from ..version import __version__
 EVAL_SETTINGS = (
     "arch",
     "quick_gelu",
+    "preprocess",
     "device",
     "dtype",
     "revision",
@@ -74,6 +75,7 @@ def evaluation_document(
             "pairs": pairs.root.resolve().name,
             "zero_shot": [_name(reference) for reference in settings["zero_shot"]],
             **{key: settings[key] for key in EVAL_SETTINGS if key in settings},
+            **({"preprocess": _name(settings["preprocess"])} if settings.get("preprocess") else {}),
         },
         "versions": versions(),
         "pairs_sha256": pairs.fingerprint(),
