@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..cache import PROBE_TEXTS
 from ..checkpoint import write_edited
 from ..errors import BadInput, InvalidResult
 from ..models import HuggingFaceModel, Model
@@ -125,15 +126,14 @@ def _deltas(student: HuggingFaceModel) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def _compare(model: Model, student: HuggingFaceModel, replaced: dict[str, torch.Tensor]) -> None:
-    """The merged checkpoint, rounded as it is stored, must give the student's embeddings of random inputs."""
+    """The merged checkpoint, rounded as it is stored, must give the student's embeddings of some inputs."""
     merged = hugging_face_copy(model, replaced)
     generator = torch.Generator().manual_seed(0)
-    side, text = student.config.vision_config.image_size, student.config.text_config
+    side = student.config.vision_config.image_size
     pixels = torch.randn(2, 3, side, side, generator=generator)
-    ids = torch.randint(1, text.vocab_size - 2, (2, 8), generator=generator)
-    ids[:, -1] = text.vocab_size - 1
+    ids, tokens = model.tokenize(PROBE_TEXTS)
     tolerance = max(ROUNDING.get(tensor.dtype, 0.1) for tensor in replaced.values())
-    for what, inputs, mask in (("image", pixels, None), ("text", ids, torch.ones_like(ids))):
+    for what, inputs, mask in (("image", pixels, None), ("text", ids, tokens)):
         ours, theirs = (embed_inputs(side, inputs, mask).double() for side in (merged, student))
         off = ((ours - theirs).norm() / theirs.norm()).item()
         if not off < tolerance:

@@ -26,6 +26,7 @@ SINGLE = {  # model type -> its class, and its class where a projection is store
     "siglip_text_model": ("SiglipTextModel", "SiglipTextModel"),
     "siglip_vision_model": ("SiglipVisionModel", "SiglipVisionModel"),
 }
+HIGHEST_ID = 2  # the eos_token_id of the first CLIP configs, which transformers takes for "the token of the highest id"
 PROJECTIONS = ("text_projection.weight", "visual_projection.weight")
 
 
@@ -95,6 +96,14 @@ class HuggingFaceModel(Model):
         mask = super().text_mask(attention_mask, length)
         return torch.ones_like(mask) if self._attends_forwards else mask
 
+    def pooling_setting(self, tower: str) -> str:
+        end = self._tower_config(tower).eos_token_id
+        rule = " (to transformers: the token of the highest id)" if end == HIGHEST_ID else ""
+        return f"config.json says eos_token_id {end}{rule}"
+
+    def _tower_config(self, tower: str) -> Any:
+        return self._text_config
+
     def preprocess(self, images: list[Image.Image]) -> torch.Tensor:
         return self._process(images)["pixel_values"]
 
@@ -159,6 +168,9 @@ class PipelineModel(HuggingFaceModel):
 
     def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, tower: str = "text") -> torch.Tensor:
         return _features(self._encoders[tower](input_ids=input_ids, attention_mask=attention_mask))
+
+    def _tower_config(self, tower: str) -> Any:
+        return self._encoders[tower].config
 
 
 def _features(output: Any) -> torch.Tensor:
