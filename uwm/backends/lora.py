@@ -14,7 +14,6 @@ from ..checkpoint import write_edited
 from ..errors import BadInput, InvalidResult
 from ..models import HuggingFaceModel, Model
 from ..models.student import added, hugging_face_copy
-from ..records import to_json
 from ..statistics.batches import embed_inputs
 from .protocol import TrainingSettings
 
@@ -109,9 +108,8 @@ def write_trained(model: Model, adapter: Adapter, folder: Path) -> dict[str, str
     student = student_of(model, adapter)
     replaced = added(model, _deltas(student))
     _compare(model, student, replaced)
-    hashes = write_edited(model.checkpoint, {}, folder, replaced=replaced)
-    for name, config in {} if model.checkpoint.path.is_dir() else model.side_configs().items():
-        (folder / name).write_text(to_json(config) + "\n", "utf-8")
+    hashes = write_edited(model.checkpoint, {}, folder, replaced=replaced, with_config=True)
+    model.write_side_files(folder)
     return hashes
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from ..checkpoint import Checkpoint
 from ..checkpoint.reader import cast_sha256, matrix_sha256
 from ..layouts import find_tensors, recognise, whole_key
+from ..records import to_json
 from ..weights import WeightId, block_count
 
 
@@ -47,7 +48,7 @@ class Model(ABC):
         self.checkpoint = checkpoint
         self.quick_gelu = quick_gelu
         self.edited: set[WeightId] = set()
-        self.notes: list[str] = []
+        self.notes: list[str] = [] if checkpoint is None else [*checkpoint.notes]
         self.end_tokens: dict[str, EndToken | None] = {}
         self._parameters = dict(module.named_parameters())
         self.layout = recognise(self._parameters, type(module).__name__)
@@ -177,3 +178,9 @@ class Model(ABC):
     def side_configs(self) -> dict[str, Any]:
         """File name -> JSON that a folder with these weights needs, for weights that came without a folder."""
         return {}
+
+    def write_side_files(self, folder: Path) -> None:
+        """Write beside weights that came without a folder what their library needs to load them."""
+        if self.checkpoint is not None and not self.checkpoint.path.is_dir():
+            for name, config in self.side_configs().items():
+                (folder / name).write_text(to_json(config) + "\n", "utf-8")

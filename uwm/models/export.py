@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import shutil
 from pathlib import Path
@@ -17,6 +16,7 @@ from .conversion import convert, plain_clip
 from .hugging_face import HuggingFaceModel, clip_config
 from .loading import load
 from .open_clip_models import OpenClipModel
+from .openai_tokenizer import write_openai_tokenizer
 from .sizes import OPENAI_VOCABULARY
 
 LAYOUTS = ("hf", "open_clip")
@@ -64,7 +64,7 @@ def export(model: Model, edited: Path, to: str) -> dict[str, str]:
         _write(target / "config.json", _hugging_face_config(model))
         _write(target / "preprocessor_config.json", _preprocessor(model))
         if not _copy_tokenizer(model, target):
-            _openai_tokenizer(target, model.config["text_cfg"].get("context_length", 77))
+            write_openai_tokenizer(target, model.config["text_cfg"].get("context_length", 77))
     _compare(model, target)
     return {f"{to}/{weights.name}": file_sha256(weights)}
 
@@ -185,24 +185,6 @@ def _copy_tokenizer(model: Model, target: Path) -> bool:
     for name in found:
         shutil.copyfile(folder / name, target / name)
     return bool(found)
-
-
-def _openai_tokenizer(target: Path, context_length: int) -> None:
-    """OpenAI's byte-pair vocabulary, as open_clip carries it, in the files that Hugging Face reads."""
-    from open_clip.tokenizer import SimpleTokenizer, default_bpe
-
-    vocabulary = SimpleTokenizer().encoder
-    start, end = "<|startoftext|>", "<|endoftext|>"
-    renamed = {{"<start_of_text>": start, "<end_of_text>": end}.get(w, w): n for w, n in vocabulary.items()}
-    with gzip.open(default_bpe()) as stream:
-        merges = stream.read().decode("utf-8").split("\n")[1 : OPENAI_VOCABULARY - 2 * 256 - 1]
-    _write(target / "vocab.json", renamed)
-    (target / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", "utf-8")
-    names = {"bos_token": start, "eos_token": end, "unk_token": end, "pad_token": end}
-    _write(
-        target / "tokenizer_config.json",
-        {"tokenizer_class": "CLIPTokenizer", "model_max_length": context_length, **names},
-    )
 
 
 def _write(path: Path, value: Any) -> None:

@@ -14,6 +14,7 @@ from ..checkpoint import Checkpoint, read_json
 from ..errors import BadInput
 from .base import Model
 from .filling import fill
+from .openai_tokenizer import write_openai_tokenizer
 from .references import resolve
 from .sizes import OPENAI_VOCABULARY, config_of
 
@@ -314,9 +315,11 @@ class BareModel(HuggingFaceModel):
     def tokenize(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         import open_clip
 
-        if self._text_config.vocab_size != open_clip.tokenizer.SimpleTokenizer().vocab_size:
+        if self._text_config.vocab_size != OPENAI_VOCABULARY:
             raise BadInput("these bare weights have a vocabulary of their own; pass the folder with their tokenizer")
-        ids = open_clip.SimpleTokenizer(context_length=self._text_config.max_position_embeddings)(texts)
+        if self._tokenizer is None:  # slow to build
+            self._tokenizer = open_clip.SimpleTokenizer(context_length=self._text_config.max_position_embeddings)
+        ids = self._tokenizer(texts)
         return ids, (torch.arange(ids.shape[1]) <= ids.argmax(-1, keepdim=True)).long()
 
     def _side(self, loader: Callable[..., Any], what: str, files: tuple[str, ...]) -> Any:
@@ -333,3 +336,8 @@ class BareModel(HuggingFaceModel):
             "config.json": json.loads(self.config.to_json_string()) | {"architectures": ["CLIPModel"]},
             "preprocessor_config.json": json.loads(processor.to_json_string()),
         }
+
+    def write_side_files(self, folder: Path) -> None:
+        super().write_side_files(folder)
+        if self._text_config.vocab_size == OPENAI_VOCABULARY:
+            write_openai_tokenizer(folder, self._text_config.max_position_embeddings)
