@@ -19,6 +19,7 @@ import uwm
 from uwm.checkpoint import open_checkpoint
 from uwm.errors import BadInput
 
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft's use of transformers
 IDS, MASK = torch.tensor([[2, 4, 7, 3], [2, 8, 3, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
 
 

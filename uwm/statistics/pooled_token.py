@@ -34,6 +34,8 @@ def check_pooled_token(model: Model, input_ids: torch.Tensor, mask: torch.Tensor
     if not len(input_ids):
         return
     read = _tokens_read(model, tower, input_ids, mask)  # [n, tokens]
+    if not read.any():
+        return  # a layer that is never called, or an embedding that depends on nothing, is for others to find
     said = model.pooled(tower, mask, read.shape[1])
     if said is not None:
         ends = torch.zeros_like(read).scatter(1, said[:, None].to(read.device), True)
@@ -66,6 +68,8 @@ def _tokens_read(model: Model, tower: str, input_ids: torch.Tensor, mask: torch.
     with torch.enable_grad(), cut_outputs(model.owner(last)) as outputs:
         embeddings = model.encode_text(input_ids, mask, tower).float()
         uneven = torch.arange(1.0, embeddings.shape[1] + 1, device=embeddings.device)  # the plain sum may be constant
+        if not outputs:
+            return torch.zeros(len(input_ids), 1, dtype=torch.bool)
         (slope,) = torch.autograd.grad((embeddings @ uneven).sum(), outputs[0])
     return (slope.reshape(len(input_ids), -1, slope.shape[-1]) != 0).any(2)
 
