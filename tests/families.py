@@ -201,7 +201,10 @@ def make_open_clip_text(text_config, **text_cfg):
 
 
 OC_VISION = {"image_size": 64, "layers": 2, "width": 32, "patch_size": 16, "head_width": 16, "mlp_ratio": 2}
-OC_TEXT = {"context_length": 24, "vocab_size": len(WORDS), "width": 32, "heads": 2, "layers": 2, "mlp_ratio": 2}
+OC_TEXT = {
+    "context_length": 24, "vocab_size": len(WORDS), "width": 32, "heads": 2, "layers": 2, "mlp_ratio": 2,
+    "pool_type": "eos", "eos_id": 3,
+}  # fmt: skip
 OC_CLIP = {"embed_dim": 24, "vision_cfg": OC_VISION, "text_cfg": OC_TEXT}
 OC_COCA = {
     "custom_text": True,

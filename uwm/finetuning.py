@@ -13,10 +13,10 @@ from .backends import Backend, Computing, Trained, TrainingSettings, find_backen
 from .backends.lora import check_installed
 from .backends.training import check_training
 from .calibration import CalibrationSet
-from .checkpoint import new_folder
+from .checkpoint import new_folder, passing_folder, write_edited
 from .clock import Clock
-from .embedding import quadruples
-from .errors import BadInput
+from .embedding import embed, quadruples
+from .errors import BadInput, InvalidResult
 from .evaluation import EvalResult
 from .inputs import (
     Inputs,
@@ -114,6 +114,7 @@ def finetune(
         model = load_model(replace(recipe, dtype="float32"))  # the frozen reference
         check_trainable(model)
         reached = check_reach(recipe, model, {"calibration": calibration, **held_out}, data_sets)
+        _try_output(recipe, model, pairs, output)
     state = state_file(output) if output is not None else None
     with clock("train"):
         how: dict[str, Any] = {"seed": recipe.seed, "computing": recipe.computing(), "state": state}
@@ -165,6 +166,31 @@ def _split(recipe: FinetuneRecipe, calibration: CalibrationSet) -> tuple[Calibra
     if len(whole) < 3:
         raise BadInput(f"{whole.root}: {len(whole)} pairs with captions and images; fine-tuning needs at least 3")
     return whole.holdout(recipe.validation, recipe.seed, "--validation")
+
+
+def _try_output(recipe: FinetuneRecipe, model: Model, pairs: CalibrationSet, output: Path | None) -> None:
+    """Write the untrained model as the trained one will be, load it, and embed a pair: all that the end needs.
+
+    Raises:
+        ResourceFault: The disk has no room, or cannot be written. BadInput: The output cannot be loaded or used.
+        InvalidResult: It computes something else than the input.
+    """
+    assert model.checkpoint is not None
+    first = replace(pairs, pairs=pairs.pairs[:1])
+    with TemporaryDirectory() if output is None else passing_folder(output) as place:
+        write_edited(model.checkpoint, {}, Path(place), with_config=True)
+        model.write_side_files(Path(place))
+        try:
+            written = load(place, device=recipe.device, offline=recipe.offline)
+            found = [vars(embed(side, first, batch_size=1)) for side in (model, written)]
+        except BadInput as error:
+            raise BadInput(
+                f"the fine-tuned model could not be loaded and measured, so it is not trained: {error}"
+            ) from None
+    for side, ours in found[0].items():
+        off = float((ours - found[1][side]).norm())
+        if not off < 1e-3:
+            raise InvalidResult(f"the output would compute something else than the input ({side} is {off:.1e} off)")
 
 
 @contextmanager

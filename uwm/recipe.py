@@ -40,7 +40,6 @@ from .label_noise import LabelNoise, label_noise_of
 from .manifest import EditFacts, LayerFacts, Manifest
 from .models import Model
 from .models.export import check_export, export
-from .records import to_json
 from .report import Example, find_examples
 from .shipped_files import DEMO_SET
 from .statistics.batches import Progress
@@ -324,9 +323,8 @@ def _where_there_are(noise: LabelNoise | None, preserve: Preservation | None) ->
 def _write_weights(folder: Path, model: Model, patch: Patch, also_export: str | None) -> dict[str, str]:
     """The edited weights with all that is needed to load them, and the export -> sha256 by file name."""
     assert model.checkpoint is not None
-    hashes = write_patched(model.checkpoint, patch, folder)
-    for name, config in {} if model.checkpoint.path.is_dir() else model.side_configs().items():
-        (folder / name).write_text(to_json(config) + "\n", "utf-8")
+    hashes = write_patched(model.checkpoint, patch, folder, with_config=True)
+    model.write_side_files(folder)
     if also_export is not None:
         with patched(model, patch):
             hashes |= export(model, folder, also_export)

@@ -21,6 +21,7 @@ from uwm.models import export as export_module
 from uwm.models.conversion import convert
 from uwm.models.export import check_export, export
 from uwm.models.export_check import CAPTIONS, IMAGES, KEPT_APART, paint
+from uwm.models.openai_tokenizer import write_openai_tokenizer
 
 EDGE = {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}}
 WORDS = ["a picture of dog and knife", "cat", "number tree car " * 20, ""]
@@ -181,7 +182,7 @@ def hugging_face_of(archive, out):
     out.mkdir()
     convert(module.checkpoint, "hf", out / "model.safetensors")
     (out / "config.json").write_text(json.dumps(export_module._hugging_face_config(module)))
-    export_module._openai_tokenizer(out, 24)
+    write_openai_tokenizer(out, 24)
     transformers.CLIPImageProcessor(**EDGE).save_pretrained(out)
     return out
 

@@ -97,7 +97,7 @@ def test_reducers_share_one_pass(model, batches):
     handle = model.module.text_model.register_forward_hook(lambda *_: calls.append(1))
     assert run_pass(model, batches, [first, second, blind], ["text"]) == {"text": 24}
     handle.remove()
-    assert len(calls) == 6  # three batches, two sides
+    assert len(calls) == 7  # three batches, two sides, and the first once more for its pooled token
     assert [(w, side) for w, side, *_ in first.inputs] == [(FC2, SAFE), (FC2, UNSAFE)] * 3
     assert [(w, side) for w, side, *_ in second.inputs] == [(FC2, 0), (RESIDUAL_0, 0), (FC2, 1), (RESIDUAL_0, 1)] * 3
     assert [part.first for part in blind.parts] == [0, 10, 20]

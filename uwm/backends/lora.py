@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
+from ..cache import PROBE_TEXTS
 from ..checkpoint import write_edited
 from ..errors import BadInput, InvalidResult
 from ..models import HuggingFaceModel, Model
 from ..models.student import added, hugging_face_copy
-from ..records import to_json
 from ..statistics.batches import embed_inputs
 from .protocol import TrainingSettings
 
@@ -108,9 +108,8 @@ def write_trained(model: Model, adapter: Adapter, folder: Path) -> dict[str, str
     student = student_of(model, adapter)
     replaced = added(model, _deltas(student))
     _compare(model, student, replaced)
-    hashes = write_edited(model.checkpoint, {}, folder, replaced=replaced)
-    for name, config in {} if model.checkpoint.path.is_dir() else model.side_configs().items():
-        (folder / name).write_text(to_json(config) + "\n", "utf-8")
+    hashes = write_edited(model.checkpoint, {}, folder, replaced=replaced, with_config=True)
+    model.write_side_files(folder)
     return hashes
 
 
@@ -125,15 +124,14 @@ def _deltas(student: HuggingFaceModel) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def _compare(model: Model, student: HuggingFaceModel, replaced: dict[str, torch.Tensor]) -> None:
-    """The merged checkpoint, rounded as it is stored, must give the student's embeddings of random inputs."""
+    """The merged checkpoint, rounded as it is stored, must give the student's embeddings of some inputs."""
     merged = hugging_face_copy(model, replaced)
     generator = torch.Generator().manual_seed(0)
-    side, text = student.config.vision_config.image_size, student.config.text_config
+    side = student.config.vision_config.image_size
     pixels = torch.randn(2, 3, side, side, generator=generator)
-    ids = torch.randint(1, text.vocab_size - 2, (2, 8), generator=generator)
-    ids[:, -1] = text.vocab_size - 1
+    ids, tokens = model.tokenize(PROBE_TEXTS)
     tolerance = max(ROUNDING.get(tensor.dtype, 0.1) for tensor in replaced.values())
-    for what, inputs, mask in (("image", pixels, None), ("text", ids, torch.ones_like(ids))):
+    for what, inputs, mask in (("image", pixels, None), ("text", ids, tokens)):
         ours, theirs = (embed_inputs(side, inputs, mask).double() for side in (merged, student))
         off = ((ours - theirs).norm() / theirs.norm()).item()
         if not off < tolerance:

@@ -21,7 +21,7 @@ from ..errors import BadInput, InvalidResult
 from ..metrics import recall
 from ..models import Model
 from ..models.student import hugging_face_copy, recompute_activations
-from ..statistics.batches import Progress
+from ..statistics.batches import Progress, embed_inputs
 from .feeding import Batch, Feeder, student_embeddings
 from .lora import Adapter, insert, own_draws, put_back
 from .protocol import Backend, Computing, Objective, TrainingSettings
@@ -29,6 +29,7 @@ from .state import State, load_state, save_state
 
 DTYPES = {"auto": None, "float32": None, "bfloat16": torch.bfloat16}
 COMPUTING = Computing()
+CHECKED = 64  # captions whose pooled token is checked before training
 SAVE_SECONDS = 120.0  # how much work a kill may cost, at most
 
 logger = logging.getLogger(__name__)
@@ -178,6 +179,8 @@ class _Run:
         self.name = backend.name
         self.student = hugging_face_copy(model)
         self.masters = insert(self.student, settings, seed)
+        with torch.no_grad():  # in train mode the pooled token is not checked
+            embed_inputs(self.student, *model.tokenize([p.safe_text or "" for p in pairs.pairs[:CHECKED]]))
         if computing.checkpointing:
             recompute_activations(self.student)
         dtype = DTYPES[computing.dtype]

@@ -1,7 +1,8 @@
 """Checkpoints as files: lazy reading, fingerprints, streaming and atomic writing. No model library is needed."""
 
-from .folder import MANIFEST, check_output, new_folder
-from .reader import Checkpoint, TensorInfo, file_sha256, open_checkpoint
+from .folder import MANIFEST, check_output, new_folder, passing_folder
+from .opening import open_checkpoint
+from .reader import Checkpoint, TensorInfo, file_sha256
 from .sources import read_json
 from .writer import LazyTensor, write_edited, write_tensors
 
@@ -14,6 +15,7 @@ __all__ = [
     "file_sha256",
     "new_folder",
     "open_checkpoint",
+    "passing_folder",
     "read_json",
     "write_edited",
     "write_tensors",

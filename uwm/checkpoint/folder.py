@@ -42,6 +42,25 @@ def check_output(output: Path, inputs: list[Path], overwrite: bool) -> None:
 
 
 @contextmanager
+def passing_folder(output: Path) -> Iterator[Path]:
+    """A temporary sibling of `output` that vanishes in the end, to try what will be written there.
+
+    Raises:
+        ResourceFault: As `new_folder`.
+    """
+    temporary = output.absolute().parent / f".uwm-{os.getpid()}-{output.name}"
+    try:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        _clear_stale(output.absolute())
+        temporary.mkdir()
+        yield temporary
+    except OSError as error:
+        raise ResourceFault(f"{output}: could not write: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
     """A temporary sibling of `output` that takes its place when the body succeeds, and vanishes when it fails.
 

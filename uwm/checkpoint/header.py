@@ -70,6 +70,26 @@ def make_header(tensors: Iterable[tuple[str, Any, tuple[int, ...]]]) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
+def rewritten(header: bytes, wrapper: str = "", marked: bool = False) -> bytes:
+    """A header with other words and the same tensors.
+
+    Args:
+        header: From `read_header`, length field included.
+        wrapper: What to take away from the start of every tensor's name.
+        marked: Say ``format: pt``, which transformers before 5 demands, where no format is said.
+    """
+    entries = json.loads(header[8:])
+    metadata = entries.pop("__metadata__", None) or {}
+    marked = marked and "format" not in metadata
+    if not wrapper and not marked:
+        return header  # the very bytes
+    metadata |= {"format": "pt"} if marked else {}
+    named = {name.removeprefix(wrapper): entry for name, entry in entries.items()}
+    text = json.dumps(({"__metadata__": metadata} if metadata else {}) | named, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
 def _parse(header: bytes, where: str) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)

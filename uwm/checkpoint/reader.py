@@ -1,10 +1,9 @@
-"""Open a checkpoint of any spelling and read its tensors one by one."""
+"""An open checkpoint of any spelling, whose tensors are read one by one."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,25 +14,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import BadInput
-from ..layouts import Layout, find_tensors, recognise
+from ..layouts import Layout
 from ..weights import WeightId, WeightRef
-from .archive import Archive, open_archive
-from .dtypes import DTYPES, NAMES, Bits, Dtype
-from .header import make_header, read_header, valid_name
-from .sources import Source, find_sources, safetensors_name
-from .tensors import StoredTensor, Tensors, Unfit
+from .dtypes import Bits, Dtype
+from .tensors import StoredTensor
 
 if TYPE_CHECKING:
     import torch
 
 CHUNK = 1 << 19  # bytes read at once; a few of them stay in the processor's own memory
 CASTS = ("float32", "float16", "bfloat16")
-PREFIXES = ("module.", "_orig_mod.")  # of wrappers for many devices and for compiling
-BARE_PREFIXES = (*PREFIXES, "model.")  # and of trainers; a folder's config may want that one
-GROWTH = 16  # times that a torch file's tensors may outgrow it, tied and expanded ones counted in full
-OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")  # sizes, which OpenAI stores beside the weights
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,6 +51,7 @@ class WeightsFile:
         component: What stands before its tensors' names in the checkpoint's keys, ``text_encoder/`` in a pipeline.
         pickled: Where `origin` is a torch file, its tensors by name.
         scripted: Whether that file is a TorchScript archive.
+        wrapper: What stood before all of its tensors' names in a safetensors file, and is not written again.
     """
 
     name: str
@@ -70,6 +61,7 @@ class WeightsFile:
     component: str = ""
     pickled: Mapping[str, StoredTensor] | None = field(default=None, repr=False)
     scripted: bool = False
+    wrapper: str = ""
 
     def raw(self, info: TensorInfo) -> np.ndarray:
         """A tensor's own bytes, a fresh uint8 array [nbytes]."""
@@ -114,6 +106,7 @@ class Checkpoint:
         tensors: Everything that has a name and where it lives.
         side_files: For a folder, what else belongs to it (config, tokenizer), relative to `path`.
         indices: Name and content of the shard indices to write.
+        notes: What a user should know of how it was read, one line each.
     """
 
     path: Path
@@ -122,6 +115,7 @@ class Checkpoint:
     tensors: dict[WeightId, WeightRef]
     side_files: tuple[Path, ...] = ()
     indices: tuple[tuple[str, bytes], ...] = ()
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def entries(self) -> dict[str, tuple[WeightsFile, TensorInfo]]:
@@ -264,123 +258,3 @@ def cast_sha256(matrix: torch.Tensor) -> dict[str, str]:
     import torch
 
     return {name: matrix_sha256(matrix.to(getattr(torch, name))) for name in CASTS}
-
-
-def open_checkpoint(path: str | Path, key: str | None = None) -> Checkpoint:
-    """Open a weight file or a folder that holds one.
-
-    Args:
-        path: A safetensors or torch file; a folder of Hugging Face, open_clip, sentence-transformers or diffusers.
-        key: Which entry of a training checkpoint holds the weights, where there are several.
-
-    Raises:
-        BadInput: Missing, damaged or unknown.
-        Refused: A pickle that asks for more than tensors, or a path that leaves its folder.
-    """
-    path = Path(path)
-    source = find_sources(path)
-    prefixes = PREFIXES if path.is_dir() else BARE_PREFIXES
-    files = tuple(
-        _open_file(place, name, component, key, () if place in source.promised else prefixes)
-        for place, name, component in source.files
-    )
-    _check_promised(path, source, files)
-    keys = [file.component + info.name for file in files for info in file.tensors]
-    layout = recognise(keys, str(path))
-    if not path.is_dir():
-        files = (replace(files[0], name=layout.file_name),)
-    elif len(files) == 1 and files[0].pickled is not None:
-        files = (replace(files[0], name=str(Path(files[0].name).with_name(layout.file_name))),)
-    return Checkpoint(path, files, layout, find_tensors(layout, keys), source.side_files, source.indices)
-
-
-def _check_promised(path: Path, source: Source, files: tuple[WeightsFile, ...]) -> None:
-    """Every tensor of a shard index lies where it says, and nowhere else."""
-    for (place, _, _), file in zip(source.files, files, strict=True):
-        promised, held = source.promised.get(place), {info.name for info in file.tensors}
-        if promised is not None and held != promised:
-            odd = sorted(held ^ promised)
-            raise BadInput(
-                f"{place}: {odd[0]!r} is {'missing here' if odd[0] in promised else 'not promised here'} by the index, "
-                "or lies in two shards; download both again"
-            )
-    held_bytes = sum(info.nbytes for file in files for info in file.tensors)
-    if source.total_size not in (None, held_bytes):
-        logger.warning("%s: the index says %s bytes, the shards hold %d", path, source.total_size, held_bytes)
-
-
-def _open_file(path: Path, name: str, component: str, key: str | None, prefixes: tuple[str, ...]) -> WeightsFile:
-    with path.open("rb") as stream:
-        start = stream.read(512)
-        # The low bytes of a header's length can be those of a pickle or a zip; what follows them cannot.
-        if start[8:9] != b"{" and start[257:262] == b"ustar":
-            raise BadInput(f"{path}: a tar file, perhaps of torch 0.1; re-save it with a current torch")
-        if start[8:9] != b"{" and (start[:2] == b"PK" or start[:1] in (b"\x80", b"c", b"(")):
-            return _open_pickle(path, name, component, key, prefixes)
-        stream.seek(0)
-        header, entries = read_header(stream, path.stat().st_size, str(path))
-    infos = tuple(
-        TensorInfo(name, DTYPES[e["dtype"]], tuple(e["shape"]), len(header) + e["data_offsets"][0])
-        for name, e in entries.items()
-    )
-    return WeightsFile(name, header, infos, path, component)
-
-
-def _open_pickle(path: Path, name: str, component: str, key: str | None, prefixes: tuple[str, ...]) -> WeightsFile:
-    """A torch file as the safetensors file that will be written of it."""
-    archive = open_archive(path)
-    held = dict(sorted(_state_dict(archive, path, key, prefixes).items()))
-    nbytes, size = sum(math.prod(t.shape) * t.dtype.itemsize for t in held.values()), path.stat().st_size
-    if nbytes > GROWTH * size:
-        raise BadInput(f"{path}: has {size} bytes, and its tensors ask for {nbytes}; re-save it without expanded ones")
-    header = make_header((name, t.dtype, t.shape) for name, t in held.items())
-    infos, begin = [], len(header)
-    for tensor_name, tensor in held.items():
-        infos.append(TensorInfo(tensor_name, tensor.dtype, tensor.shape, begin))
-        begin += infos[-1].nbytes
-    place = Path(name).with_name(safetensors_name(Path(name).name))
-    return WeightsFile(str(place), header, tuple(infos), path, component, held, archive.scripted)
-
-
-def _state_dict(archive: Archive, path: Path, key: str | None, prefixes: tuple[str, ...]) -> dict[str, StoredTensor]:
-    """The tensors of a torch file, without the prefixes that all of their names share."""
-    loaded: dict[str, StoredTensor] = {}
-    unfit = set()
-    for name, tensor in _choose(archive.state_dicts, path, key).items():
-        if not isinstance(tensor, StoredTensor) or tensor.dtype not in NAMES:
-            unfit.add(tensor.kind if isinstance(tensor, Unfit) else tensor.dtype.name)
-        else:
-            loaded[name] = tensor
-    if all(name in loaded and loaded[name].shape == () for name in OPENAI_NUMBERS):
-        loaded = {name: tensor for name, tensor in loaded.items() if name not in OPENAI_NUMBERS}
-    if unfit:
-        raise BadInput(f"{path}: {', '.join(sorted(unfit))} tensors cannot be written as safetensors")
-    while loaded and (prefix := next((p for p in prefixes if all(name.startswith(p) for name in loaded)), None)):
-        loaded = {name[len(prefix) :]: tensor for name, tensor in loaded.items()}
-    if odd := [name for name in loaded if not valid_name(name)]:
-        raise BadInput(f"{path}: tensor name {odd[0][:100]!r} is empty or has characters that no name may have")
-    return loaded
-
-
-def _choose(found: dict[str, Tensors], path: Path, key: str | None) -> Tensors:
-    """The one state dict of a training checkpoint, or the one that `key` names."""
-    there = ", ".join(map(repr, found))
-    if not found:
-        raise BadInput(f"{path}: holds no state dict; expected tensors by name, bare or under 'state_dict' or 'model'")
-    if key is not None:
-        if key not in found:
-            raise BadInput(f"{path}: --key {key!r} holds no state dict; there is {there}")
-        return found[key]
-    models = [name for name, held in found.items() if _is_model(held)] or list(found)
-    if len(models) > 1:
-        raise BadInput(f"{path}: holds several state dicts ({there}); choose one with --key")
-    return found[models[0]]
-
-
-def _is_model(held: Tensors) -> bool:
-    """Whether an encoder is among the names; what an optimizer or a random generator keeps has none."""
-    try:
-        recognise(held, "")
-    except BadInput:
-        return False
-    return True

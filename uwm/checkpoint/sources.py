@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BadInput, Refused
+from .adapters import refuse_adapter_beside
 
 INDEX = "model.safetensors.index.json"
 CANDIDATES = (  # in this order, then any other index; a pickle only when there is nothing better
@@ -35,6 +36,7 @@ class Source:
     promised: dict[Path, set[str]] = field(default_factory=dict)  # shard -> the tensors its index promises
     indices: tuple[tuple[str, bytes], ...] = ()  # to write: name relative to the folder, content
     total_size: int | None = None  # bytes in all shards, as the index says
+    left_out: dict[Path, list[Path]] = field(default_factory=dict)  # folder -> weights in it that are not read
 
 
 def find_sources(path: Path) -> Source:
@@ -70,7 +72,8 @@ def _pipeline(path: Path) -> Source:
     files = [(place, name, f"{folder.name}/") for folder, part in zip(folders, found, strict=True) for place, name, _ in part.files]  # noqa: E501  # fmt: skip
     promised = {place: names for part in found for place, names in part.promised.items()}
     indices = tuple(index for part in found for index in part.indices)
-    return Source(files, tuple(_side_files(path, *folders)), promised, indices)
+    left_out = {place: others for part in found for place, others in part.left_out.items()}
+    return Source(files, tuple(_side_files(path, *folders)), promised, indices, left_out=left_out)
 
 
 def _first_module(path: Path) -> Path:
@@ -85,15 +88,19 @@ def _first_module(path: Path) -> Path:
 
 
 def _one_folder(folder: Path, prefix: str) -> Source:
+    refuse_adapter_beside(folder)
     indices = [folder / name for name, _, _ in shard_indices(path.name for path in folder.iterdir())]
     ranked = [path for path in (*(folder / name for name in CANDIDATES), *indices) if path.is_file()]
     ranked.sort(key=lambda path: ".safetensors" not in path.name)
     if not ranked:
         there = ", ".join(CANDIDATES)
         raise BadInput(f"{folder}: no weights in this folder{_unfinished(folder)}; expected one of {there}")
-    if SHARD_INDEX.fullmatch(ranked[0].name):
-        return _shards(ranked[0], prefix)
-    return Source([(ranked[0], prefix + ranked[0].name, "")])
+    sharded = SHARD_INDEX.fullmatch(ranked[0].name)
+    found = _shards(ranked[0], prefix) if sharded else Source([(ranked[0], prefix + ranked[0].name, "")])
+    read = {ranked[0], *(place for place, _, _ in found.files)}
+    others = [p for p in sorted(folder.iterdir()) if p.is_file() and p.suffix in WEIGHT_SUFFIXES and p not in read]
+    others = [path for path in others if path.name not in OWN and not path.name.startswith(".")]
+    return replace(found, left_out={folder: others} if others else {})
 
 
 def shard_indices(names: Iterable[str]) -> list[tuple[str, str, str]]:

@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,7 +19,7 @@ import numpy as np
 from ..errors import BadInput, InvalidResult, ResourceFault
 from ..weights import WeightId, WeightRef
 from .dtypes import Bits, Dtype
-from .header import make_header
+from .header import make_header, rewritten
 from .reader import CHUNK, Checkpoint, TensorInfo, WeightsFile, read_into, same_bytes
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def write_edited(
     folder: Path,
     aliases: Mapping[str, list[str]] | None = None,
     replaced: Mapping[str, torch.Tensor] | None = None,
+    with_config: bool = False,
 ) -> dict[str, str]:
     """Stream the checkpoint into `folder` with its side files, read it back and compare with the plan.
 
@@ -66,6 +67,7 @@ def write_edited(
         folder: An existing, empty folder.
         aliases: Tied tensors that the checkpoint itself no longer tells, key -> others.
         replaced: Key -> a new tensor of the same shape, for what is not edited but made anew.
+        with_config: A config will stand beside bare weights, so that their library loads the folder.
 
     Returns:
         sha256 of every weight file written, by name.
@@ -86,12 +88,20 @@ def write_edited(
             (folder / index).parent.mkdir(parents=True, exist_ok=True)
             (folder / index).write_bytes(content)
         hashes = {}
-        for file in checkpoint.files:
+        for file in _for_library(checkpoint, with_config):
             (folder / file.name).parent.mkdir(parents=True, exist_ok=True)
             hashes[file.name] = _write_file(file, plans, folder / file.name)
     except OSError as error:
         raise ResourceFault(f"{folder}: could not write: {error.strerror or error}") from error
     return hashes
+
+
+def _for_library(checkpoint: Checkpoint, with_config: bool) -> Iterator[WeightsFile]:
+    """The files as they are written: marked for transformers where it will load the folder, otherwise as they are."""
+    folder = with_config or any(name.name == "config.json" for name in checkpoint.side_files)
+    for file in checkpoint.files:
+        marked = folder and checkpoint.layout.library == "transformers"
+        yield replace(file, header=rewritten(file.header, marked=True)) if marked else file
 
 
 Plan = list[tuple[WeightRef, Rewrite]]  # what happens to which rows of one tensor

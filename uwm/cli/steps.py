@@ -116,13 +116,14 @@ def _file_to_file(verb: str, model: str, patch_path: Path, flags: dict[str, Any]
     if settings.pop("dry_run"):
         checkpoint = rewrite.open_checkpoint(source, settings["key"])
         fitted, left_out = rewrite.fit(checkpoint, loaded, cast=settings["cast"], edited=verb == "revert")
-        done, hashes, where = "would change", {}, ""
+        done, hashes, where, notes = "would change", {}, "", checkpoint.notes
     elif output is None:
         raise BadInput("say where to write with -o FOLDER, or pass --dry-run")
     else:
         written = getattr(rewrite, verb)(source, loaded, output=output, **settings)
-        fitted, left_out, hashes = written.patch, written.left_out, written.hashes
+        fitted, left_out, hashes, notes = written.patch, written.left_out, written.hashes, written.notes
         done, where = "changed", f" → {output}"
+    warn(show, notes)
     count = sum(fitted.counts().values())
     missing = f" (left out: {', '.join(left_out)}, which this checkpoint does not have)" if left_out else ""
     text = f"{verb}: {done} {count} entries in {len(fitted.changes)} tensors{missing}{where}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,11 +36,15 @@ HASHERS = min(4, os.cpu_count() or 1)
 
 @dataclass(frozen=True)
 class Rewritten:
-    """What was written: sha256 of every weight file by name, the patch as it fits this file, and towers left out."""
+    """What was written: sha256 of every weight file by name, the patch as it fits this file, and towers left out.
+
+    `notes` are what a user should know of how the checkpoint was read, and of what was written.
+    """
 
     hashes: dict[str, str]
     patch: Patch
     left_out: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def apply(
@@ -74,21 +78,22 @@ def apply(
     with new_folder(output) as folder:
         hashes = write_patched(checkpoint, fitted, folder)
         _write_manifest(folder, "apply", fitted, hashes)
-    return Rewritten(hashes, fitted, left_out)
+    return Rewritten(hashes, fitted, left_out, (*checkpoint.notes, *_bare_notes(checkpoint, output)))
 
 
-def write_patched(checkpoint: Checkpoint, patch: Patch, folder: Path) -> dict[str, str]:
+def write_patched(checkpoint: Checkpoint, patch: Patch, folder: Path, *, with_config: bool = False) -> dict[str, str]:
     """Write the edited weights, the side files and the patch itself into an existing folder.
 
     Args:
         checkpoint: The source, left untouched.
         patch: As `fit` returns it for this checkpoint, which is how the written patch can be undone.
         folder: An existing, empty folder.
+        with_config: As in `uwm.checkpoint.write_edited`.
 
     Returns:
         sha256 of every weight file written, by name.
     """
-    hashes = write_edited(checkpoint, patch.changes, folder)
+    hashes = write_edited(checkpoint, patch.changes, folder, with_config=with_config)
     keys = {checkpoint.tensors[name].key for name in patch.changes}
     tied = {key: others for key, others in checkpoint.aliases.items() if key in keys}
     replace(patch, aliases=tied).save(folder / PATCH_FILE)
@@ -119,7 +124,17 @@ def revert(
         undo = {name: step for name in fitted.changes if (step := fitted.undo(name)) is not None}
         hashes = write_edited(checkpoint, undo, folder, patch.aliases)
         _write_manifest(folder, "revert", fitted, hashes)
-    return Rewritten(hashes, fitted, left_out)
+    return Rewritten(hashes, fitted, left_out, (*checkpoint.notes, *_bare_notes(checkpoint, output)))
+
+
+def _bare_notes(checkpoint: Checkpoint, output: Path) -> Iterator[str]:
+    """What bare weights leave to be said, which a folder's config says."""
+    if not checkpoint.path.is_dir():
+        scripted = any(file.scripted for file in checkpoint.files)
+        flags = (
+            "--quick-gelu, which the archive said by itself" if scripted else "--arch, --quick-gelu or --no-quick-gelu"
+        )
+        yield f"{output}: bare weights like {checkpoint.path.name}, without a config; to open them, pass {flags}"
 
 
 def _write_manifest(folder: Path, verb: str, patch: Patch, hashes: dict[str, str]) -> None:

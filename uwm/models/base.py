@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -14,7 +14,15 @@ from ..checkpoint import Checkpoint
 from ..checkpoint.reader import cast_sha256, matrix_sha256
 from ..errors import BadInput
 from ..layouts import find_tensors, recognise, whole_key
+from ..records import to_json
 from ..weights import WeightId, block_count
+
+
+class EndToken(NamedTuple):
+    """The token that ends captions and is pooled, and whether captions with higher ids were pooled there too."""
+
+    token: int
+    below_others: bool
 
 
 class Model(ABC):
@@ -29,6 +37,7 @@ class Model(ABC):
         quick_gelu: Whether the activation is QuickGELU.
         edited: The weights that an open `patched` block has changed.
         notes: What a user should know of how it was read, one line each; every job that opens the model says them.
+        end_tokens: Of text towers whose pooled token was checked, the one that ends captions; None where none does.
         offline, cache_dir: How `uwm.load` was told to fetch; a tokenizer is only loaded when it is asked for.
     """
 
@@ -40,7 +49,8 @@ class Model(ABC):
         self.checkpoint = checkpoint
         self.quick_gelu = quick_gelu
         self.edited: set[WeightId] = set()
-        self.notes: list[str] = []
+        self.notes: list[str] = [] if checkpoint is None else [*checkpoint.notes]
+        self.end_tokens: dict[str, EndToken | None] = {}
         self._parameters = dict(module.named_parameters())
         self.layout = recognise(self._parameters, type(module).__name__)
         self.tensors = find_tensors(self.layout, self._parameters)
@@ -172,6 +182,10 @@ class Model(ABC):
         assert found is not None
         return found.encoder.pools
 
+    def pooling_setting(self, tower: str) -> str:
+        """What decides at which token the library reads the embedding, for messages; empty where it is no setting."""
+        return ""
+
     def last_mlp(self, tower: str) -> tuple[WeightId, WeightId] | None:
         """``fc1`` and ``fc2`` of the MLP whose output at the pooled token becomes the embedding.
 
@@ -190,3 +204,9 @@ class Model(ABC):
     def side_configs(self) -> dict[str, Any]:
         """File name -> JSON that a folder with these weights needs, for weights that came without a folder."""
         return {}
+
+    def write_side_files(self, folder: Path) -> None:
+        """Write beside weights that came without a folder what their library needs to load them."""
+        if self.checkpoint is not None and not self.checkpoint.path.is_dir():
+            for name, config in self.side_configs().items():
+                (folder / name).write_text(to_json(config) + "\n", "utf-8")

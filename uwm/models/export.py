@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import shutil
@@ -20,6 +19,7 @@ from .conversion import convert, plain_clip
 from .export_check import compare_embeddings, compare_inputs
 from .hugging_face import HuggingFaceModel, clip_config
 from .open_clip_models import OpenClipModel
+from .openai_tokenizer import write_openai_tokenizer
 from .preprocessing import PILLOW, clip_processor
 from .sizes import OPENAI_VOCABULARY
 
@@ -273,7 +273,7 @@ def _write_tokenizer(model: OpenClipModel, target: Path) -> None:
     _refuse("hf", _beyond_tokenizer(text, arguments))
     asked = model._make_tokenizer()
     if isinstance(asked, SimpleTokenizer):
-        _openai_tokenizer(target, length)
+        write_openai_tokenizer(target, length)
         tokenizer, usual = AutoTokenizer.from_pretrained(str(target), local_files_only=True), "lower"
         ends = [decoders.ByteLevel(), decoders.Replace("</w>", " "), decoders.Strip(" ", 0, 1)]
         tokenizer.backend_tokenizer.decoder = decoders.Sequence(ends)
@@ -308,24 +308,6 @@ def _copy_tokenizer(model: HuggingFaceModel, target: Path) -> bool:
     for name in found:
         shutil.copyfile(folder / name, target / name)
     return bool(found)
-
-
-def _openai_tokenizer(target: Path, context_length: int) -> None:
-    """OpenAI's byte-pair vocabulary, as open_clip carries it, in the files that Hugging Face reads."""
-    from open_clip.tokenizer import SimpleTokenizer, default_bpe
-
-    vocabulary = SimpleTokenizer().encoder
-    start, end = "<|startoftext|>", "<|endoftext|>"
-    renamed = {{"<start_of_text>": start, "<end_of_text>": end}.get(w, w): n for w, n in vocabulary.items()}
-    with gzip.open(default_bpe()) as stream:
-        merges = stream.read().decode("utf-8").split("\n")[1 : OPENAI_VOCABULARY - 2 * 256 - 1]
-    _write(target / "vocab.json", renamed)
-    (target / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", "utf-8")
-    names = {"bos_token": start, "eos_token": end, "unk_token": end, "pad_token": end}
-    _write(
-        target / "tokenizer_config.json",
-        {"tokenizer_class": "CLIPTokenizer", "model_max_length": context_length, **names},
-    )
 
 
 def _write(path: Path, value: Any) -> None:

@@ -14,6 +14,7 @@ from ..checkpoint import Checkpoint, read_json
 from ..errors import BadInput
 from .base import Model
 from .filling import fill
+from .openai_tokenizer import write_openai_tokenizer
 from .preprocessing import clip_processor
 from .references import resolve
 from .sizes import OPENAI_VOCABULARY, beyond_plain, describe
@@ -28,6 +29,7 @@ SINGLE = {  # model type -> its class, and its class where a projection is store
     "siglip_text_model": ("SiglipTextModel", "SiglipTextModel"),
     "siglip_vision_model": ("SiglipVisionModel", "SiglipVisionModel"),
 }
+HIGHEST_ID = 2  # the eos_token_id of the first CLIP configs, which transformers takes for "the token of the highest id"
 PROJECTIONS = ("text_projection.weight", "visual_projection.weight")
 
 
@@ -105,6 +107,14 @@ class HuggingFaceModel(Model):
     def text_mask(self, attention_mask: torch.Tensor, length: int) -> torch.Tensor:
         mask = super().text_mask(attention_mask, length)
         return torch.ones_like(mask) if self._attends_forwards else mask
+
+    def pooling_setting(self, tower: str) -> str:
+        end = self._tower_config(tower).eos_token_id
+        rule = " (to transformers: the token of the highest id)" if end == HIGHEST_ID else ""
+        return f"config.json says eos_token_id {end}{rule}"
+
+    def _tower_config(self, tower: str) -> Any:
+        return self._text_config
 
     def preprocess(self, images: list[Image.Image]) -> torch.Tensor:
         pixels = self._process(images)["pixel_values"]
@@ -196,6 +206,9 @@ class PipelineModel(HuggingFaceModel):
 
     def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, tower: str = "text") -> torch.Tensor:
         return _features(self._encoders[tower](input_ids=input_ids, attention_mask=attention_mask))
+
+    def _tower_config(self, tower: str) -> Any:
+        return self._encoders[tower].config
 
 
 def _features(output: Any) -> torch.Tensor:
@@ -359,7 +372,7 @@ class BareModel(HuggingFaceModel):
         import open_clip
 
         if self._tokenizer is None:
-            if self._text_config.vocab_size != open_clip.tokenizer.SimpleTokenizer().vocab_size:
+            if self._text_config.vocab_size != OPENAI_VOCABULARY:
                 raise BadInput(
                     "these bare weights have a vocabulary of their own; pass the folder with their tokenizer"
                 )
@@ -373,3 +386,8 @@ class BareModel(HuggingFaceModel):
             "config.json": json.loads(self.config.to_json_string()) | {"architectures": ["CLIPModel"]},
             "preprocessor_config.json": json.loads(self.processor().to_json_string()),
         }
+
+    def write_side_files(self, folder: Path) -> None:
+        super().write_side_files(folder)
+        if self._text_config.vocab_size == OPENAI_VOCABULARY:
+            write_openai_tokenizer(folder, self._text_config.max_position_embeddings)

@@ -6,14 +6,18 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoint import Checkpoint, open_checkpoint
+from ..checkpoint import MANIFEST, Checkpoint, open_checkpoint
 from ..errors import BadInput, ResourceFault
+from ..layouts import FILE_NAMES
 from .base import Model
+from .beside import beside, refuse_quantised
 from .hub import network
 from .hugging_face import open_bare, open_folder
 from .open_clip_models import OpenClipModel
 from .references import resolve
 from .registry import registered
+
+CONFIGS = ("config.json", "open_clip_config.json", "model_index.json", "modules.json")
 
 
 def load(
@@ -48,7 +52,9 @@ def load(
         ResourceFault: The device is not there.
     """
     target, computed_in = _device(device), _dtype(dtype)
-    checkpoint = open_checkpoint(resolve(reference, revision=revision, cache_dir=cache_dir, offline=offline), key)
+    path = resolve(reference, revision=revision, cache_dir=cache_dir, offline=offline)
+    checkpoint = open_checkpoint(_bare_file(path), key)
+    refuse_quantised(checkpoint)
     _refuse_nonfinite(checkpoint)
     arch, quick_gelu, preprocess = _of_bare(str(reference), checkpoint, arch, quick_gelu, preprocess)
     model: Model
@@ -60,6 +66,7 @@ def load(
         else:
             model = open_bare(checkpoint, arch, quick_gelu, preprocess)
     model.offline, model.cache_dir = offline, cache_dir
+    model.notes += beside(checkpoint)
     if quick_gelu is not None and quick_gelu != model.quick_gelu:
         raise BadInput(f"{checkpoint.path}: its config says quick_gelu {model.quick_gelu}; drop the flag")
     model.module.to(device=target, dtype=computed_in).requires_grad_(False)
@@ -85,6 +92,14 @@ def _of_bare(
         if given is not None and checkpoint.path.is_dir():
             raise BadInput(f"{checkpoint.path}: {flag} is for bare weights, and this folder says it itself; drop it")
     return arch, quick_gelu, preprocess
+
+
+def _bare_file(path: Path) -> Path:
+    """The weights in a folder that `uwm apply` made of bare weights, which has no config either; else the path."""
+    if not (path / MANIFEST).is_file() or any((path / name).is_file() for name in CONFIGS):
+        return path
+    found = [path / name for name in FILE_NAMES.values() if (path / name).is_file()]
+    return found[0] if len(found) == 1 else path
 
 
 def _refuse_nonfinite(checkpoint: Checkpoint) -> None:

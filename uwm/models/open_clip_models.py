@@ -128,9 +128,15 @@ class OpenClipModel(Model):
             return (ids != self._pad).long()
         if self._by_transformers:
             return (ids != self._text.config.pad_token_id).long()
-        end: Any = getattr(self._text, "eos_id", getattr(self.module, "text_eos_id", 0))
-        last = torch.eq(ids, end).int().argmax(-1, keepdim=True) if pools == "eos" else ids.argmax(-1, keepdim=True)
-        return (torch.arange(ids.shape[1]) <= last).long()
+        return (torch.arange(ids.shape[1]) <= self._last(ids)[:, None]).long()
+
+    def _last(self, ids: torch.Tensor) -> torch.Tensor:
+        """Where captions end by their tokenizer, [n]: at the end token, or where they have none before the padding."""
+        named = getattr(self._tokenizer, "tokenizer", self._tokenizer)  # open_clip's wrapper around transformers' own
+        found = (getattr(named, name, None) for name in ("eot_token_id", "eos_token_id", "sep_token_id"))
+        is_end: Any = ids == next((end for end in found if end is not None), -1)
+        not_padding = torch.arange(ids.shape[1]) * (ids != (getattr(named, "pad_token_id", None) or 0))
+        return torch.where(is_end.any(1), is_end.int().argmax(1), not_padding.argmax(1))
 
     def text_mask(self, attention_mask: torch.Tensor, length: int) -> torch.Tensor:
         """As `Model.text_mask`; CoCa's class token, appended and pooled, counts, and all that SigLIP attends to."""
@@ -155,6 +161,12 @@ class OpenClipModel(Model):
         found = {"tok": "first", "first": "first", "last": "last", "argmax": "end", "eos": "end"}.get(named, "all")
         lost = part is self._text and self._attends_forwards  # a mask of all tokens does not tell the end of a caption
         return "all" if found == "end" and lost else found
+
+    def pooling_setting(self, tower: str) -> str:
+        pools = getattr(self._text, "pool_type", getattr(self.module, "text_pool_type", "argmax"))
+        end = getattr(self._text, "eos_id", getattr(self.module, "text_eos_id", None))
+        rule = f"with eos_id {end}" if pools == "eos" else "(argmax is the token of the highest id)"
+        return f"open_clip's text_cfg says pool_type {pools} {rule}"
 
     def _make_tokenizer(self) -> Any:
         import open_clip

@@ -13,6 +13,7 @@ import torch
 from ..calibration import CalibrationPair, CalibrationSet, Preservation
 from ..images import load_image
 from ..models import Model
+from .pooled_token import check_pooled_token
 
 BATCH_SIZE = 64
 Item = TypeVar("Item")
@@ -122,9 +123,14 @@ def _chunks(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
 
 
 def embed_inputs(model: Model, inputs: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Embeddings [pairs, dim] in float32: of pictures without a mask, of tokens with one."""
+    """Embeddings [pairs, dim] in float32: of pictures without a mask, of tokens with one.
+
+    Raises:
+        BadInput: Captions are read at another token than their last, see `check_pooled_token`.
+    """
     inputs = inputs.to(model.device)
     if inputs.is_floating_point():
         return model.encode_image(inputs.to(model.dtype)).float()
-    mask = torch.ones_like(inputs) if mask is None else mask
-    return model.encode_text(inputs, mask.to(model.device)).float()
+    mask = (torch.ones_like(inputs) if mask is None else mask).to(model.device)
+    check_pooled_token(model, inputs, mask, "text")
+    return model.encode_text(inputs, mask).float()

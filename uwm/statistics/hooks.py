@@ -67,6 +67,22 @@ def observe_outputs(modules: Mapping[WeightId, nn.Module], sink: Sink) -> Iterat
             handle.remove()
 
 
+@contextmanager
+def cut_outputs(module: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Collect a module's outputs, each as a leaf to differentiate by; what came before it gets no gradient."""
+    outputs: list[torch.Tensor] = []
+
+    def cut(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
+        outputs.append(output.detach().requires_grad_(True))
+        return outputs[-1]
+
+    handle = module.register_forward_hook(cut)
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
+
 def _output_hook(name: WeightId, sink: Sink) -> Callable:
     def after(module: nn.Module, args: tuple, output: Any) -> None:
         sink(name, output[0] if isinstance(output, tuple) else output)

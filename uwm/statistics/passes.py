@@ -14,6 +14,7 @@ from ..models import Model
 from ..weights import WeightId
 from .batches import PairBatch
 from .hooks import observe, observe_outputs
+from .pooled_token import check_pooled_token
 
 RESIDUAL = "residual"  # slot by which a reducer asks for the residual stream after a block, its output
 SAFE, UNSAFE = 0, 1  # the numbers of the sides
@@ -128,6 +129,7 @@ class _Side:
         self._samples, self._text = len(inputs), not inputs.is_floating_point()
         if self._text:
             self._mask = (torch.ones_like(inputs) if mask is None else mask).to(model.device)
+            check_pooled_token(model, inputs, self._mask, self._tower)
         else:
             self._mask = model.image_mask(inputs)
         layers = {w: model.owner(w) for w in self._listeners if w.slot != RESIDUAL}

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
 
 from ..errors import BadInput
 from ..models import Model
 from ..weights import WeightId
 from .batches import embed_inputs
+from .hooks import cut_outputs
 from .keys import digests
 from .passes import Part
 
@@ -88,24 +88,12 @@ def _jacobian(
     model: Model, tower: str, weight: WeightId, inputs: torch.Tensor, mask: torch.Tensor | None
 ) -> torch.Tensor:
     """The sum over samples of ∂embedding/∂output, float64 [dim, width]."""
-    outputs: list[torch.Tensor] = []
-
-    def cut(module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
-        outputs.append(output.detach().requires_grad_(True))
-        return outputs[-1]
-
-    handle = None
-    try:
-        handle = model.owner(weight).register_forward_hook(cut)
-        with torch.enable_grad():
-            embeddings = embed_inputs(model, inputs, mask)  # [samples, dim]
-    finally:
-        if handle is not None:
-            handle.remove()
+    with cut_outputs(model.owner(weight)) as outputs, torch.enable_grad():
+        embeddings = embed_inputs(model, inputs, mask)  # [samples, dim]
     rows = []
     read: torch.Tensor | bool = False  # which tokens of which samples have a gradient, [samples, tokens]
     for k in range(embeddings.shape[1]):
-        (slope,) = torch.autograd.grad(embeddings[:, k].sum(), outputs[0], retain_graph=True)
+        (slope,) = torch.autograd.grad(embeddings[:, k].sum(), outputs[-1], retain_graph=True)
         slope = slope.reshape(len(inputs), -1, slope.shape[-1])  # [samples, tokens, width]
         read = read | (slope != 0).any(2)
         rows.append(slope.double().sum((0, 1)).cpu())

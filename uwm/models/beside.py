@@ -1,0 +1,50 @@
+"""What a folder runs beside its weights: refused where uwm would compute something else, said where it may."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint import Checkpoint, read_json
+from ..errors import BadInput
+from .hugging_face import SINGLE, WHOLE
+
+QUANTISED = ("quantization_config", "compression_config")  # transformers builds other layers where config has them
+
+
+def refuse_quantised(checkpoint: Checkpoint) -> None:
+    """Refuse an encoder whose config makes transformers quantise it. Raises BadInput.
+
+    A tower inside a bigger model, whose config may leave it out, is judged by its stored dtype alone.
+    """
+    for tower in checkpoint.layout.towers:
+        folder = checkpoint.folder_of(tower.name)
+        config = _config(folder)
+        for name in QUANTISED:
+            if name in config and config.get("model_type") in (*WHOLE, *SINGLE):
+                raise BadInput(
+                    f"{folder}: config.json has a {name}, so transformers computes with quantised weights and uwm "
+                    "would not; edit the float checkpoint, and quantise the result"
+                )
+
+
+def beside(checkpoint: Checkpoint) -> Iterator[str]:
+    """What the folder holds that was not run, one line each, for `Model.notes`."""
+    root = checkpoint.path
+    if not root.is_dir():
+        return
+    for folder in dict.fromkeys(checkpoint.folder_of(tower.name) for tower in checkpoint.layout.towers):
+        if _config(folder).get("auto_map"):
+            yield f"{folder}: config.json names code of its own (auto_map), which uwm does not run"
+    for place in sorted(path.name for path in checkpoint.side_files if path.name.startswith("pytorch_lora_weights")):
+        yield f"{root}: {place} is copied as it is; it was not run, and fits the unedited weights"
+    modules = read_json(root / "modules.json") if (root / "modules.json").is_file() else []
+    others = [str(module.get("type")).rpartition(".")[2] for module in modules[1:] if isinstance(module, dict)]
+    if later := [name for name in others if name != "Normalize"]:
+        yield f"{root}: modules.json runs {', '.join(later)} after the CLIP; uwm edits and measures the CLIP alone"
+
+
+def _config(folder: Path | None) -> dict[str, Any]:
+    content = read_json(folder / "config.json") if folder is not None and (folder / "config.json").is_file() else {}
+    return content if isinstance(content, dict) else {}
