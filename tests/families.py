@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import open_clip
+import tiny_timm  # noqa: F401  registers with timm
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -210,6 +211,12 @@ OC_SIGLIP = {
 }  # fmt: skip
 
 
+def timm_clip(tower, pool, proj, size=64):
+    """open_clip's config of a CLIP around an image tower of timm."""
+    vision = {"timm_model_name": tower, "timm_model_pretrained": False, "timm_pool": pool, "timm_proj": proj}
+    return OC_CLIP | {"custom_text": True, "vision_cfg": vision | {"image_size": size}}
+
+
 # ---------------------------------------------------------------- what their own libraries compute
 
 
@@ -293,6 +300,10 @@ FAMILIES = {
     "open_clip custom text": Family(make_open_clip(OC_CLIP | {"custom_text": True}), by_open_clip, "open_clip"),
     "coca": Family(make_open_clip(OC_COCA), by_open_clip, "open_clip"),
     "open_clip siglip (timm)": Family(make_open_clip(OC_SIGLIP), by_open_clip, "open_clip + timm"),
+    "eva02": Family(make_open_clip(timm_clip("uwm_eva02", "token", "linear")), by_open_clip, "open_clip + timm"),
+    "mobileclip b": Family(
+        make_open_clip(timm_clip("uwm_mobileclip_b", "token", "")), by_open_clip, "open_clip + timm"
+    ),
 }  # fmt: skip
 
 

@@ -212,7 +212,7 @@ def dependence(
     patterns = {"text": text_layers, "vision": vision_layers}
     found = {}
     for tower in TOWERS:
-        there = _has(calib, tower) & (tower in model.modalities)
+        there = _has(calib, tower) & (tower in model.editable)
         flagged = noise.flagged[there]
         weights = match(patterns[tower], model.weights, tower) if there.any() else []
         if not weights or not flagged.any() or flagged.all():

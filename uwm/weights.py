@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 TOWERS = ("text", "vision")
 _TOWER = re.compile(r"(text|vision)(_[2-9])?")  # text_2: the second text encoder of Stable Diffusion XL
 SLOTS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")  # the linear layers of a block
+GATE = "gate"  # the third matrix of a gated MLP: fc2(act(gate x) * fc1 x)
+MATRICES = (*SLOTS, GATE)
 NORMS = ("norm1", "norm2")  # of a block: beside attention and beside the MLP
 TOWER_SLOTS = (  # of the tower as a whole; `norm` is the LayerNorm before the projection, `head` pools by attention
     "token_embedding", "class_embedding", "patch_embedding", "position_embedding", "pre_norm", "norm",
@@ -34,7 +36,7 @@ class WeightId:
     Attributes:
         tower: ``text``, ``vision`` or ``text_2``.
         block: Number of the transformer block; None for a tensor of the whole tower, which sorts after all blocks.
-        slot: One of SLOTS or NORMS in a block and of TOWER_SLOTS outside; with ``.bias`` the bias beside it.
+        slot: One of MATRICES or NORMS in a block and of TOWER_SLOTS outside; with ``.bias`` the bias beside it.
     """
 
     tower: str
@@ -59,14 +61,14 @@ class WeightId:
     @property
     def is_matrix_of_block(self) -> bool:
         """Whether this is the matrix of a linear layer in a block."""
-        return self.block is not None and self.slot in SLOTS
+        return self.block is not None and self.slot in MATRICES
 
     @classmethod
     def parse(cls, name: str) -> WeightId:
         """Read ``"vision.11.fc2"`` or ``"text.proj"``. Raises BadInput when it is no such name."""
         tower, _, rest = name.partition(".")
         block, _, slot = rest.partition(".") if rest[:1].isdecimal() else ("", "", rest)
-        known = SLOTS + NORMS if block else TOWER_SLOTS
+        known = MATRICES + NORMS if block else TOWER_SLOTS
         if not _TOWER.fullmatch(tower) or slot.removesuffix(".bias") not in known or not (block or "0").isdecimal():
             raise BadInput(
                 f"{name!r} is no weight name; expected TOWER.BLOCK.SLOT such as vision.11.fc2, "
@@ -154,5 +156,5 @@ def _listing(weights: list[WeightId]) -> str:
     if not weights:
         return "none"
     last = max(block_count(weights, w.tower) for w in weights) - 1
-    slots = sorted({w.slot for w in weights}, key=SLOTS.index)
+    slots = sorted({w.slot for w in weights}, key=MATRICES.index)
     return f"blocks 0–{last} with {', '.join(slots)}"

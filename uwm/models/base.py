@@ -13,7 +13,7 @@ from torch import nn
 from ..checkpoint import Checkpoint
 from ..checkpoint.reader import cast_sha256, matrix_sha256
 from ..layouts import find_tensors, recognise, whole_key
-from ..weights import WeightId, block_count
+from ..weights import TOWERS, WeightId, block_count
 
 
 class Model(ABC):
@@ -25,6 +25,7 @@ class Model(ABC):
         layout: Its encoders, by their keys in `module`.
         tensors: Everything that has a name, by its key in `module`.
         weights: Of these the matrices of the blocks' linear layers.
+        nameless: Modality -> what its tower is, where it can be embedded but none of its weights has a name.
         quick_gelu: Whether the activation is QuickGELU.
         edited: The weights that an open `patched` block has changed.
         notes: What a user should know of how it was read, one line each; every job that opens the model says them.
@@ -40,6 +41,7 @@ class Model(ABC):
         self.quick_gelu = quick_gelu
         self.edited: set[WeightId] = set()
         self.notes: list[str] = []
+        self.nameless: dict[str, str] = {}
         self._parameters = dict(module.named_parameters())
         self.layout = recognise(self._parameters, type(module).__name__)
         self.tensors = find_tensors(self.layout, self._parameters)
@@ -64,10 +66,14 @@ class Model(ABC):
         return self.tensors[weight].of(self.trainable(weight).detach())
 
     def owner(self, weight: WeightId) -> nn.Module:
-        """The module to observe for a weight: its linear layer, or the `nn.MultiheadAttention` around it."""
+        """The module to observe for a weight: its linear layer, or the attention around it, which has the same input.
+
+        `nn.MultiheadAttention` calls none of its layers, and timm's EVA not the one that it adds biases to by itself.
+        """
         own, _, _ = self.tensors[weight].key.rpartition(".")
         around = self.module.get_submodule(own.rpartition(".")[0])
-        return around if isinstance(around, nn.MultiheadAttention) else self.module.get_submodule(own)
+        adds = weight.slot in ("q_proj", "k_proj", "v_proj") and getattr(around, "q_bias", None) is not None
+        return around if adds or isinstance(around, nn.MultiheadAttention) else self.module.get_submodule(own)
 
     def stored(self, weight: WeightId) -> torch.Tensor:
         """The unedited values, a matrix as [out, in]: the checkpoint's, or those in memory where there is none."""
@@ -87,9 +93,20 @@ class Model(ABC):
         return None if self.checkpoint is None else self.checkpoint.folder_of(self.checkpoint.layout.towers[0].name)
 
     @property
+    def editable(self) -> tuple[str, ...]:
+        """Of which of ``text`` and ``vision`` the weights have names, so that they can be edited."""
+        return tuple(dict.fromkeys(tower.encoder.modality for tower in self.layout.towers))
+
+    @property
     def modalities(self) -> tuple[str, ...]:
         """Which of ``text`` and ``vision`` the model can embed."""
-        return tuple(dict.fromkeys(tower.encoder.modality for tower in self.layout.towers))
+        return tuple(name for name in TOWERS if name in self.editable or name in self.nameless)
+
+    def lacks(self, modality: str) -> str:
+        """Why a modality has nothing to edit, for messages."""
+        if modality in self.nameless:
+            return f"uwm cannot edit the model's {modality} tower ({self.nameless[modality]})"
+        return f"the model has no {modality} side"
 
     @abstractmethod
     def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:

@@ -176,8 +176,10 @@ def choose(model: Model, available: tuple[str, ...], settings: EntrySettings) ->
     chosen = []
     named = ((settings.text_layers, TEXT_LAYERS, "text"), (settings.vision_layers, VISION_LAYERS, "vision"))
     for patterns, default, modality in named:
-        if modality not in model.modalities and patterns == default:
+        if modality not in model.editable and patterns == default:
             continue
+        if modality in model.nameless and patterns != "none":
+            raise BadInput(f"--{modality}-layers {patterns!r}: {model.lacks(modality)}")
         found = match(patterns, model.weights, modality)
         if modality not in available:
             if patterns not in (default, "none"):
