@@ -154,7 +154,8 @@ def make_pipeline(encoders):
             shaken(module, seed=number).save_pretrained(folder / name)
         words_tokenizer(folder / "tokenizer", 24)
         save_file({"conv_in.weight": torch.randn(8, 4)}, folder / "unet" / "diffusion_pytorch_model.safetensors")
-        (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+        name = "StableDiffusionXLPipeline" if len(encoders) > 1 else "StableDiffusionPipeline"
+        (folder / "model_index.json").write_text(json.dumps({"_class_name": name}))
 
     return make
 

@@ -281,7 +281,8 @@ def _unknown(keys: set[str], where: str) -> str:
 
     nearest = max(ENCODERS, key=held)
     missing = [sentinel.split()[0] for sentinel in nearest.sentinels if not _prefixes(keys, sentinel)]
-    lacks = f"misses …{', …'.join(missing)}" if missing else "is not whole"
+    other = "vision" if nearest.modality == "text" else "text"
+    lacks = f"misses …{', …'.join(missing)}" if missing else f"counts only beside a {other} tower that uwm knows"
     families = ", ".join(dict.fromkeys(encoder.family for encoder in ENCODERS))
     return (
         f"{where}: not a CLIP-like checkpoint that uwm knows ({len(keys)} tensors, such as "

@@ -144,7 +144,12 @@ def run(
             manifest["output_sha256"] = _write_weights(folder, model, edit.patch, recipe.also_export)
             write_documents(folder, manifest, results, clock, examples)
     manifest["run"] = clock.report()
-    told = (*edit.proposal.warnings, *unmade, *warnings(model, calibration, held_out, results, data_sets))
+    told = (
+        *edit.proposal.warnings,
+        *model.idle(edit.patch.changes),
+        *unmade,
+        *warnings(model, calibration, held_out, results, data_sets),
+    )
     return Outcome(edit.patch, results, manifest, told)
 
 

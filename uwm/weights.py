@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import total_ordering
 from typing import TYPE_CHECKING, TypeVar
@@ -108,7 +108,9 @@ def block_count(weights: Iterable[WeightId], tower: str) -> int:
     return 1 + max((w.block for w in weights if w.tower == tower and w.block is not None), default=-1)
 
 
-def match(patterns: str | Sequence[str], weights: Iterable[WeightId], tower: str) -> list[WeightId]:
+def match(
+    patterns: str | Sequence[str], weights: Iterable[WeightId], tower: str, unread: Mapping[WeightId, str] | None = None
+) -> list[WeightId]:
     """Choose among the linear layers of one tower's blocks.
 
     Args:
@@ -116,12 +118,13 @@ def match(patterns: str | Sequence[str], weights: Iterable[WeightId], tower: str
             sequence or comma-separated; the empty string or ``"none"`` chooses nothing.
         weights: What exists; only the matrices of blocks are chosen from.
         tower: ``"text"`` or ``"vision"``; where there are several text towers, a slot means all of them.
+        unread: Weights that the model around the tower never reads -> why. Only a full name chooses one.
 
     Returns:
         The chosen weights, sorted.
 
     Raises:
-        BadInput: A pattern matches nothing; the message lists what exists.
+        BadInput: A pattern matches nothing, or nothing that is read; the message lists what exists.
     """
     if isinstance(patterns, str):
         patterns = [p.strip() for p in patterns.split(",") if p.strip()]
@@ -134,7 +137,11 @@ def match(patterns: str | Sequence[str], weights: Iterable[WeightId], tower: str
         found = [w for w in here if re.fullmatch(_regex(full), str(w))]
         if not found:
             raise BadInput(f"--{tower}-layers {pattern!r} matches no weight; the {tower} tower has {_listing(here)}")
-        chosen.update(found)
+        read = [w for w in found if w not in (unread or {}) or str(w) == pattern]
+        if not read:
+            why = (unread or {})[found[0]]
+            raise BadInput(f"--{tower}-layers {pattern!r} matches only weights that are never read: {why}")
+        chosen.update(read)
     return sorted(chosen)
 
 

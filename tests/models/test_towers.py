@@ -90,7 +90,7 @@ def test_a_tower_that_cannot_be_edited_is_measured_and_the_reason_told(nameless,
 
 
 @pytest.mark.parametrize(
-    ("method", "settings"), [("uwm", {"vision_layers": "fc2"}), ("repel", {}), ("ablate", {"towers": "vision"})]
+    ("method", "settings"), [("uwm", {"vision_layers": "fc1"}), ("repel", {}), ("ablate", {"towers": "vision"})]
 )
 def test_asking_for_a_tower_without_names_is_refused_by_its_kind(nameless, method, settings):
     kind, folder = nameless

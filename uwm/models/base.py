@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,20 @@ from torch import nn
 from ..checkpoint import Checkpoint
 from ..checkpoint.reader import cast_sha256, matrix_sha256
 from ..layouts import find_tensors, recognise, whole_key
-from ..weights import TOWERS, WeightId, block_count
+from ..weights import TOWERS, WeightId, block_count, match
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far the model around a tower reads it.
+
+    Attributes:
+        blocks: It reads the outputs of the first so many blocks; what the others do changes nothing.
+        why: A sentence: who reads what.
+    """
+
+    blocks: int
+    why: str
 
 
 class Model(ABC):
@@ -27,6 +42,7 @@ class Model(ABC):
         weights: Of these the matrices of the blocks' linear layers.
         nameless: Modality -> what its tower is, where it can be embedded but none of its weights has a name.
         quick_gelu: Whether the activation is QuickGELU.
+        unread: Of the weights those in blocks that the model around the tower never reads -> why.
         edited: The weights that an open `patched` block has changed.
         notes: What a user should know of how it was read, one line each; every job that opens the model says them.
         offline, cache_dir: How `uwm.load` was told to fetch; a tokenizer is only loaded when it is asked for.
@@ -42,6 +58,7 @@ class Model(ABC):
         self.edited: set[WeightId] = set()
         self.notes: list[str] = []
         self.nameless: dict[str, str] = {}
+        self.unread: dict[WeightId, str] = {}
         self._parameters = dict(module.named_parameters())
         self.layout = recognise(self._parameters, type(module).__name__)
         self.tensors = find_tensors(self.layout, self._parameters)
@@ -101,6 +118,35 @@ class Model(ABC):
     def modalities(self) -> tuple[str, ...]:
         """Which of ``text`` and ``vision`` the model can embed."""
         return tuple(name for name in TOWERS if name in self.editable or name in self.nameless)
+
+    def restrict(self, tower: str, reach: Reach) -> None:
+        """Take in how far a tower is read, and tell the user of blocks that are not."""
+        unread = [w for w in self.weights if w.tower == tower and w.block is not None and w.block >= reach.blocks]
+        self.unread |= dict.fromkeys(unread, reach.why)
+        if unread:
+            blocks = "–".join(
+                dict.fromkeys(str(end(w.block for w in unread if w.block is not None)) for end in (min, max))
+            )
+            self.notes.append(
+                f"{tower}.{blocks}: {reach.why}, so nothing of this is ever read; it is left out of the edit unless a "
+                "weight of it is named in full"
+            )
+
+    def depth(self, tower: str) -> int:
+        """How many blocks of a tower are read, from the first on."""
+        return block_count((weight for weight in self.weights if weight not in self.unread), tower)
+
+    def match(self, patterns: str | Sequence[str], modality: str) -> list[WeightId]:
+        """Choose among the matrices, as `uwm.weights.match`; those never read are only chosen by their full name."""
+        return match(patterns, self.weights, modality, self.unread)
+
+    def idle(self, weights: Iterable[WeightId]) -> list[str]:
+        """A line for each of some weights whose edit does nothing."""
+        return [
+            f"{w}: {self.unread[w]}; this block is never read, its edit does nothing"
+            for w in weights
+            if w in self.unread
+        ]
 
     def lacks(self, modality: str) -> str:
         """Why a modality has nothing to edit, for messages."""
@@ -174,6 +220,8 @@ class Model(ABC):
         if any(whole_key(found.prefix, key) in self._parameters for key in found.encoder.deeper):
             return None
         head, last = WeightId(tower, None, "head.fc1"), block_count(self.weights, tower) - 1
+        if last >= self.depth(tower):
+            return None
         if head in self.tensors:
             return head, WeightId(tower, None, "head.fc2")
         return None if self.pools(tower) == "all" else (WeightId(tower, last, "fc1"), WeightId(tower, last, "fc2"))

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from ...errors import BadInput
-from ...weights import GATE, WeightId, block_count
+from ...weights import GATE, WeightId
 from ..editors import Pairs
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ def towers_of(method: str, model: Model, pairs: Pairs, named: str) -> tuple[str,
 
 
 def block_at(model: Model, tower: str, depth: float) -> int:
-    """The block that ends at a share of the depth: 1 for the last, near 0 for the first."""
-    return max(0, math.ceil(depth * block_count(model.weights, tower) - 1e-9) - 1)
+    """The block that ends at a share of the depth: 1 for the last that is read, near 0 for the first."""
+    return max(0, math.ceil(depth * model.depth(tower) - 1e-9) - 1)
 
 
 def check_share(name: str, value: float, low: float = 0.0) -> None:
