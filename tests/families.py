@@ -114,6 +114,16 @@ def make_chinese(folder):
     processor(folder, transformers.ChineseCLIPImageProcessor)
 
 
+def make_dual(folder):
+    module = transformers.VisionTextDualEncoderModel(
+        vision_model=transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**VISION)),
+        text_model=transformers.BertModel(transformers.BertConfig(**TEXT)),
+    )
+    saved(module, folder)
+    words_tokenizer(folder, 24)
+    processor(folder)
+
+
 def make_llava(folder):
     language = transformers.LlamaConfig(**WIDTH, vocab_size=100)
     vision = transformers.CLIPVisionConfig(**VISION)
@@ -257,7 +267,8 @@ def by_both_encoders(folder, inputs):
 def by_llava(folder, inputs):
     module = transformers.LlavaForConditionalGeneration.from_pretrained(str(folder)).eval()
     tower = getattr(module, "vision_tower", None) or module.model.vision_tower
-    return {"vision": tower(**inputs["pixels"]).pooler_output}
+    read = tower(**inputs["pixels"], output_hidden_states=True).hidden_states[module.config.vision_feature_layer]
+    return {"vision": read[:, 1:].mean(1)}
 
 
 def by_open_clip(folder, inputs):
@@ -301,10 +312,7 @@ FAMILIES = {
     "open_clip custom text": Family(make_open_clip(OC_CLIP | {"custom_text": True}), by_open_clip, "open_clip"),
     "coca": Family(make_open_clip(OC_COCA), by_open_clip, "open_clip"),
     "open_clip siglip (timm)": Family(make_open_clip(OC_SIGLIP), by_open_clip, "open_clip + timm"),
-    "eva02": Family(make_open_clip(timm_clip("uwm_eva02", "token", "linear")), by_open_clip, "open_clip + timm"),
-    "mobileclip b": Family(
-        make_open_clip(timm_clip("uwm_mobileclip_b", "token", "")), by_open_clip, "open_clip + timm"
-    ),
+    "dual encoder": Family(make_dual, by_transformers("VisionTextDualEncoderModel"), "hf-bert + hf-clip"),
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import re
 import open_clip
 import pytest
 import torch
-from families import FAMILIES, OC_CLIP, by_open_clip, make_open_clip, timm_clip
+from families import OC_CLIP, by_open_clip, make_open_clip, timm_clip
 from openai_archives import save_archive
 from safetensors.torch import load_file
 from telling_pairs import telling_set
@@ -30,7 +30,10 @@ NAMELESS = {
     "ConvNeXt of timm": timm_clip("test_convnext", "", "linear"),
     "FastVit of timm": timm_clip("uwm_mobileclip_s", "avg", ""),
 }
+EVA02 = timm_clip("uwm_eva02", "token", "linear")
 NAMED = {
+    "EVA02": (EVA02, MATRICES),
+    "MobileCLIP-B": (timm_clip("uwm_mobileclip_b", "token", ""), SLOTS),
     "PE-Core": (timm_clip("uwm_pe_core", "map", ""), SLOTS),
     "EVA02-E": (timm_clip("uwm_eva02_post", "token", "linear"), SLOTS),
     "ViTamin": (timm_clip("uwm_vitamin", "avg", "linear"), MATRICES),
@@ -155,7 +158,7 @@ def test_every_matrix_of_a_vit_of_timm_has_a_name_and_is_edited_in_the_file_as_l
 @torch.no_grad()
 def test_the_gate_of_an_eva02_is_what_its_name_says(tmp_path):
     """fc2(act(gate x) * fc1 x): where either is zero, the other says nothing, but for EVA's LayerNorm in between."""
-    FAMILIES["eva02"].make(tmp_path / "in")
+    make_open_clip(EVA02)(tmp_path / "in")
     model = uwm.load(tmp_path / "in")
     mlp = model.module.visual.trunk.blocks[0].mlp
     assert model.trainable(WeightId("vision", 0, GATE)) is mlp.fc1_g.weight
@@ -166,7 +169,7 @@ def test_the_gate_of_an_eva02_is_what_its_name_says(tmp_path):
 
 
 def test_repel_puts_no_gate_into_a_gated_mlp(tmp_path, run_uwm):
-    FAMILIES["eva02"].make(tmp_path / "in")
+    make_open_clip(EVA02)(tmp_path / "in")
     calib = telling_set(tmp_path / "telling", 60, held_out=12)
     flags = ("--method", "repel", "--split", "calib", "--eval-split", "test", "--beside", "none")
     code, _, err = run_uwm("edit", tmp_path / "in", "--calib", calib.root, "-o", tmp_path / "out", *flags)
