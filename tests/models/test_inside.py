@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from terminal import ALL_OF_CALIB
 
 import uwm
+from uwm.checkpoint.reach import READERS
 from uwm.editing.editors import Pairs, find_editor
 from uwm.editing.settings import make
 from uwm.errors import BadInput
-from uwm.models.inside import READERS
 from uwm.weights import SLOTS
 
 CLIP, SIGLIP, IMAGE = transformers.CLIPVisionConfig, transformers.SiglipVisionConfig, 99
@@ -98,8 +98,13 @@ def case(request, tmp_path_factory):
     return request.param, made(request.param, tmp_path_factory.mktemp("bigger") / "in")
 
 
-def test_every_reader_of_the_table_is_tried():
+def test_every_reader_of_the_table_is_tried_and_has_the_library_s_defaults():
     assert {name.partition(",")[0] for name in BIGGER} == READERS.keys()
+    for kind, reader in READERS.items():
+        config = transformers.AutoConfig.for_model(kind).to_dict()
+        stated = {key: value for key, value in config.items() if key.startswith("vision_feature_")}
+        assert reader.read_layers(stated) == reader.read_layers({})
+        assert reader.skipped(stated) == reader.skipped({})
 
 
 def test_a_tower_inside_is_edited_in_the_file_as_live_and_read_as_the_library_reads_it(case, tmp_path):
@@ -170,6 +175,24 @@ def test_llava_s_answers_stay_to_the_bit_when_a_block_is_edited_that_it_never_re
         uwm.load(llava).match("vision.[2-2].fc2", "vision")
 
 
+def test_a_patch_of_the_clip_itself_says_which_of_its_edits_llava_never_reads(llava, tmp_path, run_uwm):
+    """The same weights as a CLIP's vision tower, whose last block is read."""
+    big = library("llava", llava)
+    big.model.vision_tower.save_pretrained(tmp_path / "clip")
+    alone = uwm.load(tmp_path / "clip")
+    assert not alone.unread
+    scores = uwm.score(alone, [uwm.PairBatch(PIXELS[:2], PIXELS[2:])], vision_layers="fc2")
+    assert len(scores) == 3
+    uwm.select(scores, mass=0.1).save(tmp_path / "patch.safetensors")
+    for way in (("-o", tmp_path / "out"), ("--dry-run",)):
+        code, _, err = run_uwm("apply", llava, tmp_path / "patch.safetensors", *way)
+        assert code == 0, err
+        assert [line for line in err.splitlines() if "its edit does nothing" in line] == [
+            "uwm: warning: vision.2.fc2: the model around it (llava) reads layer -2 of its vision tower; this block is "
+            "never read, its edit does nothing"
+        ]
+
+
 def test_globs_and_slots_leave_out_what_is_never_read(llava):
     model = uwm.load(llava)
     for pattern in ("fc2", "vision.*.fc2", "vision.[0-2].fc2"):
@@ -187,7 +210,7 @@ def test_closed_forms_stay_within_what_is_read(llava, tiny_set):
         changed = editor.edit(model, statistics, settings).changes
         assert max(w.block for w in changed) == 1
     hidden = find_editor("hidden-units")
-    with pytest.raises(BadInput, match="the vision tower has no MLP at a pooled token"):
+    with pytest.raises(BadInput, match=r"the last MLP is never read: the model around it \(llava\) reads layer -2"):
         hidden.statistics(model, Pairs(("vision",)), make(hidden, {}))
 
 
@@ -248,7 +271,9 @@ def test_llava_s_own_release_with_a_siglip_is_refused_by_name(tmp_path):
 
 
 def test_a_layer_that_the_tower_has_not_is_refused(tmp_path):
-    with pytest.raises(BadInput, match=r"reads layer -9 of a vision tower of 2 blocks"):
+    with pytest.raises(
+        BadInput, match=r"reads layer -9 of its vision tower, but there is no layer -9, for it has 2 blocks"
+    ):
         uwm.load(original(tmp_path, "clip", mm_vision_select_layer=-9))
 
 
@@ -278,7 +303,8 @@ def test_the_last_block_of_stable_diffusion_xl_s_first_encoder_is_left_out(tmp_p
         assert pooled == (hasattr(found, "text_embeds") and not torch.allclose(after.text_embeds, found.text_embeds))
     model = uwm.load(tmp_path / "in")
     assert model.last_mlp("text") is None
-    assert str(model.last_mlp("text_2")[1]) == "text_2.1.fc2"
+    hidden = find_editor("hidden-units")  # it edits the last MLP
+    assert hidden.statistics(model, Pairs(("text",)), make(hidden, {})).towers == ("text_2",)
 
 
 def test_other_pipelines_read_every_block(tmp_path):

@@ -66,26 +66,33 @@ def nameless(request, tmp_path_factory):
     return request.param, folder
 
 
-def test_a_tower_that_cannot_be_edited_is_measured_and_the_reason_told(nameless, tiny_set, tmp_path, run_uwm):
+def test_a_tower_without_names_is_embedded_as_open_clip_embeds_it_and_the_reason_told(nameless, tiny_set):
     kind, folder = nameless
-    pairs = uwm.read_calibration(tiny_set, split="test")
     model = uwm.load(folder)
     assert (model.modalities, model.editable) == (("text", "vision"), ("text",))
-    inputs = inputs_of(model, pairs)
+    assert [note.partition(":")[0] for note in model.notes] == [f"vision tower ({kind})"]
+    inputs = inputs_of(model, uwm.read_calibration(tiny_set, split="test"))
     with torch.no_grad():
         same(embed(model, inputs), by_open_clip(folder, inputs))
+
+
+def test_a_tower_that_cannot_be_edited_is_measured(tiny_set, tmp_path, run_uwm):
+    folder = tmp_path / "in"
+    make_open_clip(RESNET)(folder)
+    model, pairs = uwm.load(folder), uwm.read_calibration(tiny_set, split="test")
     flags = ("--calib", tiny_set, "--split", "calib", "--eval-split", "test", "--mass", 0.1)
     code, _, err = run_uwm("edit", folder, "-o", tmp_path / "out", *flags)
     assert code == 0, err
-    assert f"vision tower ({kind}): uwm has no names for its weights, so it is not edited" in err
+    assert "vision tower (ModifiedResNet of open_clip): uwm has no names for its weights, so it is not edited" in err
     assert "nothing was measured" not in err
     told = json.loads((tmp_path / "out" / "uwm.json").read_text())
     assert {layer.partition(".")[0] for layer in told["layers"]} == {"text"}
-    found = told["results"]["test"]
-    assert [*found] == ["before", "uwm", "random"]
+    assert [*told["results"]["test"]] == ["before", "uwm", "random"]
+    assert told["model"]["layout"] == "open_clip (text) + ModifiedResNet of open_clip"
+    assert "pipeline_tag: zero-shot-image-classification" in (tmp_path / "out" / "README.md").read_text()
+    inputs = inputs_of(model, pairs)
     with torch.no_grad(), uwm.patched(model, uwm.Patch.load(tmp_path / "out")):
-        edited = embed(model, inputs)
-        same(by_open_clip(tmp_path / "out", inputs), edited)
+        same(by_open_clip(tmp_path / "out", inputs), embed(model, inputs))
     before, after = (load_file(f / "open_clip_model.safetensors") for f in (folder, tmp_path / "out"))
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     assert changed

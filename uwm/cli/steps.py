@@ -114,12 +114,14 @@ def _file_to_file(verb: str, model: str, patch_path: Path, flags: dict[str, Any]
         checkpoint = rewrite.open_checkpoint(source, settings["key"])
         fitted, left_out = rewrite.fit(checkpoint, loaded, cast=settings["cast"], edited=verb == "revert")
         done, hashes, where = "would change", {}, ""
+        warn(show, rewrite.idle(rewrite.unread(checkpoint), fitted.changes) if verb == "apply" else [])
     elif output is None:
         raise BadInput("say where to write with -o FOLDER, or pass --dry-run")
     else:
         written = getattr(rewrite, verb)(source, loaded, output=output, **settings)
         fitted, left_out, hashes = written.patch, written.left_out, written.hashes
         done, where = "changed", f" → {output}"
+        warn(show, [*written.idle])
     count = sum(fitted.counts().values())
     missing = f" (left out: {', '.join(left_out)}, which this checkpoint does not have)" if left_out else ""
     text = f"{verb}: {done} {count} entries in {len(fitted.changes)} tensors{missing}{where}"

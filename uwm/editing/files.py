@@ -19,6 +19,7 @@ import numpy as np
 
 from ..checkpoint import Checkpoint, check_output, new_folder, open_checkpoint, write_edited
 from ..checkpoint.dtypes import Bits
+from ..checkpoint.reach import idle, unread
 from ..checkpoint.reader import cast_sha256, matrix_sha256
 from ..errors import BadInput
 from ..manifest import FORMAT, Manifest, write_manifest
@@ -36,11 +37,15 @@ HASHERS = min(4, os.cpu_count() or 1)
 
 @dataclass(frozen=True)
 class Rewritten:
-    """What was written: sha256 of every weight file by name, the patch as it fits this file, and towers left out."""
+    """What was written: sha256 of every weight file by name, the patch as it fits this file, and towers left out.
+
+    `idle` has a line for each changed tensor that the model around its tower never reads.
+    """
 
     hashes: dict[str, str]
     patch: Patch
     left_out: tuple[str, ...]
+    idle: tuple[str, ...] = ()
 
 
 def apply(
@@ -74,7 +79,7 @@ def apply(
     with new_folder(output) as folder:
         hashes = write_patched(checkpoint, fitted, folder)
         _write_manifest(folder, "apply", fitted, hashes)
-    return Rewritten(hashes, fitted, left_out)
+    return Rewritten(hashes, fitted, left_out, tuple(idle(unread(checkpoint), fitted.changes)))
 
 
 def write_patched(checkpoint: Checkpoint, patch: Patch, folder: Path) -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +12,10 @@ from PIL import Image
 from torch import nn
 
 from ..checkpoint import Checkpoint
+from ..checkpoint.reach import idle, unread
 from ..checkpoint.reader import cast_sha256, matrix_sha256
 from ..layouts import find_tensors, recognise, whole_key
 from ..weights import TOWERS, WeightId, block_count, match
-
-
-@dataclass(frozen=True)
-class Reach:
-    """How far the model around a tower reads it.
-
-    Attributes:
-        blocks: It reads the outputs of the first so many blocks; what the others do changes nothing.
-        why: A sentence: who reads what.
-    """
-
-    blocks: int
-    why: str
 
 
 class Model(ABC):
@@ -58,11 +45,17 @@ class Model(ABC):
         self.edited: set[WeightId] = set()
         self.notes: list[str] = []
         self.nameless: dict[str, str] = {}
-        self.unread: dict[WeightId, str] = {}
         self._parameters = dict(module.named_parameters())
         self.layout = recognise(self._parameters, type(module).__name__)
         self.tensors = find_tensors(self.layout, self._parameters)
         self.weights = {weight: ref for weight, ref in self.tensors.items() if weight.is_matrix_of_block}
+        self.unread = {} if checkpoint is None else unread(checkpoint)
+        for why in dict.fromkeys(self.unread.values()):
+            blocks = sorted({f"{weight.tower}.{weight.block}" for weight in self.unread if self.unread[weight] == why})
+            self.notes.append(
+                f"{', '.join(blocks)}: {why}, so nothing of this is ever read; it is left out of the edit unless a "
+                "weight of it is named in full"
+            )
 
     @property
     def device(self) -> torch.device:
@@ -119,19 +112,6 @@ class Model(ABC):
         """Which of ``text`` and ``vision`` the model can embed."""
         return tuple(name for name in TOWERS if name in self.editable or name in self.nameless)
 
-    def restrict(self, tower: str, reach: Reach) -> None:
-        """Take in how far a tower is read, and tell the user of blocks that are not."""
-        unread = [w for w in self.weights if w.tower == tower and w.block is not None and w.block >= reach.blocks]
-        self.unread |= dict.fromkeys(unread, reach.why)
-        if unread:
-            blocks = "–".join(
-                dict.fromkeys(str(end(w.block for w in unread if w.block is not None)) for end in (min, max))
-            )
-            self.notes.append(
-                f"{tower}.{blocks}: {reach.why}, so nothing of this is ever read; it is left out of the edit unless a "
-                "weight of it is named in full"
-            )
-
     def depth(self, tower: str) -> int:
         """How many blocks of a tower are read, from the first on."""
         return block_count((weight for weight in self.weights if weight not in self.unread), tower)
@@ -142,11 +122,12 @@ class Model(ABC):
 
     def idle(self, weights: Iterable[WeightId]) -> list[str]:
         """A line for each of some weights whose edit does nothing."""
-        return [
-            f"{w}: {self.unread[w]}; this block is never read, its edit does nothing"
-            for w in weights
-            if w in self.unread
-        ]
+        return idle(self.unread, weights)
+
+    @property
+    def described(self) -> str:
+        """What manifests call it: the layout, and what the towers without names are."""
+        return " + ".join((self.layout.name, *self.nameless.values()))
 
     def lacks(self, modality: str) -> str:
         """Why a modality has nothing to edit, for messages."""

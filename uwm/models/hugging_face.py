@@ -11,9 +11,9 @@ from PIL import Image
 from torch import nn
 
 from ..checkpoint import Checkpoint, read_json
+from ..checkpoint.reach import READERS
 from ..errors import BadInput
-from ..weights import block_count
-from .base import Model, Reach
+from .base import Model
 from .filling import fill
 from .sizes import OPENAI_VOCABULARY, config_of
 
@@ -26,12 +26,6 @@ SINGLE = {  # model type -> its class, and its class where a projection is store
     "siglip_text_model": ("SiglipTextModel", "SiglipTextModel"),
     "siglip_vision_model": ("SiglipVisionModel", "SiglipVisionModel"),
 }
-_XL = ("", "Img2Img", "Inpaint", "InstructPix2Pix", "ControlNet", "ControlNetImg2Img", "ControlNetInpaint", "Adapter",
-       "ControlNetUnion", "ControlNetUnionImg2Img", "ControlNetUnionInpaint", "ControlNetXS", "PAG", "PAGImg2Img",
-       "PAGInpaint", "ControlNetPAG", "ControlNetPAGImg2Img", "KDiffusion")  # fmt: skip
-# diffusers' pipeline -> its text encoders of which only the second-last hidden state is read. Of Stable Diffusion XL's
-# second encoder, and of both of Stable Diffusion 3, the pooled output is read too, and with it the last block.
-SECOND_LAST = {f"StableDiffusionXL{kind}Pipeline": ("text_encoder",) for kind in _XL}
 PROJECTIONS = ("text_projection.weight", "visual_projection.weight")
 
 
@@ -162,11 +156,6 @@ class PipelineModel(HuggingFaceModel):
         module.config = next(iter(encoders.values())).config
         super().__init__(module, checkpoint, tokenizer=checkpoint.path / "tokenizer")
         self._encoders = dict(zip((t.name for t in self.layout.towers), encoders.values(), strict=True))
-        pipeline = read_json(checkpoint.path / "model_index.json").get("_class_name")
-        for tower, folder in zip(self._encoders, encoders, strict=True):
-            if folder in SECOND_LAST.get(str(pipeline), ()):
-                blocks = block_count(self.weights, tower) - 1
-                self.restrict(tower, Reach(blocks, f"{pipeline} reads layer -2 of {folder}"))
 
     def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, tower: str = "text") -> torch.Tensor:
         return _features(self._encoders[tower](input_ids=input_ids, attention_mask=attention_mask))
@@ -214,8 +203,6 @@ def _belongs(key: str, prefix: str) -> bool:
 
 def unsupported(checkpoint: Checkpoint, folder: Path, kind: Any) -> BadInput:
     """The error for a model type that uwm does not read."""
-    from .inside import READERS
-
     named = "no model_type" if kind is None else f"model_type {kind!r}"
     return BadInput(
         f"{folder}: config.json says {named}, which uwm does not support, though it holds {checkpoint.layout.name}; it "
