@@ -114,16 +114,6 @@ def make_chinese(folder):
     processor(folder, transformers.ChineseCLIPImageProcessor)
 
 
-def make_dual(folder):
-    module = transformers.VisionTextDualEncoderModel(
-        vision_model=transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**VISION)),
-        text_model=transformers.BertModel(transformers.BertConfig(**TEXT)),
-    )
-    saved(module, folder)
-    words_tokenizer(folder, 24)
-    processor(folder)
-
-
 def make_llava(folder):
     language = transformers.LlamaConfig(**WIDTH, vocab_size=100)
     vision = transformers.CLIPVisionConfig(**VISION)
@@ -312,7 +302,6 @@ FAMILIES = {
     "open_clip custom text": Family(make_open_clip(OC_CLIP | {"custom_text": True}), by_open_clip, "open_clip"),
     "coca": Family(make_open_clip(OC_COCA), by_open_clip, "open_clip"),
     "open_clip siglip (timm)": Family(make_open_clip(OC_SIGLIP), by_open_clip, "open_clip + timm"),
-    "dual encoder": Family(make_dual, by_transformers("VisionTextDualEncoderModel"), "hf-bert + hf-clip"),
 }  # fmt: skip
 
 

@@ -17,26 +17,36 @@ def metaclip_2():
     return transformers.MetaClip2Model(config)
 
 
+def dual(text):
+    vision = transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**VISION))
+    return transformers.VisionTextDualEncoderModel(vision_model=vision, text_model=text)
+
+
+def bert():
+    return dual(transformers.BertModel(transformers.BertConfig(**TEXT)))
+
+
 def roberta():
     """Its positions begin after the number of its padding token."""
     text = TEXT | {"max_position_embeddings": 32, "pad_token_id": 1}
-    return transformers.VisionTextDualEncoderModel(
-        vision_model=transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**VISION)),
-        text_model=transformers.RobertaModel(transformers.RobertaConfig(**text)),
-    )
+    return dual(transformers.RobertaModel(transformers.RobertaConfig(**text)))
 
 
-DUAL = {"MetaClip2Model": (metaclip_2, "[PAD]"), "VisionTextDualEncoderModel": (roberta, "[UNK]")}
+DUAL = {  # name -> how it is made, its padding token and its class
+    "MetaCLIP 2": (metaclip_2, "[PAD]", "MetaClip2Model"),
+    "CLIP and BERT": (bert, "[PAD]", "VisionTextDualEncoderModel"),
+    "CLIP and RoBERTa": (roberta, "[UNK]", "VisionTextDualEncoderModel"),
+}
 
 
 @pytest.fixture(scope="module", params=DUAL)
 def case(request, tmp_path_factory):
-    make, pad = DUAL[request.param]
+    make, pad, kind = DUAL[request.param]
     folder = tmp_path_factory.mktemp("dual") / "in"
     saved(make(), folder)
     words_tokenizer(folder, 24, pad)
     processor(folder)
-    return request.param, folder
+    return kind, folder
 
 
 @torch.no_grad()
@@ -58,6 +68,8 @@ def test_it_is_embedded_by_its_library_s_rule_and_edited_in_the_file_as_live(cas
         after = by_transformers(kind)(tmp_path / "out", inputs)
         torch.testing.assert_close(model.encode_text(ids, mask), after["text"])
         torch.testing.assert_close(model.encode_image(pixels), after["vision"])
+    uwm.revert(tmp_path / "out", patch, output=tmp_path / "back")
+    assert (tmp_path / "back" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
     assert all((after[tower] - before[tower]).abs().max() > 0.01 for tower in before)
 
 

@@ -10,12 +10,15 @@ import pytest
 import torch
 import transformers
 from families import FAMILIES, TEXT, VISION, WIDTH, processor, shaken
+from layouts_by_hand import to_open_clip
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from terminal import ALL_OF_CALIB
+from tiny_files import hf_state
 
 import uwm
-from uwm.checkpoint.reach import READERS
+from uwm.checkpoint import open_checkpoint
+from uwm.checkpoint.reach import READERS, unread
 from uwm.editing.editors import Pairs, find_editor
 from uwm.editing.settings import make
 from uwm.errors import BadInput
@@ -311,6 +314,23 @@ def test_other_pipelines_read_every_block(tmp_path):
     FAMILIES["stable diffusion"].make(tmp_path / "in")
     model = uwm.load(tmp_path / "in")
     assert (model.depth("text"), model.unread, model.notes) == (2, {}, [])
+
+
+def test_stability_s_single_files_say_by_their_keys_what_is_never_read(tmp_path):
+    first, second = hf_state(), to_open_clip(hf_state())
+    text = {key: tensor for key, tensor in second.items() if not key.startswith("visual.")}
+    clip = {key: tensor for key, tensor in first.items() if key.startswith("text_model.")}
+
+    def idle(**parts):
+        state = {prefix.replace("__", ".") + key: t for prefix, part in parts.items() for key, t in part.items()}
+        save_file({key: tensor.clone() for key, tensor in state.items()}, tmp_path / "one.safetensors")
+        return {(w.tower, w.block) for w in unread(open_checkpoint(tmp_path / "one.safetensors"))}
+
+    xl = {"conditioner__embedders__0__transformer__": clip, "conditioner__embedders__1__model__": text}
+    assert idle(**xl) == {("text", 1)}
+    assert idle(conditioner__embedders__0__model__=text) == set()  # XL's refiner reads the pooled output too
+    assert idle(cond_stage_model__model__=text) == {("text", 1)}
+    assert idle(cond_stage_model__transformer__=clip) == set()  # Stable Diffusion 1
 
 
 # ---------------------------------------------------------------- what is not supported

@@ -63,6 +63,11 @@ _XL = ("", "Img2Img", "Inpaint", "InstructPix2Pix", "ControlNet", "ControlNetImg
 # second encoder, and of both of Stable Diffusion 3, the pooled output is read too, and with it the last block.
 SECOND_LAST = {f"StableDiffusionXL{kind}Pipeline": ("text_encoder",) for kind in _XL}
 
+# Of Stability's own single files: what stands before a text encoder of which only that state is read -> whose it is.
+SECOND_LAST_OF = {
+    "conditioner.embedders.0.transformer.": "Stable Diffusion XL", "cond_stage_model.model.": "Stable Diffusion 2",
+}  # fmt: skip
+
 
 def reader_of(config: Mapping[str, Any]) -> Reader | None:
     """How the bigger model of a config reads its vision tower; None for a model that is none such."""
@@ -103,6 +108,9 @@ def _read(checkpoint: Checkpoint) -> dict[str, tuple[Layers, str]]:
         folders = {tower.name: tower.prefix.partition("/")[0] for tower in towers}
         found = {name: folder for name, folder in folders.items() if folder in SECOND_LAST.get(pipeline, ())}
         return {name: ((-2,), f"{pipeline} reads layer -2 of {folder}") for name, folder in found.items()}
+    if not checkpoint.path.is_dir():
+        owners = {t.name: who for t in towers for prefix, who in SECOND_LAST_OF.items() if t.prefix.startswith(prefix)}
+        return {name: ((-2,), f"{who} reads layer -2 of this encoder") for name, who in owners.items()}
     folder = checkpoint.folder_of(towers[0].name)
     config = read_json(folder / "config.json") if folder and (folder / "config.json").is_file() else {}
     reader = reader_of(config)
