@@ -67,8 +67,10 @@ class Encoder:
 
 
 def whole_key(prefix: str, key: str) -> str:
-    """The whole key; `BESIDE` takes the last part of the prefix away."""
-    return re.sub(r"[^./]+\.$", "", prefix) + key[len(BESIDE) :] if key.startswith(BESIDE) else prefix + key
+    """The whole key; each `BESIDE` takes the last part of the prefix away."""
+    while key.startswith(BESIDE):
+        prefix, key = re.sub(r"[^./]+\.$", "", prefix), key.removeprefix(BESIDE)
+    return prefix + key
 
 
 def _bias(weight: str) -> str:
@@ -155,7 +157,10 @@ ENCODERS = (  # where two fit, the first counts
     Encoder(
         "hf-clip", "vision", _HF_LAYERS, _HF, _HF_NORMS,
         _HF_VISION | _with_bias({"pre_norm": "pre_layrnorm"})
-        | {"class_embedding": "embeddings.class_embedding", "proj": "../visual_projection.weight"},
+        | {
+            "class_embedding": "embeddings.class_embedding",
+            "proj": "../visual_projection.weight ../../visual_projection.weight",
+        },
         ("embeddings.class_embedding", _FC1), "transformers", "first",
     ),
     Encoder(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 import transformers
-from families import TEXT, VISION, by_transformers, processor, saved, words_tokenizer
+from families import TEXT, VISION, by_transformers, processor, respelt, saved, words_tokenizer
 
 import uwm
 from uwm.images import load_image
@@ -81,3 +83,17 @@ def test_a_caption_is_embedded_alike_whatever_it_is_padded_with(case):
     alone = torch.cat([model.encode_text(*model.tokenize([caption])) for caption in captions])
     assert model.tokenize(captions)[1][0].min() == 0
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_dual_encoder_in_the_spelling_of_transformers_4(tmp_path):
+    """Its CLIP has a prefix of its own, and the projection stands beside both."""
+    saved(bert(), tmp_path / "new")
+    words_tokenizer(tmp_path / "new", 24)
+    rename = lambda key: key.replace("vision_model.", "vision_model.vision_model.", 1)  # noqa: E731
+    respelt(lambda folder: shutil.copytree(tmp_path / "new", folder), rename)(tmp_path / "old")
+    new, old = uwm.load(tmp_path / "new"), uwm.load(tmp_path / "old")
+    assert old.checkpoint.tensors.keys() == old.tensors.keys() == new.tensors.keys()
+    pixels = torch.randn(2, 3, 64, 64)
+    assert torch.equal(old.encode_image(pixels), new.encode_image(pixels))
+    assert {name: old.fingerprint(name) for name in old.tensors} == {n: new.fingerprint(n) for n in new.tensors}
