@@ -144,12 +144,7 @@ def run(
             manifest["output_sha256"] = _write_weights(folder, model, edit.patch, recipe.also_export)
             write_documents(folder, manifest, results, clock, examples)
     manifest["run"] = clock.report()
-    told = (
-        *edit.proposal.warnings,
-        *model.idle(edit.patch.changes),
-        *unmade,
-        *warnings(model, calibration, held_out, results, data_sets),
-    )
+    told = (*edit.proposal.warnings, *unmade, *warnings(model, calibration, held_out, results, data_sets))
     return Outcome(edit.patch, results, manifest, told)
 
 
@@ -187,7 +182,7 @@ def make_edits(
     preserve: Preservation | None = None,
     also: Sequence[Reducer] = (),
 ) -> tuple[dict[str, Edit], list[str]]:
-    """The recipe's edit by its method and those beside it, from as few passes as can, and what could not be made.
+    """The recipe's edit by its method and those beside it, from as few passes as can, and what a user should know.
 
     Args:
         also: Further reducers of the first pass.
@@ -221,7 +216,7 @@ def make_edits(
             if name == recipe.method:
                 raise
             told.append(f"{name} is not measured beside the edit: {error}")
-    return edits, told
+    return edits, told + model.idle(edits[recipe.method].patch.changes)
 
 
 def _passes(asked: list[Statistics], preserving: bool) -> list[list[Statistics]]:

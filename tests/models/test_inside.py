@@ -273,6 +273,12 @@ def test_llava_s_own_release_with_a_siglip_is_refused_by_name(tmp_path):
         uwm.load(original(tmp_path, "siglip"))
 
 
+@pytest.mark.parametrize("layer", ["last", [], 1.5, [None]])
+def test_a_layer_that_is_no_number_is_refused(tmp_path, layer):
+    with pytest.raises(BadInput, match="config.json: mm_vision_select_layer .*: expected the number of a layer"):
+        uwm.load(original(tmp_path, "clip", mm_vision_select_layer=layer))
+
+
 def test_a_layer_that_the_tower_has_not_is_refused(tmp_path):
     with pytest.raises(
         BadInput, match=r"reads layer -9 of its vision tower, but there is no layer -9, for it has 2 blocks"
@@ -362,5 +368,5 @@ def unsupported():
 )
 def test_what_is_not_supported_is_refused_by_its_model_type(kind, tmp_path):
     unsupported()[kind].save_pretrained(tmp_path / "in")
-    with pytest.raises(BadInput, match=f"model_type '{kind}'(, which uwm does not support|.*: not a CLIP-like)"):
+    with pytest.raises(BadInput, match=f"model_type '{kind}'(, which uwm does not know|.*: not a CLIP-like)"):
         uwm.load(tmp_path / "in")

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import BadInput
 from ..weights import WeightId, block_count
 from .reader import Checkpoint
-from .sources import read_json
+from .sources import stated
 
 Layers = tuple[int, ...]  # numbers of hidden states, as transformers counts them; none for the tower's last output
 
@@ -33,9 +33,13 @@ class Reader:
     drops: bool = True
 
     def read_layers(self, config: Mapping[str, Any]) -> Layers:
-        """The layers that a config of this kind asks for."""
-        named = next((config[key] for key in self.layers.split() if config.get(key) is not None), self.default)
-        return (named,) if isinstance(named, int) else tuple(named)
+        """The layers that a config of this kind asks for. Raises BadInput for what are none."""
+        for key in (key for key in self.layers.split() if config.get(key) is not None):
+            layers = config[key] if isinstance(config[key], list) else [config[key]]
+            if not layers or any(type(layer) is not int for layer in layers):
+                raise BadInput(f"config.json: {key} {config[key]!r}: expected the number of a layer, or several")
+            return tuple(layers)
+        return self.default
 
     def skipped(self, config: Mapping[str, Any]) -> int:
         """How many of the first tokens are not read."""
@@ -104,7 +108,7 @@ def _read(checkpoint: Checkpoint) -> dict[str, tuple[Layers, str]]:
     """Tower -> the layers of it that are read, and that in words; of towers inside something."""
     index, towers = checkpoint.path / "model_index.json", checkpoint.layout.towers
     if index.is_file():
-        pipeline = str(read_json(index).get("_class_name"))
+        pipeline = str(stated(index).get("_class_name"))
         folders = {tower.name: tower.prefix.partition("/")[0] for tower in towers}
         found = {name: folder for name, folder in folders.items() if folder in SECOND_LAST.get(pipeline, ())}
         return {name: ((-2,), f"{pipeline} reads layer -2 of {folder}") for name, folder in found.items()}
@@ -112,10 +116,12 @@ def _read(checkpoint: Checkpoint) -> dict[str, tuple[Layers, str]]:
         owners = {t.name: who for t in towers for prefix, who in SECOND_LAST_OF.items() if t.prefix.startswith(prefix)}
         return {name: ((-2,), f"{who} reads layer -2 of this encoder") for name, who in owners.items()}
     folder = checkpoint.folder_of(towers[0].name)
-    config = read_json(folder / "config.json") if folder and (folder / "config.json").is_file() else {}
+    config = {} if folder is None else stated(folder / "config.json")
     reader = reader_of(config)
     if reader is None or [tower.name for tower in towers] != ["vision"]:
         return {}
+    if reader is ORIGINAL and towers[0].encoder.family != "hf-clip":
+        return {}  # LLaVA's own code counts the layers of others in its own way
     layers = reader.read_layers(config)
     named = f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
     return {"vision": (layers, f"the model around it ({config.get('model_type')}) reads {named} of its vision tower")}

@@ -20,7 +20,7 @@ from ..weights import WeightId, WeightRef
 from .archive import Archive, open_archive
 from .dtypes import DTYPES, NAMES, Bits, Dtype
 from .header import make_header, read_header, valid_name
-from .sources import Source, find_sources, read_json, safetensors_name
+from .sources import Source, find_sources, safetensors_name, stated
 from .tensors import StoredTensor, Tensors, Unfit
 
 if TYPE_CHECKING:
@@ -286,7 +286,7 @@ def open_checkpoint(path: str | Path, key: str | None = None) -> Checkpoint:
     )
     _check_promised(path, source, files)
     keys = [file.component + info.name for file in files for info in file.tensors]
-    layout = recognise(keys, _named(path))
+    layout = _recognised(keys, path)
     if not path.is_dir():
         files = (replace(files[0], name=layout.file_name),)
     elif len(files) == 1 and files[0].pickled is not None:
@@ -294,11 +294,10 @@ def open_checkpoint(path: str | Path, key: str | None = None) -> Checkpoint:
     return Checkpoint(path, files, layout, find_tensors(layout, keys), source.side_files, source.indices)
 
 
-def _named(path: Path) -> str:
-    """What to call a checkpoint that is not recognised: by its model type too, where its folder says one."""
-    config = path / "config.json"
-    kind = read_json(config).get("model_type") if config.is_file() else None
-    return str(path) if kind is None else f"{path} (of model_type {kind!r})"
+def _recognised(keys: list[str], path: Path) -> Layout:
+    """The layout; what is not recognised is called by its model type too, where its folder says one."""
+    kind = stated(path / "config.json").get("model_type")
+    return recognise(keys, str(path) if kind is None else f"{path} (of model_type {kind!r})")
 
 
 def _check_promised(path: Path, source: Source, files: tuple[WeightsFile, ...]) -> None:

@@ -51,7 +51,7 @@ class Model(ABC):
         self.weights = {weight: ref for weight, ref in self.tensors.items() if weight.is_matrix_of_block}
         self.unread = {} if checkpoint is None else unread(checkpoint)
         for why in dict.fromkeys(self.unread.values()):
-            blocks = sorted({f"{weight.tower}.{weight.block}" for weight in self.unread if self.unread[weight] == why})
+            blocks = dict.fromkeys(f"{w.tower}.{w.block}" for w in sorted(self.unread) if self.unread[w] == why)
             self.notes.append(
                 f"{', '.join(blocks)}: {why}, so nothing of this is ever read; it is left out of the edit unless a "
                 "weight of it is named in full"

@@ -205,8 +205,8 @@ def unsupported(checkpoint: Checkpoint, folder: Path, kind: Any) -> BadInput:
     """The error for a model type that uwm does not read."""
     named = "no model_type" if kind is None else f"model_type {kind!r}"
     return BadInput(
-        f"{folder}: config.json says {named}, which uwm does not support, though it holds {checkpoint.layout.name}; it "
-        f"supports {', '.join((*WHOLE, *SINGLE))}, and the vision tower inside {', '.join(READERS)}"
+        f"{folder}: config.json says {named}, which uwm does not know, though it holds {checkpoint.layout.name}; it "
+        f"knows {', '.join((*WHOLE, *SINGLE))}, and the vision tower inside {', '.join(READERS)}"
     )
 
 
