@@ -20,12 +20,6 @@ def uwm_eva02_post(pretrained=False, **options):
 
 
 @register_model
-def uwm_pe_core(pretrained=False, **options):
-    """PE-Core-B-16: pooled by attention."""
-    return eva.vit_pe_core_base_patch16_224(**SMALL, attn_pool_num_heads=2, ref_feat_shape=(4, 4), **options)
-
-
-@register_model
 def uwm_vitamin(pretrained=False, **options):
     """ViTamin-S: a ViT of gated MLPs after a convolutional stem."""
     conv = vitamin.VitConvCfg(norm_layer="layernorm2d", norm_eps=1e-6)
