@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import open_clip
+import tiny_timm  # noqa: F401  registers with timm
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -153,7 +154,8 @@ def make_pipeline(encoders):
             shaken(module, seed=number).save_pretrained(folder / name)
         words_tokenizer(folder / "tokenizer", 24)
         save_file({"conv_in.weight": torch.randn(8, 4)}, folder / "unet" / "diffusion_pytorch_model.safetensors")
-        (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
+        name = "StableDiffusionXLPipeline" if len(encoders) > 1 else "StableDiffusionPipeline"
+        (folder / "model_index.json").write_text(json.dumps({"_class_name": name}))
 
     return make
 
@@ -237,6 +239,12 @@ OC_NLLB = transformers.M2M100Config(
 )
 
 
+def timm_clip(tower, pool, proj, size=64):
+    """open_clip's config of a CLIP around an image tower of timm."""
+    vision = {"timm_model_name": tower, "timm_model_pretrained": False, "timm_pool": pool, "timm_proj": proj}
+    return OC_CLIP | {"custom_text": True, "vision_cfg": vision | {"image_size": size}}
+
+
 # ---------------------------------------------------------------- what their own libraries compute
 
 
@@ -276,7 +284,8 @@ def by_both_encoders(folder, inputs):
 def by_llava(folder, inputs):
     module = transformers.LlavaForConditionalGeneration.from_pretrained(str(folder)).eval()
     tower = getattr(module, "vision_tower", None) or module.model.vision_tower
-    return {"vision": tower(**inputs["pixels"]).pooler_output}
+    read = tower(**inputs["pixels"], output_hidden_states=True).hidden_states[module.config.vision_feature_layer]
+    return {"vision": read[:, 1:].mean(1)}
 
 
 def by_open_clip(folder, inputs):

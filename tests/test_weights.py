@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from uwm.errors import BadInput
-from uwm.weights import NORMS, SLOTS, TOWER_SLOTS, TOWERS, WeightId, WeightRef, block_count, match
+from uwm.weights import GATE, NORMS, SLOTS, TOWER_SLOTS, TOWERS, WeightId, WeightRef, block_count, match
 
 TWELVE = [WeightId(tower, block, slot) for slot in SLOTS for block in range(12) for tower in TOWERS]
 BIASES = [WeightId(w.tower, w.block, f"{w.slot}.bias") for w in TWELVE]
@@ -19,7 +19,7 @@ def names(weights):
 
 
 def test_a_name_reads_back_as_itself():
-    for weight in TWELVE + BIASES + OTHERS + OUTSIDE:
+    for weight in [*TWELVE, *BIASES, *OTHERS, *OUTSIDE, WeightId("vision", 3, GATE)]:
         assert WeightId.parse(str(weight)) == weight
     assert str(WeightId("vision", 11, "fc2")) == "vision.11.fc2"
     assert str(WeightId("vision", 11, "fc2.bias")) == "vision.11.fc2.bias"

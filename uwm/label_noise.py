@@ -25,7 +25,7 @@ from .statistics.batches import BATCH_SIZE, Progress, count_batches, pair_batche
 from .statistics.channel_norms import ChannelNorms, TokenStatistics
 from .statistics.embeddings import PairEmbeddings
 from .statistics.passes import run_pass
-from .weights import WeightId, match
+from .weights import WeightId
 
 MIN_PAIRS = 3  # of a concept, to say where it goes
 TOWERS = ("text", "vision")
@@ -213,9 +213,9 @@ def dependence(
     patterns = {"text": text_layers, "vision": vision_layers}
     found = {}
     for tower in TOWERS:
-        there = _has(calib, tower) & (tower in model.modalities)
+        there = _has(calib, tower) & (tower in model.editable)
         flagged = noise.flagged[there]
-        weights = match(patterns[tower], model.weights, tower) if there.any() else []
+        weights = model.match(patterns[tower], tower) if there.any() else []
         if not weights or not flagged.any() or flagged.all():
             continue
         groups = _draw_control(flagged, seed)

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from .errors import BadInput
-from .weights import WeightId, WeightRef
+from .weights import GATE, WeightId, WeightRef
 
-Slots = dict[str, tuple[str, int, int]]  # slot -> (suffix, part, parts); parts > 1 for a row block of a fused tensor
+Slots = dict[str, tuple[str, int, int]]  # slot -> (suffixes, part, parts); parts > 1 for a row block of a fused tensor
 Keys = dict[str, str]  # slot -> key; where there are several, with spaces between them, the first that is there counts
 BESIDE = "../"  # before a key that stands beside the encoder's prefix, as text_projection beside text_model
 
@@ -26,10 +26,11 @@ class Encoder:
         family: What messages and manifests call it.
         modality: ``text`` or ``vision``.
         blocks: Prefix of its blocks, with ``{block}`` for the number.
-        slots: How its blocks spell the matrix of each linear layer; the bias is spelled alike.
+        slots: How its blocks spell the matrix of each linear layer, with spaces between spellings of which a checkpoint
+            has one; the bias is spelled alike.
         norms: How its blocks spell their LayerNorms.
         tensors: How it spells what the tower has outside the blocks.
-        sentinels: Keys that together only this encoder has.
+        sentinels: Keys that together only this encoder has; of those with spaces between them one is there.
         library: Which library reads it, ``transformers`` or ``open_clip``.
         pools: Which output of the last block becomes the embedding: the ``first``, the ``last``, the ``end`` token (the
             last that the mask counts), or ``all`` of them.
@@ -56,9 +57,10 @@ class Encoder:
         """Block, slot and place of everything that has a name, the most usual place of each first."""
         for block in blocks:
             inside = self.blocks.format(block=block)
-            for slot, (suffix, part, parts) in self.slots.items():
-                yield block, slot, WeightRef(prefix + inside + suffix, part, parts)
-                yield block, f"{slot}.bias", WeightRef(prefix + inside + _bias(suffix), part, parts)
+            for slot, (suffixes, part, parts) in self.slots.items():
+                for suffix in suffixes.split():
+                    yield block, slot, WeightRef(prefix + inside + suffix, part, parts)
+                    yield block, f"{slot}.bias", WeightRef(prefix + inside + _bias(suffix), part, parts)
             yield from ((block, slot, WeightRef(prefix + inside + key)) for slot, key in self.norms.items())
         for slot, keys in self.tensors.items():
             for key in keys.split():
@@ -66,8 +68,10 @@ class Encoder:
 
 
 def whole_key(prefix: str, key: str) -> str:
-    """The whole key; `BESIDE` takes the last part of the prefix away."""
-    return re.sub(r"[^./]+\.$", "", prefix) + key[len(BESIDE) :] if key.startswith(BESIDE) else prefix + key
+    """The whole key; each `BESIDE` takes the last part of the prefix away."""
+    while key.startswith(BESIDE):
+        prefix, key = re.sub(r"[^./]+\.$", "", prefix), key.removeprefix(BESIDE)
+    return prefix + key
 
 
 def _bias(weight: str) -> str:
@@ -103,7 +107,14 @@ _T5 = _slots(
 )
 _M2M100 = _slots(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"), ("fc1", "fc2"))
 _OPEN_CLIP = _fused("attn.in_proj_weight", "attn.out_proj", ("mlp.c_fc", "mlp.c_proj"))
-_TIMM = _fused("attn.qkv.weight", "attn.proj", ("mlp.fc1", "mlp.fc2"))
+# A gated MLP of timm is fc2(act(fc1_g x) * fc1_x x) in EVA02 and w2(act(w0 x) * w1 x) in ViTamin.
+_TIMM_MLP: Slots = {
+    "fc1": ("mlp.fc1.weight mlp.fc1_x.weight mlp.w1.weight", 0, 1),
+    "fc2": ("mlp.fc2.weight mlp.w2.weight", 0, 1),
+    GATE: ("mlp.fc1_g.weight mlp.w0.weight", 0, 1),
+}
+_TIMM = _fused("attn.qkv.weight", "attn.proj", ("mlp.fc1", "mlp.fc2")) | _TIMM_MLP
+_TIMM_SPLIT = _slots(("attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.proj"), ("mlp.fc1", "mlp.fc2")) | _TIMM_MLP
 _HF_NORMS = _with_bias({"norm1": "layer_norm1", "norm2": "layer_norm2"})
 _BERT_NORMS = _with_bias({"norm1": "attention.output.LayerNorm", "norm2": "output.LayerNorm"})  # after, not before
 _OPEN_CLIP_NORMS = _with_bias({"norm1": "ln_1", "norm2": "ln_2"})
@@ -119,6 +130,26 @@ _HF_VISION = {
 _FC1 = "encoder.layers.0.mlp.fc1.weight"
 _TEXT = ("embeddings.token_embedding.weight", "final_layer_norm.weight")
 _HF_LAYERS, _RESBLOCKS = "encoder.layers.{block}.", "transformer.resblocks.{block}."
+# A ViT of timm cuts its patches with one convolution, with the stem of ViTamin or of MobileCLIP-B, or as NaFlex does.
+_PATCHES = (
+    "patch_embed.proj.weight patch_embed.backbone.stem.conv1.weight patch_embed.backbone.0.conv.weight "
+    "embeds.proj.weight"
+)
+
+
+def _timm(slots: Slots, query: str) -> Encoder:
+    """A ViT of timm; `query` is where a block's queries come from."""
+    return Encoder(
+        "timm", "vision", "blocks.{block}.", slots, _TIMM_NORMS,
+        _with_bias({
+            "patch_embedding": "patch_embed.proj embeds.proj", "pre_norm": "norm_pre", "norm": "norm fc_norm",
+            "head.norm": "attn_pool.norm", "head.fc1": "attn_pool.mlp.fc1", "head.fc2": "attn_pool.mlp.fc2",
+            "proj": "../head.proj head",
+        }) | {"class_embedding": "cls_token embeds.cls_token", "position_embedding": "pos_embed embeds.pos_embed"},
+        (_PATCHES, f"blocks.0.{query}.weight"), "open_clip", "all",
+        deeper=("../head.mlp.fc1.weight",), alone=False,
+    )  # fmt: skip
+
 
 ENCODERS = (  # where two fit, the first counts
     Encoder(
@@ -132,7 +163,10 @@ ENCODERS = (  # where two fit, the first counts
     Encoder(
         "hf-clip", "vision", _HF_LAYERS, _HF, _HF_NORMS,
         _HF_VISION | _with_bias({"pre_norm": "pre_layrnorm"})
-        | {"class_embedding": "embeddings.class_embedding", "proj": "../visual_projection.weight"},
+        | {
+            "class_embedding": "embeddings.class_embedding",
+            "proj": "../visual_projection.weight ../../visual_projection.weight",
+        },
         ("embeddings.class_embedding", _FC1), "transformers", "first",
     ),
     Encoder(
@@ -189,16 +223,8 @@ ENCODERS = (  # where two fit, the first counts
         },
         ("class_embedding", "conv1.weight"), "open_clip", "first", transposed=("proj",),
     ),
-    Encoder(
-        "timm", "vision", "blocks.{block}.", _TIMM, _TIMM_NORMS,
-        _with_bias({
-            "patch_embedding": "patch_embed.proj", "pre_norm": "norm_pre", "norm": "norm fc_norm",
-            "head.norm": "attn_pool.norm", "head.fc1": "attn_pool.mlp.fc1", "head.fc2": "attn_pool.mlp.fc2",
-            "proj": "../head.proj head",
-        }) | {"class_embedding": "cls_token", "position_embedding": "pos_embed"},
-        ("patch_embed.proj.weight", "blocks.0.attn.qkv.weight"), "open_clip", "all",
-        deeper=("../head.mlp.fc1.weight",), alone=False,
-    ),
+    _timm(_TIMM, "attn.qkv"),
+    _timm(_TIMM_SPLIT, "attn.q_proj"),
 )  # fmt: skip
 FILE_NAMES = {"transformers": "model.safetensors", "open_clip": "open_clip_model.safetensors"}
 
@@ -255,7 +281,9 @@ def recognise(keys: Iterable[str], where: str) -> Layout:
     found: dict[str, Encoder] = {}
     for encoder in ENCODERS:
         for prefix in _prefixes(present, encoder.sentinels[0]):
-            if prefix not in found and present.issuperset(prefix + sentinel for sentinel in encoder.sentinels):
+            if prefix not in found and all(
+                any(prefix + key in present for key in sentinel.split()) for sentinel in encoder.sentinels
+            ):
                 found[prefix] = encoder
     modalities = {encoder.modality for encoder in found.values() if encoder.alone}
     towers = []
@@ -272,7 +300,7 @@ def recognise(keys: Iterable[str], where: str) -> Layout:
 
 def _prefixes(keys: set[str], sentinel: str) -> list[str]:
     """What stands before a sentinel key wherever it ends a key, whole names only."""
-    ends = (key[: -len(sentinel)] for key in keys if key.endswith(sentinel))
+    ends = {key.removesuffix(end) for end in sentinel.split() for key in keys if key.endswith(end)}
     return sorted(prefix for prefix in ends if not prefix or prefix[-1] in "./")
 
 
@@ -281,8 +309,9 @@ def _unknown(keys: set[str], where: str) -> str:
         return sum(bool(_prefixes(keys, sentinel)) for sentinel in encoder.sentinels)
 
     nearest = max(ENCODERS, key=held)
-    missing = [sentinel for sentinel in nearest.sentinels if not _prefixes(keys, sentinel)]
-    lacks = f"misses …{', …'.join(missing)}" if missing else "is not whole"
+    missing = [sentinel.split()[0] for sentinel in nearest.sentinels if not _prefixes(keys, sentinel)]
+    other = "vision" if nearest.modality == "text" else "text"
+    lacks = f"misses …{', …'.join(missing)}" if missing else f"counts only beside a {other} tower that uwm knows"
     families = ", ".join(dict.fromkeys(encoder.family for encoder in ENCODERS))
     return (
         f"{where}: not a CLIP-like checkpoint that uwm knows ({len(keys)} tensors, such as "

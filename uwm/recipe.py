@@ -186,7 +186,7 @@ def make_edits(
     preserve: Preservation | None = None,
     also: Sequence[Reducer] = (),
 ) -> tuple[dict[str, Edit], list[str]]:
-    """The recipe's edit by its method and those beside it, from as few passes as can, and what could not be made.
+    """The recipe's edit by its method and those beside it, from as few passes as can, and what a user should know.
 
     Args:
         also: Further reducers of the first pass.
@@ -220,7 +220,7 @@ def make_edits(
             if name == recipe.method:
                 raise
             told.append(f"{name} is not measured beside the edit: {error}")
-    return edits, told
+    return edits, told + model.idle(edits[recipe.method].patch.changes)
 
 
 def _passes(asked: list[Statistics], preserving: bool) -> list[list[Statistics]]:

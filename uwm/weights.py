@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import total_ordering
 from typing import TYPE_CHECKING, TypeVar
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 TOWERS = ("text", "vision")
 _TOWER = re.compile(r"(text|vision)(_[2-9])?")  # text_2: the second text encoder of Stable Diffusion XL
 SLOTS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")  # the linear layers of a block
+GATE = "gate"  # the third matrix of a gated MLP: fc2(act(gate x) * fc1 x)
+MATRICES = (*SLOTS, GATE)
 NORMS = ("norm1", "norm2")  # of a block: beside attention and beside the MLP
 TOWER_SLOTS = (  # of the tower as a whole; `norm` is the LayerNorm before the projection, `head` pools by attention
     "token_embedding", "class_embedding", "patch_embedding", "position_embedding", "pre_norm", "norm",
@@ -34,7 +36,7 @@ class WeightId:
     Attributes:
         tower: ``text``, ``vision`` or ``text_2``.
         block: Number of the transformer block; None for a tensor of the whole tower, which sorts after all blocks.
-        slot: One of SLOTS or NORMS in a block and of TOWER_SLOTS outside; with ``.bias`` the bias beside it.
+        slot: One of MATRICES or NORMS in a block and of TOWER_SLOTS outside; with ``.bias`` the bias beside it.
     """
 
     tower: str
@@ -59,14 +61,14 @@ class WeightId:
     @property
     def is_matrix_of_block(self) -> bool:
         """Whether this is the matrix of a linear layer in a block."""
-        return self.block is not None and self.slot in SLOTS
+        return self.block is not None and self.slot in MATRICES
 
     @classmethod
     def parse(cls, name: str) -> WeightId:
         """Read ``"vision.11.fc2"`` or ``"text.proj"``. Raises BadInput when it is no such name."""
         tower, _, rest = name.partition(".")
         block, _, slot = rest.partition(".") if rest[:1].isdecimal() else ("", "", rest)
-        known = SLOTS + NORMS if block else TOWER_SLOTS
+        known = MATRICES + NORMS if block else TOWER_SLOTS
         if not _TOWER.fullmatch(tower) or slot.removesuffix(".bias") not in known or not (block or "0").isdecimal():
             raise BadInput(
                 f"{name!r} is no weight name; expected TOWER.BLOCK.SLOT such as vision.11.fc2, "
@@ -106,7 +108,9 @@ def block_count(weights: Iterable[WeightId], tower: str) -> int:
     return 1 + max((w.block for w in weights if w.tower == tower and w.block is not None), default=-1)
 
 
-def match(patterns: str | Sequence[str], weights: Iterable[WeightId], tower: str) -> list[WeightId]:
+def match(
+    patterns: str | Sequence[str], weights: Iterable[WeightId], tower: str, unread: Mapping[WeightId, str] | None = None
+) -> list[WeightId]:
     """Choose among the linear layers of one tower's blocks.
 
     Args:
@@ -114,12 +118,13 @@ def match(patterns: str | Sequence[str], weights: Iterable[WeightId], tower: str
             sequence or comma-separated; the empty string or ``"none"`` chooses nothing.
         weights: What exists; only the matrices of blocks are chosen from.
         tower: ``"text"`` or ``"vision"``; where there are several text towers, a slot means all of them.
+        unread: Weights that the model around the tower never reads -> why. Only a full name chooses one.
 
     Returns:
         The chosen weights, sorted.
 
     Raises:
-        BadInput: A pattern matches nothing; the message lists what exists.
+        BadInput: A pattern matches nothing, or nothing that is read; the message lists what exists.
     """
     if isinstance(patterns, str):
         patterns = [p.strip() for p in patterns.split(",") if p.strip()]
@@ -132,7 +137,11 @@ def match(patterns: str | Sequence[str], weights: Iterable[WeightId], tower: str
         found = [w for w in here if re.fullmatch(_regex(full), str(w))]
         if not found:
             raise BadInput(f"--{tower}-layers {pattern!r} matches no weight; the {tower} tower has {_listing(here)}")
-        chosen.update(found)
+        read = [w for w in found if w not in (unread or {}) or str(w) == pattern]
+        if not read:
+            why = (unread or {})[found[0]]
+            raise BadInput(f"--{tower}-layers {pattern!r} matches only weights that are never read: {why}")
+        chosen.update(read)
     return sorted(chosen)
 
 
@@ -154,5 +163,5 @@ def _listing(weights: list[WeightId]) -> str:
     if not weights:
         return "none"
     last = max(block_count(weights, w.tower) for w in weights) - 1
-    slots = sorted({w.slot for w in weights}, key=SLOTS.index)
+    slots = sorted({w.slot for w in weights}, key=MATRICES.index)
     return f"blocks 0–{last} with {', '.join(slots)}"

@@ -9,13 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import BadInput, UwmError
-from ..layouts import find_tensors, recognise
+from ..layouts import Layout, find_tensors, recognise
 from .adapters import refuse_adapter_tensors
 from .archive import Archive, open_archive
 from .dtypes import DTYPES, NAMES
 from .header import make_header, read_header, rewritten, valid_name
 from .reader import Checkpoint, TensorInfo, WeightsFile
-from .sources import Source, find_sources, safetensors_name
+from .sources import Source, find_sources, safetensors_name, stated
 from .tensors import StoredTensor, Tensors, Unfit
 
 PREFIXES = ("module.", "_orig_mod.")  # of wrappers for many devices and for compiling
@@ -51,13 +51,19 @@ def open_checkpoint(path: str | Path, key: str | None = None) -> Checkpoint:
         raise BadInput(
             f"{path}: all names in the shards begin with {wrapper}, a wrapper's; save the model inside of it"
         )
-    layout = recognise(keys, str(path))
+    layout = _recognised(keys, path)
     if not path.is_dir():
         files = (replace(files[0], name=layout.file_name),)
     elif len(files) == 1 and files[0].pickled is not None:
         files = (replace(files[0], name=str(Path(files[0].name).with_name(layout.file_name))),)
     notes = (*_unwrapped_notes(files), *_left_out_notes(source, files))
     return Checkpoint(path, files, layout, find_tensors(layout, keys), source.side_files, source.indices, notes)
+
+
+def _recognised(keys: list[str], path: Path) -> Layout:
+    """The layout; what is not recognised is called by its model type too, where its folder says one."""
+    kind = stated(path / "config.json").get("model_type")
+    return recognise(keys, str(path) if kind is None else f"{path} (of model_type {kind!r})")
 
 
 def _unwrapped_notes(files: tuple[WeightsFile, ...]) -> Iterator[str]:

@@ -191,6 +191,15 @@ def _side_files(root: Path, *edited: Path) -> Iterator[Path]:
             yield place
 
 
+def stated(path: Path) -> dict[str, Any]:
+    """A JSON file's object; empty where there is none that can be read."""
+    try:
+        found = read_json(path)
+    except BadInput:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def read_json(path: Path) -> Any:
     """A JSON file's content. Raises BadInput."""
     if not path.is_file():

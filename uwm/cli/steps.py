@@ -117,6 +117,7 @@ def _file_to_file(verb: str, model: str, patch_path: Path, flags: dict[str, Any]
         checkpoint = rewrite.open_checkpoint(source, settings["key"])
         fitted, left_out = rewrite.fit(checkpoint, loaded, cast=settings["cast"], edited=verb == "revert")
         done, hashes, where, notes = "would change", {}, "", checkpoint.notes
+        notes += tuple(rewrite.idle(rewrite.unread(checkpoint), fitted.changes)) if verb == "apply" else ()
     elif output is None:
         raise BadInput("say where to write with -o FOLDER, or pass --dry-run")
     else:

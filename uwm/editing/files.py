@@ -19,6 +19,7 @@ import numpy as np
 
 from ..checkpoint import Checkpoint, check_output, new_folder, open_checkpoint, write_edited
 from ..checkpoint.dtypes import Bits
+from ..checkpoint.reach import idle, unread
 from ..checkpoint.reader import cast_sha256, matrix_sha256
 from ..errors import BadInput
 from ..manifest import FORMAT, Manifest, write_manifest
@@ -38,7 +39,8 @@ HASHERS = min(4, os.cpu_count() or 1)
 class Rewritten:
     """What was written: sha256 of every weight file by name, the patch as it fits this file, and towers left out.
 
-    `notes` are what a user should know of how the checkpoint was read, and of what was written.
+    `notes` are what a user should know: of how the checkpoint was read, of what was written, and of every changed
+    tensor that the model around its tower never reads.
     """
 
     hashes: dict[str, str]
@@ -78,7 +80,8 @@ def apply(
     with new_folder(output) as folder:
         hashes = write_patched(checkpoint, fitted, folder)
         _write_manifest(folder, "apply", fitted, hashes)
-    return Rewritten(hashes, fitted, left_out, (*checkpoint.notes, *_bare_notes(checkpoint, output)))
+    notes = (*checkpoint.notes, *_bare_notes(checkpoint, output), *idle(unread(checkpoint), fitted.changes))
+    return Rewritten(hashes, fitted, left_out, notes)
 
 
 def write_patched(checkpoint: Checkpoint, patch: Patch, folder: Path, *, with_config: bool = False) -> dict[str, str]:

@@ -52,7 +52,7 @@ def describe_inputs(inputs: Inputs, model: Model, calibration: CalibrationSet, p
         "model": {
             "name": settings["model"],
             "base_model": hub_name(inputs.model),
-            "layout": model.layout.name,
+            "layout": model.described,
             "library": model.layout.library,
             "quick_gelu": model.quick_gelu,
             "sha256": model.checkpoint.file_hashes(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,11 +12,12 @@ from PIL import Image
 from torch import nn
 
 from ..checkpoint import Checkpoint
+from ..checkpoint.reach import idle, unread
 from ..checkpoint.reader import cast_sha256, matrix_sha256
 from ..errors import BadInput
 from ..layouts import find_tensors, recognise, whole_key
 from ..records import to_json
-from ..weights import WeightId, block_count
+from ..weights import TOWERS, WeightId, block_count, match
 
 
 class EndToken(NamedTuple):
@@ -34,7 +36,9 @@ class Model(ABC):
         layout: Its encoders, by their keys in `module`.
         tensors: Everything that has a name, by its key in `module`.
         weights: Of these the matrices of the blocks' linear layers.
+        nameless: Modality -> what its tower is, where it can be embedded but none of its weights has a name.
         quick_gelu: Whether the activation is QuickGELU.
+        unread: Of the weights those in blocks that the model around the tower never reads -> why.
         edited: The weights that an open `patched` block has changed.
         notes: What a user should know of how it was read, one line each; every job that opens the model says them.
         end_tokens: Of text towers whose pooled token was checked, the one that ends captions; None where none does.
@@ -51,10 +55,18 @@ class Model(ABC):
         self.edited: set[WeightId] = set()
         self.notes: list[str] = [] if checkpoint is None else [*checkpoint.notes]
         self.end_tokens: dict[str, EndToken | None] = {}
+        self.nameless: dict[str, str] = {}
         self._parameters = dict(module.named_parameters())
         self.layout = recognise(self._parameters, type(module).__name__)
         self.tensors = find_tensors(self.layout, self._parameters)
         self.weights = {weight: ref for weight, ref in self.tensors.items() if weight.is_matrix_of_block}
+        self.unread = {} if checkpoint is None else unread(checkpoint)
+        for why in dict.fromkeys(self.unread.values()):
+            blocks = dict.fromkeys(f"{w.tower}.{w.block}" for w in sorted(self.unread) if self.unread[w] == why)
+            self.notes.append(
+                f"{', '.join(blocks)}: {why}, so nothing of this is ever read; it is left out of the edit unless a "
+                "weight of it is named in full"
+            )
 
     @property
     def device(self) -> torch.device:
@@ -75,10 +87,14 @@ class Model(ABC):
         return self.tensors[weight].of(self.trainable(weight).detach())
 
     def owner(self, weight: WeightId) -> nn.Module:
-        """The module to observe for a weight: its linear layer, or the `nn.MultiheadAttention` around it."""
+        """The module to observe for a weight: its linear layer, or the attention around it, which has the same input.
+
+        `nn.MultiheadAttention` calls none of its layers, and timm's EVA not the one that it adds biases to by itself.
+        """
         own, _, _ = self.tensors[weight].key.rpartition(".")
         around = self.module.get_submodule(own.rpartition(".")[0])
-        return around if isinstance(around, nn.MultiheadAttention) else self.module.get_submodule(own)
+        adds = weight.slot in ("q_proj", "k_proj", "v_proj") and getattr(around, "q_bias", None) is not None
+        return around if adds or isinstance(around, nn.MultiheadAttention) else self.module.get_submodule(own)
 
     def stored(self, weight: WeightId) -> torch.Tensor:
         """The unedited values, a matrix as [out, in]: the checkpoint's, or those in memory where there is none."""
@@ -114,9 +130,37 @@ class Model(ABC):
         return None if self.checkpoint is None else self.checkpoint.folder_of(self.checkpoint.layout.towers[0].name)
 
     @property
+    def editable(self) -> tuple[str, ...]:
+        """Of which of ``text`` and ``vision`` the weights have names, so that they can be edited."""
+        return tuple(dict.fromkeys(tower.encoder.modality for tower in self.layout.towers))
+
+    @property
     def modalities(self) -> tuple[str, ...]:
         """Which of ``text`` and ``vision`` the model can embed."""
-        return tuple(dict.fromkeys(tower.encoder.modality for tower in self.layout.towers))
+        return tuple(name for name in TOWERS if name in self.editable or name in self.nameless)
+
+    def depth(self, tower: str) -> int:
+        """How many blocks of a tower are read, from the first on."""
+        return block_count((weight for weight in self.weights if weight not in self.unread), tower)
+
+    def match(self, patterns: str | Sequence[str], modality: str) -> list[WeightId]:
+        """Choose among the matrices, as `uwm.weights.match`; those never read are only chosen by their full name."""
+        return match(patterns, self.weights, modality, self.unread)
+
+    def idle(self, weights: Iterable[WeightId]) -> list[str]:
+        """A line for each of some weights whose edit does nothing."""
+        return idle(self.unread, weights)
+
+    @property
+    def described(self) -> str:
+        """What manifests call it: the layout, and what the towers without names are."""
+        return " + ".join((self.layout.name, *self.nameless.values()))
+
+    def lacks(self, modality: str) -> str:
+        """Why a modality has nothing to edit, for messages."""
+        if modality in self.nameless:
+            return f"uwm cannot edit the model's {modality} tower ({self.nameless[modality]})"
+        return f"the model has no {modality} side"
 
     @abstractmethod
     def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -197,6 +241,8 @@ class Model(ABC):
         if any(whole_key(found.prefix, key) in self._parameters for key in found.encoder.deeper):
             return None
         head, last = WeightId(tower, None, "head.fc1"), block_count(self.weights, tower) - 1
+        if last >= self.depth(tower):
+            return None
         if head in self.tensors:
             return head, WeightId(tower, None, "head.fc2")
         return None if self.pools(tower) == "all" else (WeightId(tower, last, "fc1"), WeightId(tower, last, "fc2"))

@@ -50,7 +50,7 @@ def check_export(model: Model, to: str) -> None:
     if to not in LAYOUTS:
         raise BadInput(f"--also-export {to!r}: expected hf or open_clip")
     families = {tower.encoder.family for tower in model.layout.towers}
-    if families not in ({"hf-clip"}, {"open_clip"}) or set(model.modalities) != {"text", "vision"}:
+    if families not in ({"hf-clip"}, {"open_clip"}) or set(model.editable) != {"text", "vision"}:
         raise BadInput(f"--also-export is for a plain CLIP with both towers; this is {model.layout.name}")
     if (model.layout.library == "open_clip") == (to == "open_clip"):
         raise BadInput(f"--also-export {to}: the model has that layout already; choose the other one")

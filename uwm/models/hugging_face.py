@@ -11,18 +11,18 @@ from PIL import Image
 from torch import nn
 
 from ..checkpoint import Checkpoint, read_json
+from ..checkpoint.reach import READERS
 from ..errors import BadInput
 from .base import Model
 from .filling import fill
 from .openai_tokenizer import write_openai_tokenizer
 from .preprocessing import clip_processor
-from .references import resolve
 from .sizes import OPENAI_VOCABULARY, beyond_plain, describe
 from .tokenizing import FolderTokenizer, open_clip_lengths
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
-WHOLE = ("clip", "siglip", "siglip2", "chinese_clip")  # model types with both towers
+WHOLE = ("clip", "siglip", "siglip2", "chinese_clip", "metaclip_2", "vision-text-dual-encoder")  # with both towers
 SINGLE = {  # model type -> its class, and its class where a projection is stored
     "clip_text_model": ("CLIPTextModel", "CLIPTextModelWithProjection"),
     "clip_vision_model": ("CLIPVisionModel", "CLIPVisionModelWithProjection"),
@@ -228,6 +228,8 @@ def _activations(config: Any) -> set[str]:
 
 def open_folder(checkpoint: Checkpoint) -> Model:
     """Build what the folder's config.json describes and fill it from the checkpoint. Raises BadInput."""
+    from .inside import open_inside
+
     if (checkpoint.path / "model_index.json").is_file():
         return _open_pipeline(checkpoint)
     tower = checkpoint.layout.towers[0]
@@ -241,7 +243,7 @@ def open_folder(checkpoint: Checkpoint) -> Model:
         fill(module, checkpoint, tower=None if whole else tower)
         which = NaFlexModel if kind == "siglip2" else HuggingFaceModel
         return which(module, checkpoint, tokenizer=folder, processor=folder)
-    return _open_inside(checkpoint, folder, config)
+    return open_inside(checkpoint, folder, config)
 
 
 def _belongs(key: str, prefix: str) -> bool:
@@ -249,22 +251,13 @@ def _belongs(key: str, prefix: str) -> bool:
     return key.startswith(prefix) or key in (*PROJECTIONS, "logit_scale")
 
 
-def _open_inside(checkpoint: Checkpoint, folder: Path, config: dict[str, Any]) -> Model:
-    """The vision tower inside a bigger model, without loading the rest of it."""
-    tower = checkpoint.layout.tower("vision")
-    if tower is None or not tower.prefix:
-        raise BadInput(f"{folder}: config.json says model_type {config.get('model_type')!r}, which uwm does not know")
-    if "vision_config" in config:
-        inner = _config(folder, config.get("model_type")).vision_config
-    elif "mm_vision_tower" in config:  # LLaVA's own releases name the CLIP they were made from
-        source = resolve(config["mm_vision_tower"], offline=True)
-        inner = _config(source, "clip").vision_config
-        folder = source
-    else:
-        raise BadInput(f"{folder}: config.json has neither vision_config nor mm_vision_tower")
-    module = _module(inner, checkpoint, tower.prefix, False)
-    fill(module, checkpoint, scope=tower.prefix, tower=tower)
-    return HuggingFaceModel(module, checkpoint, processor=folder)
+def unsupported(checkpoint: Checkpoint, folder: Path, kind: Any) -> BadInput:
+    """The error for a model type that uwm does not read."""
+    named = "no model_type" if kind is None else f"model_type {kind!r}"
+    return BadInput(
+        f"{folder}: config.json says {named}, which uwm does not know, though it holds {checkpoint.layout.name}; it "
+        f"knows {', '.join((*WHOLE, *SINGLE))}, and the vision tower inside {', '.join(READERS)}"
+    )
 
 
 def _open_pipeline(checkpoint: Checkpoint) -> Model:
@@ -297,7 +290,7 @@ def _module(config: Any, checkpoint: Checkpoint, scope: str, whole: bool) -> Any
         modality = checkpoint.layout.towers[0].encoder.modality
         config = getattr(config, f"{modality}_config")
     if config.model_type not in SINGLE:
-        raise BadInput(f"{checkpoint.path}: model type {config.model_type!r} is not one that uwm knows")
+        raise unsupported(checkpoint, checkpoint.path, config.model_type)
     plain, projected = SINGLE[config.model_type]
     stored = any(scope + name in checkpoint.entries for name in PROJECTIONS)
     return getattr(transformers, projected if stored else plain)(config)

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..checkpoint import Checkpoint
 from ..errors import BadInput
-from ..weights import WeightId
+from ..weights import TOWERS, WeightId
 from .base import Model
 from .filling import fill
 from .hub import network
@@ -36,6 +36,13 @@ class OpenClipModel(Model):
         self.name = name
         self.config = config
         self._text: Any = getattr(module, "text", module)
+        parts = {"text": self._text, "vision": module.visual}
+        for modality in (name for name in TOWERS if name not in self.editable):
+            kind = self.nameless[modality] = _kind(parts[modality])
+            self.notes.append(
+                f"{modality} tower ({kind}): uwm has no names for its weights, so it is not edited; the edit is of the "
+                f"{self.editable[0]} tower only, and both are measured"
+            )
         self._tokenizer: Any = None
         self._transform: Any = None
 
@@ -232,6 +239,12 @@ def _check_runs(name: str | None, module: Any) -> None:
             f"{name}: image_size says {list(module.visual.image_size)}, timm's model of that name takes {list(fixed)} "
             "only; set image_size to that"
         )
+
+
+def _kind(tower: Any) -> str:
+    """What a tower is: open_clip's class, or that of the library around which open_clip wraps one of its own."""
+    inner = next((getattr(tower, name) for name in ("trunk", "transformer") if hasattr(tower, name)), tower)
+    return f"{type(inner).__name__} of {type(inner).__module__.partition('.')[0]}"
 
 
 def _build(name: str | None, config: dict[str, Any], preprocess: dict[str, Any]) -> nn.Module:

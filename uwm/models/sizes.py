@@ -52,6 +52,12 @@ def sizes_of(checkpoint: Checkpoint) -> dict[str, int]:
         BadInput: The checkpoint is no plain CLIP.
     """
     found: dict[str, int] = {}
+    there = {tower.encoder.modality for tower in checkpoint.layout.towers}
+    if checkpoint.layout.library == "open_clip" and len(there) < 2:
+        raise BadInput(
+            f"{checkpoint.path}: bare weights without a {' and '.join({'text', 'vision'} - there)} tower that uwm has "
+            "names for, so its sizes are not known; pass --arch with open_clip's name, such as RN50-quickgelu"
+        )
     for tower in checkpoint.layout.towers:
         if tower.encoder.family not in ("hf-clip", "open_clip"):
             raise BadInput(f"{checkpoint.path}: bare {tower.encoder.family} weights need their folder with its config")

@@ -21,7 +21,7 @@ from .open_clip_models import OpenClipModel
 def check_trainable(model: Model) -> None:
     """Refuse what is no plain CLIP with both towers. Raises BadInput."""
     families = {tower.encoder.family for tower in model.layout.towers}
-    if families not in ({"hf-clip"}, {"open_clip"}) or set(model.modalities) != {"text", "vision"}:
+    if families not in ({"hf-clip"}, {"open_clip"}) or set(model.editable) != {"text", "vision"}:
         raise BadInput(f"fine-tuning is for a plain CLIP with both towers; this is {model.layout.name}")
     if model.checkpoint is None:
         raise BadInput("fine-tuning needs a model that was loaded from a checkpoint")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from ..weights import SLOTS, WeightId, block_count
+from ..weights import MATRICES, WeightId, block_count
 from .markup import fit, join, tag
 
 WIDTH = 360
@@ -201,7 +201,7 @@ def heat_map(title: str, description: str, shares: Mapping[str, float], top: flo
         top: The share of the fullest cell, the same for every tower that is compared.
     """
     weights = {WeightId.parse(name): share for name, share in shares.items()}
-    slots = sorted({w.slot for w in weights}, key=SLOTS.index)
+    slots = sorted({w.slot for w in weights}, key=MATRICES.index)
     blocks = range(max(block_count(weights, w.tower) for w in weights))
     left, height = 62, 30
     size = min(48.0, (WIDTH - left - 2) / len(blocks))

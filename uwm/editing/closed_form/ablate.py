@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...errors import BadInput
-from ...weights import WeightId, block_count
+from ...weights import WeightId
 from ..changes import AddLowRank, Change, SetEntries
 from ..editors import Pairs, Proposal, Statistics
 from ..settings import setting
@@ -101,7 +101,7 @@ class Ablate:
 
         changes: dict[WeightId, Change] = {}
         for tower, unit in units.items():
-            count = block_count(model.weights, tower)
+            count = model.depth(tower)
             chosen = range(int(settings.first * count), count)
             for name in (WeightId(tower, block, slot) for block in chosen for slot in WRITERS):
                 changes[name] = AddLowRank.of(*ablate_matrix(model.stored(name), unit, settings.weight))

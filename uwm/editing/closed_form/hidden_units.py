@@ -52,6 +52,10 @@ class HiddenUnits:
         from ...statistics.pooled import PooledInputs
 
         towers = towers_of(self.name, model, pairs, settings.towers)
+        if unread := {weight.tower: why for weight, why in model.unread.items() if weight.tower in towers}:
+            towers = tuple(tower for tower in towers if tower not in unread)
+            if not towers:
+                raise BadInput(f"--method hidden-units: the last MLP is never read: {', '.join({*unread.values()})}")
         return Statistics(towers, {INPUTS: PooledInputs(model, [_second(model, tower) for tower in towers])})
 
     def edit(self, model: Model, statistics: Statistics, settings: HiddenUnitsSettings, seed: int = 0) -> Proposal:

@@ -63,9 +63,9 @@ class NullSpace:
     def statistics(self, model: Model, pairs: Pairs, settings: NullSpaceSettings) -> NullSpaceStatistics:
         from ...statistics.embeddings import PairEmbeddings
 
-        for what, there in (("the model", model.modalities), ("the set", pairs.modalities)):
+        for lack, there in ((model.lacks("text"), model.editable), ("the set has no text side", pairs.modalities)):
             if "text" not in there:
-                raise BadInput(f"--method {self.name} works from unsafe captions, and {what} has no text side")
+                raise BadInput(f"--method {self.name} works from unsafe captions, and {lack}")
         edited = towers_of(self.name, model, Pairs(), settings.towers)
         for tower in edited:
             if _projection(tower) not in model.tensors:

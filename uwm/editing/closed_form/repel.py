@@ -9,7 +9,7 @@ from ...errors import BadInput
 from ...weights import WeightId
 from ..editors import Pairs, Proposal, Statistics
 from ..settings import flag, setting
-from .towers import bias_of
+from .towers import bias_of, is_gated
 
 if TYPE_CHECKING:
     from ...models import Model
@@ -76,9 +76,11 @@ class Repel:
         from ...statistics.readout import Readout
         from .repel_fit import EMBEDDINGS, INPUTS, KEYS, READOUT, TOWERS
 
-        for what, there in (("the model", model.modalities), ("the set", pairs.modalities)):
-            if missing := [tower for tower in TOWERS if tower not in there]:
-                raise BadInput(f"--method repel pushes captions and images apart, and {what} has no {missing[0]} side")
+        for tower in TOWERS:
+            if tower not in model.editable:
+                raise BadInput(f"--method repel pushes captions and images apart, and {model.lacks(tower)}")
+            if tower not in pairs.modalities:
+                raise BadInput(f"--method repel pushes captions and images apart, and the set has no {tower} side")
         layers = {tower: _last_mlp(model, tower) for tower in TOWERS}
         weights = [weight for pair in layers.values() if pair is not None for weight in pair]
         outputs = {tower: pair[1] for tower, pair in layers.items() if pair is not None}
@@ -108,6 +110,8 @@ def _wrong(settings: RepelSettings, name: str, expected: str) -> BadInput:
 
 
 def _last_mlp(model: Model, tower: str) -> tuple[WeightId, WeightId] | None:
-    """The last MLP of a tower, if its first matrix has a bias, which the gate needs."""
+    """The last MLP of a tower, if it can hold a gate: with a bias, and each hidden unit a row of one matrix."""
     pair = model.last_mlp(tower)
-    return None if pair is None or bias_of(model, pair[0]) is None else pair
+    if pair is None or bias_of(model, pair[0]) is None or is_gated(model, pair):
+        return None
+    return pair

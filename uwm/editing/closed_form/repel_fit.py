@@ -18,7 +18,7 @@ from ..changes import AddLowRank, Change, SetEntries
 from ..editors import Proposal
 from .detector import PENALTIES, Detector, draw_folds, fit_detector, fold_keys
 from .repel_maths import LOUD, Unit, empty_direction, least_used, make_unit, push, random_detector, rank_one
-from .towers import bias_of
+from .towers import bias_of, is_gated
 
 if TYPE_CHECKING:
     from .repel import RepelSettings, RepelStatistics
@@ -208,9 +208,9 @@ class Fit:
 
     def _rank_one(self, tower: str, e: torch.Tensor) -> Part:
         """A rank-one change of the projection, where there is no MLP at the pooled token that can hold a gate."""
-        lacks = (
-            "MLP at the pooled token" if self._model.last_mlp(tower) is None else "bias of its last MLP's first layer"
-        )
+        mlp = self._model.last_mlp(tower)
+        lacks = "MLP at the pooled token" if mlp is None else "bias of its last MLP's first layer"
+        lacks = "plain MLP at the pooled token" if mlp is not None and is_gated(self._model, mlp) else lacks
         name = WeightId(tower, None, "proj")
         if name not in self._model.tensors:
             raise BadInput(f"--method repel: the {tower} tower has no {lacks} to hold a gate, and no projection")

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from ...errors import BadInput
-from ...weights import WeightId, block_count
+from ...weights import GATE, WeightId
 from ..editors import Pairs
 
 if TYPE_CHECKING:
@@ -29,20 +29,27 @@ def towers_of(method: str, model: Model, pairs: Pairs, named: str) -> tuple[str,
     found = [t.name for t in model.layout.towers if t.encoder.modality in wanted]
     there = tuple(name for name in found if name.partition("_")[0] in pairs.modalities)
     if not there:
-        what = "the model" if not found else "the set"
-        raise BadInput(f"--method {method}: {what} has no side for the towers to edit ({' and '.join(wanted)})")
+        lack = f"the set has no side for the towers to edit ({' and '.join(wanted)})" if found else model.lacks(named)
+        raise BadInput(f"--method {method}: {lack}")
     return there
 
 
 def block_at(model: Model, tower: str, depth: float) -> int:
-    """The block that ends at a share of the depth: 1 for the last, near 0 for the first."""
-    return max(0, math.ceil(depth * block_count(model.weights, tower) - 1e-9) - 1)
+    """The block that ends at a share of the depth: 1 for the last that is read, near 0 for the first."""
+    return max(0, math.ceil(depth * model.depth(tower) - 1e-9) - 1)
 
 
 def check_share(name: str, value: float, low: float = 0.0) -> None:
     """Refuse a share outside (low, 1]. Raises BadInput."""
     if not low < value <= 1:
         raise BadInput(f"--{name} {value}: expected a number over {low:g}, at most 1")
+
+
+def is_gated(model: Model, mlp: tuple[WeightId, WeightId]) -> bool:
+    """Whether the hidden units of an MLP are products, of two matrices or of the two halves of one."""
+    first, second = mlp
+    apart = WeightId(first.tower, first.block, GATE) in model.tensors
+    return apart or len(model.parameter(first)) != model.parameter(second).shape[1]
 
 
 def bias_of(model: Model, name: WeightId) -> WeightId | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import BadInput, InvalidResult
-from ...weights import WeightId, match
+from ...weights import WeightId
 from ..editors import Pairs, Proposal, Statistics
 from ..settings import setting
 
@@ -176,9 +176,11 @@ def choose(model: Model, available: tuple[str, ...], settings: EntrySettings) ->
     chosen = []
     named = ((settings.text_layers, TEXT_LAYERS, "text"), (settings.vision_layers, VISION_LAYERS, "vision"))
     for patterns, default, modality in named:
-        if modality not in model.modalities and patterns == default:
+        if modality not in model.editable and patterns == default:
             continue
-        found = match(patterns, model.weights, modality)
+        if modality in model.nameless and patterns != "none":
+            raise BadInput(f"--{modality}-layers {patterns!r}: {model.lacks(modality)}")
+        found = model.match(patterns, modality)
         if modality not in available:
             if patterns not in (default, "none"):
                 what = "captions" if modality == "text" else "images"
