@@ -97,8 +97,8 @@ def inspect_set(
         opening: As in `uwm.load`.
 
     Returns:
-        Its properties, with ``warnings`` by kind, ``label_noise`` and ``refused`` (why `uwm edit` refuses the set, or
-        None), and the same but the last in lines.
+        Its properties, with ``warnings`` by kind, ``label_noise``, and ``refused``, why `uwm edit` refuses the set,
+        where it does; and the same but the last in lines.
     """
     from .calibration import check, read_calibration, signal
     from .models import load
@@ -119,7 +119,7 @@ def inspect_set(
         lines += describe(found["label_noise"])
     elif not odd:
         lines.append("nothing inconsistent found")
-    found["refused"] = reaching.refusal(("text", "vision"))
+    found |= {"refused": reason} if (reason := reaching.refusal(("text", "vision"))) else {}
     return found, lines
 
 

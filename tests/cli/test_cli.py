@@ -263,10 +263,13 @@ def test_calib_check(run_uwm, tiny_set):
 def test_calib_check_tells_what_is_odd(run_uwm, tmp_path):
     rows = [{"id": f"{i}", "safe_text": "x", "unsafe_text": "x"} for i in range(7)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    out = done(run_uwm("calib-check", tmp_path))
+    code, out, err = run_uwm("calib-check", tmp_path)
+    assert code == 2
+    assert "7 of 7 pairs (first: 0, 1, 2) have captions that are equal. They tell the text tower nothing" in err
     assert "warning: 7 identical texts: 0; 1; 2; 3; 4\n" in out
     assert "warning: 1 duplicate captions: x | x\n" in out
-    assert json.loads(done(run_uwm("calib-check", tmp_path, "--json")))["warnings"]["identical_texts"] == [*"0123456"]
+    printed = json.loads(run_uwm("calib-check", tmp_path, "--json")[1])
+    assert printed["warnings"]["identical_texts"] == [*"0123456"]
 
 
 def test_env(run_uwm):

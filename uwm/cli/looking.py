@@ -65,8 +65,8 @@ def calib_check(set_: str, **flags: Any) -> None:
     say(show, found, "\n".join(lines))
     if bad := found["warnings"].get("bad_images"):
         raise BadInput(f"{set_}: {len(bad)} bad images; `uwm edit` refuses this set")
-    if found["refused"]:
-        raise BadInput(f"{set_}: {found['refused']}")
+    if reason := found.get("refused"):
+        raise BadInput(f"{set_}: {reason}")
 
 
 @uwm.command()
