@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,21 @@ def refuse_adapter_beside(folder: Path) -> None:
     if not (folder / ADAPTER_CONFIG).is_file():
         return
     whole = _content(folder / "config.json")
-    base = str(folder) if whole else str(_content(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or "BASE")
     named = whole.get("architectures") if isinstance(whole.get("architectures"), list) else None
     kind = named[0] if named and re.fullmatch(r"[A-Za-z]\w*", str(named[0])) else "AutoModel"
+    base, adapter, first = (
+        str(_content(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or "BASE"),
+        str(folder),
+        "",
+    )
+    if whole:  # of a folder with both, transformers loads both, and would save the adapter alone
+        base, adapter = "plain", "adapter"
+        first = f"cp -rL {shlex.quote(str(folder))} plain && mkdir adapter && mv plain/adapter_* adapter && "
     raise BadInput(
         f"{folder}: holds an adapter ({ADAPTER_CONFIG}), which runs on top of the weights, while uwm edits weights "
         "alone; merge it first, then copy tokenizer and preprocessor to what this writes:\n"
-        f'python -c "from transformers import {kind}; from peft import PeftModel; PeftModel.from_pretrained('
-        f"{kind}.from_pretrained({base!r}), {str(folder)!r}).merge_and_unload().save_pretrained('merged')\""
+        f'{first}python -c "from transformers import {kind}; from peft import PeftModel; PeftModel.from_pretrained('
+        f"{kind}.from_pretrained({base!r}), {adapter!r}).merge_and_unload().save_pretrained('merged')\""
     )
 
 
