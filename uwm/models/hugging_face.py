@@ -117,9 +117,11 @@ class HuggingFaceModel(Model):
         return self._text_config
 
     def preprocess(self, images: list[Image.Image]) -> torch.Tensor:
-        pixels = self._process(images)["pixel_values"]
-        config = self._vision_config
-        size = config.image_size
+        return self._fitting(self._process(images)["pixel_values"])
+
+    def _fitting(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The same images, shown to be of the model's size. Raises BadInput."""
+        config, size = self._vision_config, self._vision_config.image_size
         self._demand_shape(pixels, (config.num_channels, *((size, size) if isinstance(size, int) else size)))
         return pixels
 

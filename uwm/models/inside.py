@@ -43,7 +43,7 @@ class InsideModel(HuggingFaceModel):
     def preprocess(self, images: list[Image.Image]) -> torch.Tensor:
         """Where an image is looked at in tiles, the first of them, which is the whole image."""
         pixels = self._process(images)["pixel_values"]
-        return torch.stack([each[0] if each.ndim == 4 else each for each in pixels])
+        return self._fitting(torch.stack([each[0] if each.ndim == 4 else each for each in pixels]))
 
     def pools(self, tower: str) -> str:
         return "all"

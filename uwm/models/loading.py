@@ -57,20 +57,20 @@ def load(
     refuse_quantised(checkpoint)
     _refuse_nonfinite(checkpoint)
     arch, quick_gelu, preprocess = _of_bare(str(reference), checkpoint, arch, quick_gelu, preprocess)
-    model: Model
     with network(allowed=not offline):
-        if checkpoint.layout.library == "open_clip":
-            model = OpenClipModel.open(checkpoint, arch, quick_gelu, preprocess)
-        elif checkpoint.path.is_dir():
-            model = open_folder(checkpoint)
-        else:
-            model = open_bare(checkpoint, arch, quick_gelu, preprocess)
+        model = _built(checkpoint, arch, quick_gelu, preprocess)
     model.offline, model.cache_dir = offline, cache_dir
     model.notes += beside(checkpoint)
     if quick_gelu is not None and quick_gelu != model.quick_gelu:
         raise BadInput(f"{checkpoint.path}: its config says quick_gelu {model.quick_gelu}; drop the flag")
     model.module.to(device=target, dtype=computed_in).requires_grad_(False)
     return model
+
+
+def _built(checkpoint: Checkpoint, arch: str | None, quick_gelu: bool | None, preprocess: str | None) -> Model:
+    if checkpoint.layout.library == "open_clip":
+        return OpenClipModel.open(checkpoint, arch, quick_gelu, preprocess)
+    return open_folder(checkpoint) if checkpoint.path.is_dir() else open_bare(checkpoint, arch, quick_gelu, preprocess)
 
 
 def _of_bare(
