@@ -10,7 +10,7 @@ from ..checkpoint import MANIFEST, Checkpoint, open_checkpoint
 from ..errors import BadInput, ResourceFault
 from ..layouts import FILE_NAMES
 from .base import Model
-from .beside import beside, refuse_quantised
+from .beside import beside, refuse_unlike
 from .hub import network
 from .hugging_face import open_bare, open_folder
 from .open_clip_models import OpenClipModel
@@ -49,25 +49,23 @@ def load(
         ResourceFault: The device is not there.
     """
     target, computed_in = _device(device), _dtype(dtype)
-    path = resolve(reference, revision=revision, cache_dir=cache_dir, offline=offline)
-    checkpoint = open_checkpoint(_bare_file(path), key)
-    refuse_quantised(checkpoint)
+    place = resolve(reference, revision=revision, cache_dir=cache_dir, offline=offline)
+    checkpoint = open_checkpoint(_bare_file(place), key)
+    refuse_unlike(checkpoint)
     _refuse_nonfinite(checkpoint)
     preprocess = None
     if (found := registered(str(reference))) is not None:
         if arch not in (None, found.arch) or quick_gelu not in (None, found.quick_gelu):
             raise BadInput(f"{reference}: decides the architecture and its activation; drop --arch and --quick-gelu")
         arch, quick_gelu, preprocess = found.arch, found.quick_gelu, found.preprocess
-    model: Model
     with network(allowed=not offline):
         if checkpoint.layout.library == "open_clip":
-            model = OpenClipModel.open(checkpoint, arch, quick_gelu, preprocess)
+            model: Model = OpenClipModel.open(checkpoint, arch, quick_gelu, preprocess)
         elif checkpoint.path.is_dir():
             model = open_folder(checkpoint)
         else:
             model = open_bare(checkpoint, arch, quick_gelu)
-    model.offline, model.cache_dir = offline, cache_dir
-    model.notes += beside(checkpoint)
+    model.offline, model.cache_dir, model.notes = offline, cache_dir, [*model.notes, *beside(checkpoint)]
     if quick_gelu is not None and quick_gelu != model.quick_gelu:
         raise BadInput(f"{checkpoint.path}: its config says quick_gelu {model.quick_gelu}; drop the flag")
     model.module.to(device=target, dtype=computed_in).requires_grad_(False)
