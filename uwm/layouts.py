@@ -104,7 +104,7 @@ _BERT = _slots(
 _T5 = _slots(
     tuple(f"layer.0.SelfAttention.{part}" for part in "qkvo"),  # type: ignore[arg-type]
     ("layer.1.DenseReluDense.wi_1", "layer.1.DenseReluDense.wo"),
-)
+) | {GATE: ("layer.1.DenseReluDense.wi_0.weight", 0, 1)}
 _M2M100 = _slots(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj"), ("fc1", "fc2"))
 _OPEN_CLIP = _fused("attn.in_proj_weight", "attn.out_proj", ("mlp.c_fc", "mlp.c_proj"))
 # A gated MLP of timm is fc2(act(fc1_g x) * fc1_x x) in EVA02 and w2(act(w0 x) * w1 x) in ViTamin.
@@ -194,7 +194,7 @@ ENCODERS = (  # where two fit, the first counts
             "proj": "proj.weight",
         },
         ("transformer.block.0.layer.0.SelfAttention.q.weight", "transformer.embed_tokens.weight"), "open_clip", "all",
-        deeper=("proj.0.weight", "transformer.block.0.layer.1.DenseReluDense.wi_0.weight"), alone=False,
+        deeper=("proj.0.weight",), alone=False,
     ),
     Encoder(  # open_clip's text tower of an M2M-100, which NLLB is
         "m2m-100", "text", "transformer.layers.{block}.", _M2M100,

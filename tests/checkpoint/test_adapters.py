@@ -212,4 +212,4 @@ def test_a_wrapper_s_prefix_in_shards_is_refused_by_name(tmp_path):
     index = {"metadata": {}, "weight_map": dict.fromkeys(state, "model-00001-of-00001.safetensors")}
     (tmp_path / "in" / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(BadInput, match=r"all names in the shards begin with _orig_mod\., a wrapper's"):
-        open_checkpoint(tmp_path / "in")
+        uwm.load(tmp_path / "in")

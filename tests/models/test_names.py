@@ -20,8 +20,7 @@ from uwm.weights import SLOTS, TOWER_SLOTS, WeightId
 CAPTIONS = ["a dog", "a picture of a cat and a tree", "a cup of car"]
 NAMELESS = (  # what no name is for: scales, the attention of pooling heads, other models
     "logit_", "head.attention.", "head.probe", "attn_pool.", "token_type_embeddings", "text_decoder.",
-    "language_model.", "multi_modal_projector.", "lm_head.", "relative_attention_bias", "DenseReluDense.wi_0",
-    "text.proj.0", "text.proj.2",
+    "language_model.", "multi_modal_projector.", "lm_head.", "relative_attention_bias", "text.proj.0", "text.proj.2",
 )  # fmt: skip
 
 

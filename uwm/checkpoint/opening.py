@@ -47,10 +47,6 @@ def open_checkpoint(path: str | Path, key: str | None = None) -> Checkpoint:
     _check_promised(path, source, files)
     keys = [file.component + info.name for file in files for info in file.tensors]
     refuse_adapter_tensors(keys, path)
-    if wrapper := _shared_prefix(keys, PREFIXES):
-        raise BadInput(
-            f"{path}: all names in the shards begin with {wrapper}, a wrapper's; save the model inside of it"
-        )
     layout = _recognised(keys, path)
     if not path.is_dir():
         files = (replace(files[0], name=layout.file_name),)
@@ -123,7 +119,7 @@ def _open_file(path: Path, name: str, component: str, key: str | None, prefixes:
             return _open_pickle(path, name, component, key, prefixes)
         stream.seek(0)
         header, entries = read_header(stream, path.stat().st_size, str(path))
-    wrapper = _shared_prefix(entries, tuple(prefix for prefix in prefixes if prefix in PREFIXES))
+    wrapper = shared_prefix(entries, tuple(prefix for prefix in prefixes if prefix in PREFIXES))
     infos = tuple(
         TensorInfo(key.removeprefix(wrapper), DTYPES[e["dtype"]], tuple(e["shape"]), len(header) + e["data_offsets"][0])
         for key, e in entries.items()
@@ -132,7 +128,7 @@ def _open_file(path: Path, name: str, component: str, key: str | None, prefixes:
     return WeightsFile(name, header, infos, path, component, wrapper=wrapper)
 
 
-def _shared_prefix(names: Iterable[str], prefixes: tuple[str, ...]) -> str:
+def shared_prefix(names: Iterable[str], prefixes: tuple[str, ...]) -> str:
     """What all names begin with of the prefixes, one after the other."""
     found, names = "", [*names]
     while prefix := next((p for p in prefixes if all(name[len(found) :].startswith(p) for name in names)), ""):
@@ -169,7 +165,7 @@ def _state_dict(archive: Archive, path: Path, key: str | None, prefixes: tuple[s
         loaded = {name: tensor for name, tensor in loaded.items() if name not in OPENAI_NUMBERS}
     if unfit:
         raise BadInput(f"{path}: {', '.join(sorted(unfit))} tensors cannot be written as safetensors")
-    wrapper = _shared_prefix(loaded, prefixes) if loaded else ""
+    wrapper = shared_prefix(loaded, prefixes) if loaded else ""
     loaded = {name[len(wrapper) :]: tensor for name, tensor in loaded.items()}
     if odd := [name for name in loaded if not valid_name(name)]:
         raise BadInput(f"{path}: tensor name {odd[0][:100]!r} is empty or has characters that no name may have")

@@ -131,13 +131,9 @@ def revert(
 
 
 def _bare_notes(checkpoint: Checkpoint, output: Path) -> Iterator[str]:
-    """What bare weights leave to be said, which a folder's config says."""
-    if not checkpoint.path.is_dir():
-        scripted = any(file.scripted for file in checkpoint.files)
-        flags = (
-            "--quick-gelu, which the archive said by itself" if scripted else "--arch, --quick-gelu or --no-quick-gelu"
-        )
-        yield f"{output}: bare weights like {checkpoint.path.name}, without a config; to open them, pass {flags}"
+    """What an archive says by itself, and the weights alone do not."""
+    if any(file.scripted for file in checkpoint.files):
+        yield f"{output}: bare weights; the archive said its activation, which is QuickGELU; pass --quick-gelu"
 
 
 def _write_manifest(folder: Path, verb: str, patch: Patch, hashes: dict[str, str]) -> None:

@@ -7,17 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Checkpoint, read_json
+from ..checkpoint.opening import PREFIXES, shared_prefix
 from ..errors import BadInput
 from .hugging_face import SINGLE, WHOLE
 
 QUANTISED = ("quantization_config", "compression_config")  # transformers builds other layers where config has them
 
 
-def refuse_quantised(checkpoint: Checkpoint) -> None:
-    """Refuse an encoder whose config makes transformers quantise it. Raises BadInput.
+def refuse_unlike(checkpoint: Checkpoint) -> None:
+    """Refuse shards named by a wrapper, and an encoder whose config makes transformers quantise it. Raises BadInput.
 
     A tower inside a bigger model, whose config may leave it out, is judged by its stored dtype alone.
     """
+    if wrapper := shared_prefix(checkpoint.entries, PREFIXES):
+        raise BadInput(
+            f"{checkpoint.path}: all names in the shards begin with {wrapper}, a wrapper's, so no library loads them; "
+            "save the model inside of it"
+        )
     for tower in checkpoint.layout.towers:
         folder = checkpoint.folder_of(tower.name)
         config = _config(folder)

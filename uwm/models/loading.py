@@ -10,7 +10,7 @@ from ..checkpoint import MANIFEST, Checkpoint, open_checkpoint
 from ..errors import BadInput, ResourceFault
 from ..layouts import FILE_NAMES
 from .base import Model
-from .beside import beside, refuse_quantised
+from .beside import beside, refuse_unlike
 from .hub import network
 from .hugging_face import open_bare, open_folder
 from .open_clip_models import OpenClipModel
@@ -52,9 +52,9 @@ def load(
         ResourceFault: The device is not there.
     """
     target, computed_in = _device(device), _dtype(dtype)
-    path = resolve(reference, revision=revision, cache_dir=cache_dir, offline=offline)
-    checkpoint = open_checkpoint(_bare_file(path), key)
-    refuse_quantised(checkpoint)
+    place = resolve(reference, revision=revision, cache_dir=cache_dir, offline=offline)
+    checkpoint = open_checkpoint(_bare_file(place), key)
+    refuse_unlike(checkpoint)
     _refuse_nonfinite(checkpoint)
     arch, quick_gelu, preprocess = _of_bare(str(reference), checkpoint, arch, quick_gelu, preprocess)
     with network(allowed=not offline):
