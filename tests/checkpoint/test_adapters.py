@@ -17,6 +17,7 @@ from terminal import ALL_OF_CALIB
 
 import uwm
 from uwm.checkpoint import open_checkpoint
+from uwm.checkpoint.adapters import refuse_adapter_beside
 from uwm.errors import BadInput
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # peft's use of transformers
@@ -213,3 +214,11 @@ def test_a_wrapper_s_prefix_in_shards_is_refused_by_name(tmp_path):
     (tmp_path / "in" / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(BadInput, match=r"all names in the shards begin with _orig_mod\., a wrapper's"):
         uwm.load(tmp_path / "in")
+
+
+def test_a_name_that_a_shell_would_run_is_not_in_the_command(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "$(touch x)"}')
+    with pytest.raises(BadInput) as error:
+        refuse_adapter_beside(tmp_path)
+    assert "touch" not in str(error.value)
+    assert "from_pretrained('BASE')" in str(error.value)

@@ -22,11 +22,8 @@ def refuse_adapter_beside(folder: Path) -> None:
     whole = _content(folder / "config.json")
     named = whole.get("architectures") if isinstance(whole.get("architectures"), list) else None
     kind = named[0] if named and re.fullmatch(r"[A-Za-z]\w*", str(named[0])) else "AutoModel"
-    base, adapter, first = (
-        str(_content(folder / ADAPTER_CONFIG).get("base_model_name_or_path") or "BASE"),
-        str(folder),
-        "",
-    )
+    said = _content(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    base, adapter, first = _pastable(said, "BASE"), _pastable(str(folder), "ADAPTER"), ""
     if whole:  # of a folder with both, transformers loads both, and would save the adapter alone
         base, adapter = "plain", "adapter"
         first = f"cp -rL {shlex.quote(str(folder))} plain && mkdir adapter && mv plain/adapter_* adapter && "
@@ -36,6 +33,11 @@ def refuse_adapter_beside(folder: Path) -> None:
         f'{first}python -c "from transformers import {kind}; from peft import PeftModel; PeftModel.from_pretrained('
         f"{kind}.from_pretrained({base!r}), {adapter!r}).merge_and_unload().save_pretrained('merged')\""
     )
+
+
+def _pastable(name: Any, instead: str) -> str:
+    """A name without signs that mean something to a shell, to which the user may give it."""
+    return str(name) if re.fullmatch(r"[\w./@:-]+", str(name or "")) else instead
 
 
 def _content(path: Path) -> dict[str, Any]:
