@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import uwm
 from uwm import evaluating
@@ -29,6 +31,19 @@ def test_results_changes_and_verdicts(recipe, tiny_set):
     assert [verdict.met for verdict in done.verdicts] == [True, False]
     assert done.warnings == ()
     assert done.as_dict().keys() == {"baseline", "model", "differences", "requirements"}
+
+
+def test_a_collapsed_tower_meets_no_requirement_and_is_warned_of_once(recipe, tiny_hf, tmp_path):
+    broken = shutil.copytree(tiny_hf, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    weights["text_projection.weight"].zero_()
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    asked = ("R1_vs_ts>=20", "R1_ts_vs>=20", "unsafe_top1_tu<=90")
+    done = run_evaluation(replace(recipe, model=str(broken), requirements=asked))
+    assert [verdict.met for verdict in done.verdicts] == [False] * 3
+    assert done.warnings == (
+        "the text tower has collapsed in model: different captions have the same embedding, so retrieval is chance",
+    )
 
 
 def test_without_a_baseline_nothing_is_compared(recipe):
