@@ -130,6 +130,7 @@ def test_an_edit_of_bare_weights_loads_in_its_library_and_in_uwm(bare, tiny_set,
             assert file.metadata()["format"] == "pt"
 
 
+@pytest.mark.parametrize("bare", ["hf safetensors", "open_clip pt"], indirect=True)
 def test_a_fine_tuned_model_of_bare_weights_loads_in_its_library_and_in_uwm(bare, tiny_set, images, out, run_uwm):
     weights, is_open_clip = bare
     how = ("--method", "safe-clip", "--epochs", 1, "--targets", "q_proj", "--rank", 2, "--split", "calib")
