@@ -24,7 +24,7 @@ def result(passed, zero_shot=None, by_concept=None):
         concept: dict.fromkeys(PAIRED, (share, share - 0.1, share + 0.1))
         for concept, share in (by_concept or {}).items()
     }
-    return EvalResult(100, figures, zero_shot or {}, concepts, {}, {}, {name: samples.clone() for name in PAIRED})
+    return EvalResult(100, figures, zero_shot or {}, concepts, samples={name: samples.clone() for name in PAIRED})
 
 
 BEFORE = result(

@@ -61,7 +61,8 @@ def test_an_odd_label_is_named_with_its_line(label, message, write):
 
 
 def test_labels_stay_with_their_pairs_in_a_part_of_the_set(write):
-    rows = [{"id": f"{i}", **TEXT, "unsafe_text_label": "safe" if i % 3 else "unsafe"} for i in range(9)]
+    texts = [{side: f"{text} {i}" for side, text in TEXT.items()} for i in range(9)]
+    rows = [{"id": f"{i}", **t, "unsafe_text_label": "safe" if i % 3 else "unsafe"} for i, t in enumerate(texts)]
     whole = read_calibration(write(*rows))
     for part in (whole.limit(5), *whole.holdout(0.3)):
         assert all((pair.unsafe_text_label == "safe") == bool(int(pair.id) % 3) for pair in part.pairs)

@@ -256,6 +256,7 @@ def test_calib_check(run_uwm, tiny_set):
         "skipped": {"empty_caption": 0},
         "splits": {"test": 8},
         "concepts": {"death": 4, "weapons": 4},
+        "groups": {"connected": 8, "pairs_of_the_biggest": 1},
         "warnings": {},
     }
 
