@@ -11,6 +11,7 @@ import open_clip
 import pytest
 import torch
 import transformers
+from conftest import ARCH as TINY
 from families import VISION, WIDTH, shaken
 from layouts_by_hand import to_open_clip
 from openai_archives import openai_state, save_archive
@@ -128,6 +129,17 @@ def test_an_edit_of_bare_weights_loads_in_its_library_and_in_uwm(bare, tiny_set,
     if not is_open_clip:  # transformers before 5 refuses a file that does not say so
         with safe_open(out / "model.safetensors", "pt") as file:
             assert file.metadata()["format"] == "pt"
+
+
+def test_bare_weights_whose_tokenizer_is_transformers_take_it_along(tiny_open_clip, tiny_set, out, run_uwm, tmp_path):
+    """open_clip reads the tokenizer of a local folder from that folder alone, whatever its config names."""
+    weights = shutil.copy(tiny_open_clip / "open_clip_model.safetensors", tmp_path / "bare.safetensors")
+    code, _, err = run_uwm("edit", weights, "--calib", tiny_set, "--arch", TINY, *ALL_OF_CALIB, "-o", out)
+    assert code == 0, err
+    captions = ["a picture of a dog and a skull", "a knife"]
+    written, source = (open_clip.get_tokenizer(f"local-dir:{folder}")(captions) for folder in (out, tiny_open_clip))
+    assert written.equal(source)
+    assert run_uwm("eval", out, "--pairs", tiny_set, "--split", "test", "--no-cache")[0] == 0
 
 
 @pytest.mark.parametrize("bare", ["hf safetensors", "open_clip pt"], indirect=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -203,6 +204,19 @@ class OpenClipModel(Model):
         visual: Any = self.module.visual
         preprocess = {key: value for key, value in visual.preprocess_cfg.items() if value is not None}
         return {"open_clip_config.json": {"model_cfg": self.config, "preprocess_cfg": preprocess}}
+
+    def write_side_files(self, folder: Path) -> None:
+        """As `Model.write_side_files`, with the files of transformers' tokenizer where open_clip uses one."""
+        super().write_side_files(folder)
+        if self.checkpoint is None or self.checkpoint.path.is_dir() or "text" not in self.modalities:
+            return
+        try:
+            inner = getattr(self.tokenizer(), "tokenizer", None)
+        except BadInput as error:
+            self.notes.append(f"the output has no tokenizer: {error}")
+            return
+        if inner is not None:
+            inner.save_pretrained(str(folder))
 
 
 def _check_vocabulary(tokenizer: Any, checkpoint: Checkpoint | None) -> None:
