@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from .figures import CONJUNCTIONS, KS
 
-TILE = (1024, 4096)  # queries and candidates compared at a time
+TILE = (4096, 1024)  # queries and candidates compared at a time; a narrow one has few rows with a near candidate
 PIECE = 1 << 14  # rows compared one by one at a time
 BINS = 100
 TIE = 1e-6  # cosines that differ by no more are equal; batch size and threads move a float32 cosine by up to 3e-7
@@ -218,8 +218,8 @@ def _compare(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """How many candidates are more similar to a query than its bar, how many tie with it, how similar the best one is.
 
-    Products are float32, in tiles of fixed size. A row of a tile with one that rounding could put on the other side of
-    `TIE` is computed anew in float64, so that neither the tiles nor the places of equal items decide.
+    Products are float32, in tiles of fixed size. A row of a tile in which one may tie with the bar is computed anew in
+    float64, so that neither the tiles nor the places of equal items decide.
 
     Args:
         queries: [n, dim].
@@ -242,27 +242,24 @@ def _compare(
             higher = (top > highest[rows]).nonzero().flatten()
             highest[start + higher] = top[higher]
             best[start + higher] = first + similarity[higher].argmax(1)
-            above, level, doubted = _against(similarity, bar[rows], queries.shape[1])
-            gap = F.normalize(queries[start + doubted].double(), dim=-1) @ exact.T - bar[start + doubted][:, None]
-            above[doubted], level[doubted] = (gap > TIE).sum(1), (gap.abs() <= TIE).sum(1)
+            above, near = _against(similarity, bar[rows], queries.shape[1])
+            gap = F.normalize(queries[start + near].double(), dim=-1) @ exact.T - bar[start + near][:, None]
+            above[near] = (gap > TIE).sum(1)
             better[rows] += above
-            tied[rows] += level
+            tied[start + near] += (gap.abs() <= TIE).sum(1)
     better[bar.isnan()] = len(candidates)
     return better, tied, _own(queries, candidates, best)
 
 
-def _against(similarity: torch.Tensor, bar: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """How many of a tile lie above each row's bar, and how many tie with it; which rows are too near to tell.
+def _against(similarity: torch.Tensor, bar: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many of a tile lie above each row's bar, and the rows in which one may tie with it.
 
     The float32 tile is overwritten: comparisons that stay float32 are several times faster than those that make bools.
     """
     margin = (dim**0.5 + 4) * 2**-23  # twice the usual bound of rounding, √dim · 2⁻²⁴; seen: a twentieth of it
     similarity -= bar[:, None].float()
-    room = torch.empty_like(similarity)
-    above = torch.gt(similarity, TIE, out=room).sum(1).long()
-    level = torch.le(similarity.abs_(), TIE, out=room).sum(1).long()
-    doubted = (similarity.sub_(TIE).abs_().amin(1) <= margin).nonzero().flatten()
-    return above, level, doubted
+    above = torch.gt(similarity, TIE, out=torch.empty_like(similarity)).sum(1).long()
+    return above, (similarity.abs_().amin(1) <= TIE + margin).nonzero().flatten()
 
 
 def _own(queries: torch.Tensor, candidates: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
