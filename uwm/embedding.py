@@ -65,7 +65,7 @@ def _keys(calibration: CalibrationSet, modality: str, side: str) -> list[str]:
 def collapsed_towers(embeddings: Embeddings, items: Items) -> Iterator[str]:
     """The towers that give different items one embedding."""
     for tower, modality in (("text", "text"), ("vision", "image")):
-        sides = [f"{side}_{modality}" for side in ("safe", "unsafe")]
+        sides = [f"{side}_{modality}" for side in SIDES]
         if all(collapsed(getattr(embeddings, side)[first_rows(getattr(items, side))[0]]) for side in sides):
             yield tower
 

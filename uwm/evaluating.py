@@ -12,7 +12,7 @@ from .calibration import CalibrationSet, read_calibration
 from .embedding import quadruples
 from .evaluation import EvalResult, collapse_notes, concepts_of, differences, evaluate
 from .gate import Verdict, check_known, check_report_files, parse_requirement, write_reports
-from .inputs import BARE, Opening, reach
+from .inputs import BARE, Opening, model_warnings
 from .knowledge import DataSet, open_data_sets
 from .models import Model, load
 from .report import Section, as_markdown, sections, write_evaluation
@@ -127,7 +127,8 @@ def run_evaluation(
             others: dict[str, Any] = {} if reference in bare or not bare else dict.fromkeys(BARE)
             opened = load(reference, **{**recipe.opening(), **others})
             results[column] = _measure(recipe, opened, chosen, data_sets, progress)
-            told += [f"{column}: {note}" for note in (*reach(opened, {"pairs": chosen}, data_sets), *opened.notes)]
+            notes = (*model_warnings(opened, {"pairs": chosen}, data_sets), *opened.notes)
+            told += [f"{column}: {note}" for note in notes]
     told += collapse_notes(results)
     model, baseline = results["model"], results.get("baseline")
     changes = {} if baseline is None else differences(model, baseline, recipe.seed)

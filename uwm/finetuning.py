@@ -21,8 +21,8 @@ from .evaluation import EvalResult
 from .inputs import (
     Inputs,
     check_paths,
-    check_reach,
     check_sets,
+    check_sets_with,
     describe_inputs,
     describe_results,
     load_model,
@@ -113,7 +113,7 @@ def finetune(
     with clock("load"):
         model = load_model(replace(recipe, dtype="float32"))  # the frozen reference
         check_trainable(model)
-        reached = check_reach(recipe, model, {"calibration": calibration, **held_out}, data_sets)
+        reached = check_sets_with(recipe, model, {"calibration": calibration, **held_out}, data_sets)
         _try_output(recipe, model, pairs, output)
     state = state_file(output) if output is not None else None
     with clock("train"):

@@ -24,8 +24,8 @@ from .inputs import (
     Checked,
     Inputs,
     check_paths,
-    check_reach,
     check_sets,
+    check_sets_with,
     describe_inputs,
     describe_results,
     load_model,
@@ -130,7 +130,7 @@ def run(
         checked = check_sets(recipe, calibration, held_out, data_sets, preserve=preserve)
     with clock("load"):
         model = load_model(recipe)
-        reached = check_reach(recipe, model, {"calibration": calibration, **held_out}, data_sets)
+        reached = check_sets_with(recipe, model, {"calibration": calibration, **held_out}, data_sets)
     if recipe.also_export is not None:
         check_export(model, recipe.also_export)
     with clock("edit"):

@@ -6,11 +6,10 @@ import hashlib
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..checkpoint import file_sha256
 from ..errors import BadInput
 from .groups import CAPTION, IMAGE, ImageHashes, Item, connected, draw, same_caption
 
@@ -52,7 +51,7 @@ class CalibrationPair:
         """Both pictures are there."""
         return self.safe_image is not None and self.unsafe_image is not None
 
-    def content(self, hashed: Callable[[Path], str] = file_sha256) -> tuple[str | None, ...]:
+    def content(self, hashed: ImageHashes) -> tuple[str | None, ...]:
         """Both captions and the sha256 of both pictures: equal for equal pairs, wherever they are."""
         hashes = (None if path is None else hashed(path) for path in (self.safe_image, self.unsafe_image))
         return (self.safe_text, self.unsafe_text, *hashes)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from ..checkpoint import file_sha256
 from ..errors import BadInput
 from ..images import load_image
 from ..models import Model
+from .groups import ImageHashes
 from .pairs import CalibrationPair, CalibrationSet
 
 MOST_EQUAL = 0.5  # share of pairs with equal sides above which a set is refused
@@ -92,7 +91,7 @@ def signal(model: Model | None, calibration: CalibrationSet, towers: Collection[
         len(images),
         tuple(cut),
         tuple(p.id for p in equal if p.unsafe_text_label != "safe"),
-        tuple(p.id for p in images if p.unsafe_image_label != "safe" and _same(p.safe_image, p.unsafe_image)),
+        tuple(p.id for p in images if p.unsafe_image_label != "safe" and _same_image(p, calibration.hashed)),
     )
 
 
@@ -112,13 +111,14 @@ def _equal(model: Model, pairs: Sequence[CalibrationPair]) -> list[bool]:
     return ((ids[::2] == ids[1::2]) & (mask[::2] == mask[1::2])).all(1).tolist()
 
 
-def _same(first: Path | None, second: Path | None) -> bool:
-    """Whether two files hold the same; what cannot be read is not, and the pass says so."""
+def _same_image(pair: CalibrationPair, hashed: ImageHashes) -> bool:
+    """Whether both files hold the same; what cannot be read does not, and the pass says so."""
+    first, second = pair.safe_image, pair.unsafe_image
     if first is None or second is None:
         return False
     try:
-        return first.stat().st_size == second.stat().st_size and file_sha256(first) == file_sha256(second)
-    except OSError:
+        return first.stat().st_size == second.stat().st_size and hashed(first) == hashed(second)
+    except (BadInput, OSError):
         return False
 
 

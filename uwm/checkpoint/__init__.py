@@ -1,9 +1,9 @@
 """Checkpoints as files: lazy reading, fingerprints, streaming and atomic writing. No model library is needed."""
 
 from .folder import MANIFEST, check_output, new_folder, passing_folder
+from .json_files import read_json
 from .opening import open_checkpoint
 from .reader import Checkpoint, TensorInfo, file_sha256
-from .sources import read_json
 from .writer import LazyTensor, write_edited, write_tensors
 
 __all__ = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Iterable
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BadInput
+from .json_files import stated
 
 ADAPTER_CONFIG = "adapter_config.json"  # peft's, which transformers looks for in every folder that it loads
 KEY = re.compile(r"(^|[._])(lora|lokr|hada|ia3|b?oft|vera)_|\.base_layer\.")  # in the names of an adapter's tensors
@@ -19,10 +19,10 @@ def refuse_adapter_beside(folder: Path) -> None:
     """Refuse a folder that transformers would load with an adapter on top of its weights. Raises BadInput."""
     if not (folder / ADAPTER_CONFIG).is_file():
         return
-    whole = _content(folder / "config.json")
+    whole = stated(folder / "config.json")
     named = whole.get("architectures") if isinstance(whole.get("architectures"), list) else None
     kind = named[0] if named and re.fullmatch(r"[A-Za-z]\w*", str(named[0])) else "AutoModel"
-    said = _content(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    said = stated(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
     base, adapter, first = _pastable(said, "BASE"), _pastable(str(folder), "ADAPTER"), ""
     if whole:  # of a folder with both, transformers loads both, and would save the adapter alone
         base, adapter = "plain", "adapter"
@@ -38,15 +38,6 @@ def refuse_adapter_beside(folder: Path) -> None:
 def _pastable(name: Any, instead: str) -> str:
     """A name without signs that mean something to a shell, to which the user may give it."""
     return str(name) if re.fullmatch(r"[\w./@:-]+", str(name or "")) else instead
-
-
-def _content(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is none."""
-    try:
-        content = json.loads(path.read_text("utf-8-sig"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def refuse_adapter_tensors(keys: Iterable[str], where: Path) -> None:

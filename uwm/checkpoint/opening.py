@@ -14,8 +14,9 @@ from .adapters import refuse_adapter_tensors
 from .archive import Archive, open_archive
 from .dtypes import DTYPES, NAMES
 from .header import make_header, read_header, rewritten, valid_name
+from .json_files import stated
 from .reader import Checkpoint, TensorInfo, WeightsFile
-from .sources import Source, find_sources, safetensors_name, stated
+from .sources import Source, find_sources, safetensors_name
 from .tensors import StoredTensor, Tensors, Unfit
 
 PREFIXES = ("module.", "_orig_mod.")  # of wrappers for many devices and for compiling

@@ -8,8 +8,8 @@ from typing import Any
 
 from ..errors import BadInput
 from ..weights import WeightId, block_count
+from .json_files import stated
 from .reader import Checkpoint
-from .sources import stated
 
 Layers = tuple[int, ...]  # numbers of hidden states, as transformers counts them; none for the tower's last output
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import BadInput, Refused
 from .adapters import refuse_adapter_beside
+from .json_files import read_json
 
 INDEX = "model.safetensors.index.json"
 CANDIDATES = (  # in this order, then any other index; a pickle only when there is nothing better
@@ -189,22 +190,3 @@ def _side_files(root: Path, *edited: Path) -> Iterator[Path]:
         ours = path.parent in edited or root in edited or OTHER_FORMATS.intersection(place.parts)
         if not (weights and ours):
             yield place
-
-
-def stated(path: Path) -> dict[str, Any]:
-    """A JSON file's object; empty where there is none that can be read."""
-    try:
-        found = read_json(path)
-    except BadInput:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file's content. Raises BadInput."""
-    if not path.is_file():
-        raise BadInput(f"{path.parent}: no {path.name} in this folder")
-    try:
-        return json.loads(path.read_text("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"{path}: not valid JSON ({error})") from None

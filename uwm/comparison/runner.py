@@ -12,7 +12,7 @@ from typing import Any
 from ..cache import EmbeddingCache
 from ..clock import measured
 from ..editing.live import patched
-from ..inputs import reach
+from ..inputs import model_warnings
 from ..models import Model
 from ..statistics.batches import Progress
 from .bench import CHECKPOINTS, TRAINING, Bench, Made, joined, keep_costs
@@ -99,7 +99,7 @@ class _Work:
             yield group[0], self._measure(self.bench.open(stage.reference), progress)
         else:
             found = self._measure(self.made.model, progress, cache=EmbeddingCache.default())
-            yield group[0], replace(found, notes=(*self._reach(group[0].seed), *self.made.model.notes))
+            yield group[0], replace(found, notes=(*self._warnings(group[0].seed), *self.made.model.notes))
 
     def _edits(self, group: list[Run], stage: Edit, progress: Progress | None) -> Iterator[tuple[Run, Result]]:
         """One pass for statistics, and a patch for each run."""
@@ -137,10 +137,10 @@ class _Work:
                 keep_costs(folder, costs, parameters)
             yield run, replace(found, costs=costs | found.costs, trained=parameters, notes=notes + found.notes)
 
-    def _reach(self, seed: int) -> Iterator[str]:
-        """What of the sets does not reach the unedited model, said once for all runs."""
+    def _warnings(self, seed: int) -> Iterator[str]:
+        """What a user should know about the unedited model with the sets, said once for all runs."""
         sets = {"calibration": self.bench.calibration[seed], **self.yardstick.sets}
-        return reach(self.made.model, sets, self.yardstick.data_sets)
+        return model_warnings(self.made.model, sets, self.yardstick.data_sets)
 
     def _measure(self, model: Model, progress: Progress | None, **settings: Any) -> Result:
         with measured() as cost:

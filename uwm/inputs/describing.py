@@ -117,11 +117,11 @@ def check_sets(
     return Checked(lines, found)
 
 
-def check_reach(
+def check_sets_with(
     inputs: Inputs, model: Model, sets: Mapping[str, CalibrationSet], data_sets: Mapping[str, DataSet]
 ) -> tuple[str, ...]:
-    """Find out what of the sets does not reach a model, see `reach`. Raises BadInput as `check_sets`."""
-    lines = (*reach(model, sets, data_sets),)
+    """Find out what a model cannot tell apart in the sets, see `model_warnings`. Raises BadInput as `check_sets`."""
+    lines = (*model_warnings(model, sets, data_sets),)
     _refuse_if_strict(inputs, lines)
     return lines
 
@@ -161,8 +161,8 @@ def warnings(model: Model, told: Iterable[str], results: Mapping[str, Mapping[st
     yield from dict.fromkeys(note for columns in results.values() for note in collapse_notes(columns))
 
 
-def reach(model: Model, sets: Mapping[str, CalibrationSet], data_sets: Mapping[str, DataSet]) -> Iterator[str]:
-    """What of the sets does not reach a model: captions that it cuts, pairs and classes that are equal for it."""
+def model_warnings(model: Model, sets: Mapping[str, CalibrationSet], data_sets: Mapping[str, DataSet]) -> Iterator[str]:
+    """What a user should know about a model with the sets: captions that it cuts, pairs and classes equal for it."""
     for name, pairs in sets.items():
         yield from (f"{name}: {line}" for line in signal(model, pairs).warnings())
     yield from check_classes(model, data_sets)

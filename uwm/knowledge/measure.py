@@ -61,7 +61,7 @@ def zero_shot(
         progress: As in `uwm.score`.
 
     Raises:
-        BadInput: The set is empty, a picture is damaged, or as `class_labels` finds.
+        BadInput: The set is empty, an image is damaged, or as `class_labels` finds.
         InvalidResult: An embedding is not finite.
     """
     if not len(data):

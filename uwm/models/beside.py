@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint import Checkpoint, read_json
+from ..checkpoint.json_files import stated
 from ..checkpoint.opening import PREFIXES, shared_prefix
 from ..errors import BadInput
 from .hugging_face import SINGLE, WHOLE
@@ -52,5 +53,4 @@ def beside(checkpoint: Checkpoint) -> Iterator[str]:
 
 
 def _config(folder: Path | None) -> dict[str, Any]:
-    content = read_json(folder / "config.json") if folder is not None and (folder / "config.json").is_file() else {}
-    return content if isinstance(content, dict) else {}
+    return {} if folder is None else stated(folder / "config.json")

@@ -17,17 +17,15 @@ from .base import Model
 from .cleaning import cleaning
 from .conversion import convert, plain_clip
 from .export_check import compare_embeddings, compare_inputs
-from .hugging_face import HuggingFaceModel, clip_config
+from .hugging_face import HIGHEST_ID, HuggingFaceModel, clip_config
 from .open_clip_models import OpenClipModel
 from .openai_tokenizer import write_openai_tokenizer
 from .preprocessing import PILLOW, clip_processor
-from .sizes import OPENAI_VOCABULARY
 
 LAYOUTS = ("hf", "open_clip")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json")
 INTERPOLATIONS = {number: name for name, number in PILLOW.items()}
 ACTIVATIONS = {"quick_gelu": True, "gelu": False}  # Hugging Face's -> open_clip's quick_gelu
-LEGACY_END = 2  # as eos_token_id it makes transformers pool the highest token, as open_clip's "argmax" does
 OPENAI_FACTOR = 1 / 255  # what open_clip always multiplies pixels by
 CARRIED = {  # what of open_clip's configs has a counterpart in transformers, or no effect on a trained model
     "vision_cfg": {"layers", "width", "head_width", "mlp_ratio", "patch_size", "image_size", "norm_kwargs"}
@@ -127,7 +125,7 @@ def _open_clip_config(model: HuggingFaceModel, local_tokenizer: bool) -> dict[st
     }
     if local_tokenizer:
         text_cfg |= {"hf_tokenizer_name": "local", "tokenizer_kwargs": {"clean": "whitespace"}}
-    if text.eos_token_id not in (LEGACY_END, text.vocab_size - 1):
+    if text.eos_token_id not in (HIGHEST_ID, text.vocab_size - 1):
         text_cfg |= {"pool_type": "eos", "eos_id": text.eos_token_id}
     vision_cfg = {
         "image_size": vision.image_size,
@@ -215,11 +213,6 @@ def _by_channel(value: Any) -> list[float]:
 def _hugging_face_config(model: OpenClipModel) -> dict[str, Any]:
     _refuse("hf", _beyond_hugging_face(model.config))
     config = clip_config(model.config | {"quick_gelu": model.quick_gelu})
-    text = model.config["text_cfg"]
-    if text.get("pool_type", "argmax") == "eos":
-        config.text_config.eos_token_id = text["eos_id"]
-    elif config.text_config.vocab_size != OPENAI_VOCABULARY:
-        config.text_config.eos_token_id = LEGACY_END
     return json.loads(config.to_json_string()) | {"architectures": ["CLIPModel"]}
 
 
@@ -236,8 +229,8 @@ def _beyond_hugging_face(config: dict[str, Any]) -> Iterator[str]:
         if odd:
             yield f"{part} has norm_kwargs {sorted(odd)}; transformers' CLIP has eps only"
     text, side = config["text_cfg"], config["vision_cfg"].get("image_size", 224)
-    pools, end = text.get("pool_type", "argmax"), text.get("eos_id", LEGACY_END)
-    if pools not in ("argmax", "eos") or (pools == "eos" and end == LEGACY_END):
+    pools, end = text.get("pool_type", "argmax"), text.get("eos_id", HIGHEST_ID)
+    if pools not in ("argmax", "eos") or (pools == "eos" and end == HIGHEST_ID):
         yield f"text_cfg has pool_type = {pools!r} with eos_id = {end}; transformers' CLIP cannot pool so"
     if not isinstance(side, int) and len({*side}) > 1:
         yield f"vision_cfg has image_size = {side}; transformers' CLIP has square inputs only"

@@ -333,7 +333,7 @@ def clip_config(config: dict[str, Any]) -> Any:
         "max_position_embeddings": text.get("context_length", 77),
         "vocab_size": vocabulary,
         "bos_token_id": vocabulary - 2,
-        "eos_token_id": vocabulary - 1,  # the end token has the highest number
+        "eos_token_id": _end_token(text, vocabulary),
         "layer_norm_eps": text.get("norm_kwargs", {}).get("eps", 1e-5),
     }
     vision_config = act | {
@@ -346,6 +346,13 @@ def clip_config(config: dict[str, Any]) -> Any:
         "layer_norm_eps": vision.get("norm_kwargs", {}).get("eps", 1e-5),
     }
     return CLIPConfig(text_config=text_config, vision_config=vision_config, projection_dim=config["embed_dim"])
+
+
+def _end_token(text: dict[str, Any], vocabulary: int) -> int:
+    """The eos_token_id by which transformers pools the token that open_clip does: of OpenAI's vocabulary the last."""
+    if text.get("pool_type", "argmax") == "eos":
+        return int(text["eos_id"])
+    return vocabulary - 1 if vocabulary == OPENAI_VOCABULARY else HIGHEST_ID
 
 
 class BareModel(HuggingFaceModel):

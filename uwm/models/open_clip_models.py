@@ -129,7 +129,7 @@ class OpenClipModel(Model):
 
     def _counted(self, ids: torch.Tensor) -> torch.Tensor:
         """The tokens that reach the embedding, [n, length], by what the tower attends to and pools."""
-        pools = getattr(self._text, "pool_type", getattr(self.module, "text_pool_type", "argmax"))
+        pools = self._text_pools
         if self._attends_forwards or (pools == "last" and not self._appends_class):
             return torch.ones_like(ids)
         if self._appends_class:
@@ -170,8 +170,13 @@ class OpenClipModel(Model):
         lost = part is self._text and self._attends_forwards  # a mask of all tokens does not tell the end of a caption
         return "all" if found == "end" and lost else found
 
+    @property
+    def _text_pools(self) -> str:
+        """open_clip's pool_type of the text tower."""
+        return getattr(self._text, "pool_type", getattr(self.module, "text_pool_type", "argmax"))
+
     def pooling_setting(self, tower: str) -> str:
-        pools = getattr(self._text, "pool_type", getattr(self.module, "text_pool_type", "argmax"))
+        pools = self._text_pools
         end = getattr(self._text, "eos_id", getattr(self.module, "text_eos_id", None))
         rule = f"with eos_id {end}" if pools == "eos" else "(argmax is the token of the highest id)"
         return f"open_clip's text_cfg says pool_type {pools} {rule}"

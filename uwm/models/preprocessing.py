@@ -126,10 +126,10 @@ def _three_numbers(value: Any, above: float | None) -> bool:
 
 
 def clip_processor(preprocess: Mapping[str, Any], size: tuple[int, int]) -> Any:
-    """transformers' image processor that does what open_clip's preprocessing says, to pictures of [height, width].
+    """transformers' image processor that does what open_clip's preprocessing says, to images of [height, width].
 
     Raises:
-        BadInput: It pads pictures to their longer side, which CLIP's processor cannot.
+        BadInput: It pads images to their longer side, which CLIP's processor cannot.
     """
     from transformers import CLIPImageProcessor
 

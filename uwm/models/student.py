@@ -14,7 +14,7 @@ from ..weights import WeightRef
 from .base import Model
 from .conversion import converted, plain_clip
 from .filling import fill, stored_names
-from .hugging_face import HIGHEST_ID, HuggingFaceModel, clip_config
+from .hugging_face import HuggingFaceModel, clip_config
 from .open_clip_models import OpenClipModel
 
 
@@ -64,9 +64,7 @@ def _config(model: Model) -> Any:
     if isinstance(model, HuggingFaceModel):
         return copy.deepcopy(model.config)
     assert isinstance(model, OpenClipModel)
-    config, text = clip_config(model.config | {"quick_gelu": model.quick_gelu}), model.config["text_cfg"]
-    config.text_config.eos_token_id = text["eos_id"] if text.get("pool_type") == "eos" else HIGHEST_ID
-    return config
+    return clip_config(model.config | {"quick_gelu": model.quick_gelu})
 
 
 def recompute_activations(student: HuggingFaceModel) -> None:

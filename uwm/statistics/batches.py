@@ -123,7 +123,7 @@ def _chunks(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
 
 
 def embed_inputs(model: Model, inputs: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Embeddings [pairs, dim] in float32: of pictures without a mask, of tokens with one.
+    """Embeddings [pairs, dim] in float32: of images without a mask, of tokens with one.
 
     Raises:
         BadInput: Captions are read at another token than their last, see `check_pooled_token`.
