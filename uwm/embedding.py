@@ -45,7 +45,7 @@ def items_of(whole: CalibrationSet) -> Items:
 
     Pairs that name a `group` are partners of each other; of the others those that have the image in common.
     """
-    texts, images = ([_keys(whole, modality, side) for side in SIDES] for modality in ("text", "image"))
+    texts, images = ([keys_of(whole, modality, side) for side in SIDES] for modality in ("text", "image"))
     groups = [[(p.group,) if p.group else key for p, key in zip(whole.pairs, keys, strict=True)] for keys in images]
     return Items(*map(_numbers, texts), *map(_numbers, images), *map(_numbers, groups))
 
@@ -56,7 +56,7 @@ def _numbers(keys: Sequence[Any]) -> torch.Tensor:
     return torch.tensor([known.setdefault(key, len(known)) for key in keys])
 
 
-def _keys(calibration: CalibrationSet, modality: str, side: str) -> list[str]:
+def keys_of(calibration: CalibrationSet, modality: str, side: str) -> list[str]:
     """The caption, or the sha256 of the image's file, of one side of each pair."""
     sources = [getattr(pair, f"{side}_{modality}") for pair in calibration.pairs]
     return sources if modality == "text" else [calibration.hashed(path) for path in sources]
@@ -120,7 +120,7 @@ def embed_tower(
     pairs = tuple(p for p in calibration.pairs if getattr(p, f"has_{modality}"))
     if not pairs:
         return []
-    sides = [_keys(replace(calibration, pairs=pairs), modality, side) for side in SIDES]
+    sides = [keys_of(replace(calibration, pairs=pairs), modality, side) for side in SIDES]
     sources: dict[str, Any] = {}  # every different caption, or image by its content
     for side, keys in zip(SIDES, sides, strict=True):
         for pair, key in zip(pairs, keys, strict=True):

@@ -26,7 +26,8 @@ from .models import Model
 from .statistics.batches import BATCH_SIZE, Progress
 
 COLLAPSED = "different {items} have the same embedding, so retrieval is chance"
-IN_MEMORY = ("samples", "right", "safe")  # fields of an EvalResult that are not written
+PRESERVED = "preserved"  # the figure of a preservation set, which only the search measures
+IN_MEMORY = ("samples", "right", "safe", "preserved")  # fields of an EvalResult that are not written
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class EvalResult:
         samples: Name -> values of 0 to 1, [n], what the figures are means of; kept in memory only.
         right: Data set -> whether each image was classified correctly, 0 to 1, [images]; in memory only.
         safe: Data set that names unsafe classes -> which images are of safe ones, bool [images]; in memory only.
+        preserved: Whether the first result of each input of a preservation set stays the same, 0 or 1, [inputs], where
+            that was measured; in memory only.
     """
 
     pairs: int
@@ -59,6 +62,7 @@ class EvalResult:
     samples: dict[str, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
     right: dict[str, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
     safe: dict[str, torch.Tensor] = field(default_factory=dict, repr=False, compare=False)
+    preserved: torch.Tensor | None = field(default=None, repr=False, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: everything but what is kept in memory only."""
@@ -99,6 +103,10 @@ def differences(result: EvalResult, baseline: EvalResult, seed: int = 0) -> dict
         }
         for name in now
     }
+    if result.preserved is not None and baseline.preserved is not None:
+        moved = result.preserved - baseline.preserved
+        counts = {"gained": int((moved > 0).sum()), "lost": int((moved < 0).sum())}
+        found[PRESERVED] = {"difference": bootstrap({PRESERVED: moved}, seed)[PRESERVED], **counts}
     for name in result.right:
         found[TOP1 + name] = difference(_of(result, name), _of(baseline, name), seed)
         if (safe := result.safe.get(name)) is not None and safe.any():
@@ -116,14 +124,24 @@ def summarise(embeddings: Embeddings, whole: CalibrationSet, seed: int = 0) -> d
     """The fields of `EvalResult` but zero-shot, of complete quadruples."""
     quadruple, items = vars(embeddings), items_of(whole)
     samples = safeground_samples(**quadruple) | retrieval_samples(**quadruple, items=items)
-    rows = _rows_by_concept([pair.concept for pair in whole.pairs])
     return {
-        "pairs": len(whole),
-        "figures": shares(samples, seed),
-        "by_concept": {c: shares({f: s[rows[c]] for f, s in samples.items()}, seed) for c in rows},
-        "concept_pairs": {concept: len(found) for concept, found in rows.items()},
+        **summary(samples, whole, seed),
         "similarities": histograms(own_similarities(**quadruple)),
         "collapsed": (*collapsed_towers(embeddings, items),),
+    }
+
+
+def summary(
+    samples: dict[str, torch.Tensor], whole: CalibrationSet, seed: int = 0, preserved: torch.Tensor | None = None
+) -> dict[str, Any]:
+    """The fields of `EvalResult` that come of samples."""
+    rows = _rows_by_concept([pair.concept for pair in whole.pairs])
+    kept = {} if preserved is None else shares({PRESERVED: preserved}, seed)
+    return {
+        "pairs": len(whole),
+        "figures": shares(samples, seed) | kept,
+        "by_concept": {c: shares({f: s[rows[c]] for f, s in samples.items()}, seed) for c in rows},
+        "concept_pairs": {concept: len(found) for concept, found in rows.items()},
         "samples": samples,
     }
 

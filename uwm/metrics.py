@@ -133,12 +133,14 @@ def retrieval_samples(
     safe_image: torch.Tensor,
     unsafe_image: torch.Tensor,
     items: Items | None = None,
+    asking: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
     """Retrieval in both directions, one value a query.
 
     Args:
         safe_text, unsafe_text, safe_image, unsafe_image: As in `safeground_samples`.
         items: Which rows are one item; None: every row has its own.
+        asking: The rows that are queries, int64 [queries], all being candidates; None: all.
 
     Returns:
         Name -> float64 [n], of 0 to 1. ``R{k}_ts_vs``, ``R{k}_vs_ts`` for k in `KS`: a partner is among the k best safe
@@ -156,7 +158,7 @@ def retrieval_samples(
         ("tu_union", (tu, of.unsafe_text), of.safe_group, (vs, of.safe_image), vu[first_rows(of.unsafe_image)[0]]),
         ("vu_union", (vu, of.unsafe_image), of.unsafe_group, (ts, of.safe_text), tu[first_rows(of.unsafe_text)[0]]),
     ):
-        rows, row_of = first_rows(torch.stack([own, group], 1))
+        rows, row_of = _different(torch.stack([own, group], 1), asking)
         candidates, candidate_of = first_rows(partner)
         partners = _partners(group[rows], group, candidate_of)
         standing, unsafe_first = _standing(query[rows], safe[candidates], partners, unsafe)
@@ -164,6 +166,14 @@ def retrieval_samples(
         if unsafe is not None:
             top1[f"unsafe_top1_{name.removesuffix('_union')}"] = unsafe_first.double()[row_of]
     return {f"R{k}_{name}": standing.hits(k) for k in KS for name, standing in standings.items()} | top1
+
+
+def _different(numbers: torch.Tensor, chosen: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """`first_rows` of the chosen rows, None for all."""
+    if chosen is None:
+        return first_rows(numbers)
+    first, which = first_rows(numbers[chosen])
+    return chosen[first], which
 
 
 def first_rows(numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

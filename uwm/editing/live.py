@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -23,10 +23,17 @@ def patched(model: Model, patch: Patch) -> Iterator[Model]:
         BadInput: The model lacks a tensor of the patch, is not the one it was made for, or is already patched.
     """
     check_live(model, patch)
-    kept = {name: _values(model, name, change).clone() for name, change in patch.changes.items()}
-    model.edited.update(patch.changes)
+    with changed(model, patch.changes):
+        yield model
+
+
+@contextmanager
+def changed(model: Model, changes: Mapping[WeightId, Change]) -> Iterator[Model]:
+    """As `patched`, of changes that were made for this model and fit it; nothing is checked."""
+    kept = {name: _values(model, name, change).clone() for name, change in changes.items()}
+    model.edited.update(changes)
     try:
-        for name, change in patch.changes.items():
+        for name, change in changes.items():
             stored = Bits.of(model.stored(name).clone())
             flat = stored.array.reshape(-1)
             change.change(flat, stored.dtype)
@@ -36,8 +43,8 @@ def patched(model: Model, patch: Patch) -> Iterator[Model]:
         yield model
     finally:
         for name, values in kept.items():
-            _write(model, name, patch.changes[name], values)
-        model.edited.difference_update(patch.changes)
+            _write(model, name, changes[name], values)
+        model.edited.difference_update(changes)
 
 
 def _values(model: Model, name: WeightId, change: Change) -> torch.Tensor:

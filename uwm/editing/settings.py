@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import Field, field, fields, is_dataclass
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from numbers import Integral, Real
 from typing import Any
 
@@ -13,7 +13,23 @@ from ..errors import BadInput
 KINDS: dict[type, Any] = {float: (Real, str), int: (Integral, str), str: str, bool: bool}  # and what each is read from
 
 
-def setting(default: Any, kind: type, help: str, choices: Iterable[str] = ()) -> Any:
+@dataclass(frozen=True)
+class Range:
+    """Values that a search tries.
+
+    Attributes:
+        low, high: The least and the greatest; whole numbers for a setting that is one.
+        log: Whether it is the logarithm that is drawn.
+        start: What is tried first where the setting's own default is None.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+    start: float | None = None
+
+
+def setting(default: Any, kind: type, help: str, choices: Iterable[str] = (), search: Any = None) -> Any:
     """A field of an editor's frozen dataclass of settings.
 
     Args:
@@ -21,8 +37,11 @@ def setting(default: Any, kind: type, help: str, choices: Iterable[str] = ()) ->
         kind: ``float``, ``int``, ``str`` or ``bool``: what the text on a command line is read as.
         help: One sentence, as the flag's help.
         choices: The words that a text may be; such a word alone sets it in `uwm compare`.
+        search: What a search tries: a `Range`, values, or a function that gives values for a model; None: the default
+            alone.
     """
-    return field(default=default, metadata={"kind": kind, "help": help, "choices": tuple(choices)})
+    metadata = {"kind": kind, "help": help, "choices": tuple(choices), "search": search}
+    return field(default=default, metadata=metadata)
 
 
 def flag(name: str) -> str:

@@ -29,7 +29,7 @@ class ZeroShot:
         figures: Fractions ``top1``, ``top5`` (1 where there are at most five classes), ``mean_per_class``; the number
             of ``pictures``; ``top1_interval``, [low, high], as `metrics.shares` finds it; for a set with unsafe classes
             also ``top1_safe`` and ``top1_unsafe``.
-        right: Whether each image's class is the nearest, 0 to 1, [images], in the set's order; see `_hits` for ties.
+        right: Whether each image's class is the nearest, 0 to 1, [images], in the set's order; see `hits_of` for ties.
         safe: Whether each picture's class is a safe one, bool [pictures]; None where the set names no unsafe classes.
     """
 
@@ -78,9 +78,9 @@ def zero_shot(
         if not torch.isfinite(similarity).all():
             raise InvalidResult(f"{data.name}: the model's embeddings are NaN or infinite")
         own = torch.tensor([target for _, target in items])
-        hits.append(_hits(similarity, place[own]))
+        hits.append(hits_of(similarity, place[own]))
         targets.append(own)
-    return _figures(data, place, torch.cat(hits), torch.cat(targets), seed)
+    return figures_of(data, place, torch.cat(hits), torch.cat(targets), seed)
 
 
 def class_labels(model: Model, data: DataSet) -> torch.Tensor:
@@ -137,8 +137,12 @@ def class_embeddings(model: Model, data: DataSet, batch_size: int = BATCH_SIZE) 
     prompts = [template.replace("{}", name) for name in data.class_names for template in data.templates]
     starts = range(0, len(prompts), batch_size)
     rows = [embed_inputs(model, *model.tokenize(prompts[i : i + batch_size])).cpu() for i in starts]
-    each = F.normalize(torch.cat(rows), dim=-1).unflatten(0, (len(data.class_names), len(data.templates)))
-    return F.normalize(each.mean(1), dim=-1)
+    return mean_of_prompts(data, F.normalize(torch.cat(rows), dim=-1))
+
+
+def mean_of_prompts(data: DataSet, prompts: torch.Tensor) -> torch.Tensor:
+    """One normalised embedding a class, [classes, dim], of its prompts' normalised ones, [classes · prompts, dim]."""
+    return F.normalize(prompts.unflatten(0, (len(data.class_names), len(data.templates))).mean(1), dim=-1)
 
 
 def _batches(data: DataSet, size: int, workers: int) -> Iterator[list[tuple[Image.Image, int]]]:
@@ -153,7 +157,7 @@ def _batches(data: DataSet, size: int, workers: int) -> Iterator[list[tuple[Imag
             yield list(rest)
 
 
-def _hits(similarity: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def hits_of(similarity: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Whether each image's class is the nearest, and among the five nearest, float64 [images, 2].
 
     Classes within `TIE` of it are equally near, and a tie is worth its chance: a text tower that gives all classes one
@@ -169,18 +173,20 @@ def _hits(similarity: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return torch.stack([standing.hits(1), standing.hits(5)], 1)
 
 
-def _figures(data: DataSet, labels: torch.Tensor, hits: torch.Tensor, classes: torch.Tensor, seed: int) -> ZeroShot:
-    """From the label of each class, `_hits` of all images, and the class of each, [images]."""
+def figures_of(
+    data: DataSet, labels: torch.Tensor, hits: torch.Tensor, classes: torch.Tensor, seed: int | None
+) -> ZeroShot:
+    """From the label of each class, `hits_of` all images, and the class of each, [images]; no interval without seed."""
     targets, right = labels[classes], hits[:, 0]
     own = [right[targets == number] for number in targets.unique()]
-    top1, low, high = shares({"top1": right}, seed)["top1"]
-    figures = {
-        "top1": top1,
+    figures: dict[str, Any] = {
+        "top1": right.mean().item(),
         "top5": hits[:, 1].mean().item(),
         "mean_per_class": torch.stack([rows.mean() for rows in own]).mean().item(),
         "pictures": len(targets),
-        "top1_interval": [low, high],
     }
+    if seed is not None:
+        figures["top1_interval"] = [*shares({"top1": right}, seed)["top1"][1:]]
     unsafe = torch.tensor([name in data.unsafe_classes for name in data.class_names])[classes]
     if data.unsafe_classes:
         for key, chosen in (("top1_safe", ~unsafe), ("top1_unsafe", unsafe)):

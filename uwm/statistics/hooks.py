@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any
@@ -81,6 +81,41 @@ def cut_outputs(module: nn.Module) -> Iterator[list[torch.Tensor]]:
         yield outputs
     finally:
         handle.remove()
+
+
+@contextmanager
+def kept_outputs(module: nn.Module) -> Iterator[list[Any]]:
+    """Collect a module's outputs as they are; of a tuple, as the blocks of transformers 4 give it, its first item."""
+    outputs: list[Any] = []
+
+    def keep(module: nn.Module, args: tuple, output: Any) -> None:
+        outputs.append((output[0],) if isinstance(output, tuple) else output)
+
+    handle = module.register_forward_hook(keep)
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def skipped(blocks: Sequence[nn.Module], output: Any) -> Iterator[None]:
+    """Compute none of the first blocks of a tower while the body runs: each gives what the last of them once gave.
+
+    Args:
+        blocks: From the first on, in their order.
+        output: From `kept_outputs` of the last one, for the same inputs.
+    """
+    own = [vars(block).get("forward") for block in blocks]
+    try:
+        for block in blocks:
+            block.forward = lambda *args, **kwargs: output
+        yield
+    finally:
+        for block, forward in zip(blocks, own, strict=True):
+            del block.forward
+            if forward is not None:
+                block.forward = forward
 
 
 def _output_hook(name: WeightId, sink: Sink) -> Callable:

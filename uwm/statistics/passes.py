@@ -133,7 +133,7 @@ class _Side:
         else:
             self._mask = model.image_mask(inputs)
         layers = {w: model.owner(w) for w in self._listeners if w.slot != RESIDUAL}
-        blocks = {w: _block(model, w) for w in self._listeners if w.slot == RESIDUAL}
+        blocks = {w: block_module(model, w) for w in self._listeners if w.slot == RESIDUAL}
         with observe(layers, self._take), observe_outputs(blocks, self._take):
             if self._text:
                 assert self._mask is not None
@@ -171,8 +171,8 @@ class _Side:
         return self._model.text_mask(self._mask, tokens) if self._text else self._mask
 
 
-def _block(model: Model, weight: WeightId) -> nn.Module:
-    """The module of a block: what all of its layers lie in."""
+def block_module(model: Model, weight: WeightId) -> nn.Module:
+    """The module of the block that a weight is in: what all of the block's layers lie in."""
     keys = [r.key.split(".") for w, r in model.weights.items() if (w.tower, w.block) == (weight.tower, weight.block)]
     if not keys:
         raise InvalidResult(f"{weight}: the {weight.tower} tower has no block {weight.block}")

@@ -9,7 +9,7 @@ from ...errors import BadInput
 from ...weights import WeightId
 from ..changes import AddLowRank, Change, SetEntries
 from ..editors import Pairs, Proposal, Statistics
-from ..settings import setting
+from ..settings import Range, setting
 from .towers import (
     DEPTH_HELP,
     TOWERS,
@@ -35,10 +35,12 @@ WRITERS = ("out_proj", "fc2")  # the matrices of a block that write to the resid
 class AblateSettings:
     """Settings of ablate."""
 
-    towers: str = setting("both", str, TOWERS_HELP, TOWERS)
-    weight: float = setting(1.0, float, WEIGHT_HELP)
-    depth: float = setting(1.0, float, DEPTH_HELP)
-    first: float = setting(0.0, float, "Edit the blocks after this share of the depth  [default: 0, all]")
+    towers: str = setting("both", str, TOWERS_HELP, TOWERS, TOWERS)
+    weight: float = setting(1.0, float, WEIGHT_HELP, search=Range(0.1, 2))
+    depth: float = setting(1.0, float, DEPTH_HELP, search=(0.5, 0.75, 1.0))
+    first: float = setting(
+        0.0, float, "Edit the blocks after this share of the depth  [default: 0, all]", search=(0.0, 0.25, 0.5, 0.75)
+    )
 
 
 class Ablate:

@@ -9,7 +9,7 @@ from ...errors import BadInput, InvalidResult
 from ...weights import WeightId
 from ..changes import Scale
 from ..editors import Pairs, Proposal, Statistics
-from ..settings import setting
+from ..settings import Range, setting
 from .towers import TOWERS, TOWERS_HELP, check_share, towers_of
 
 if TYPE_CHECKING:
@@ -25,9 +25,11 @@ INPUTS = "inputs"
 class HiddenUnitsSettings:
     """Settings of hidden-units."""
 
-    towers: str = setting("both", str, TOWERS_HELP, TOWERS)
-    top: float = setting(0.05, float, "Share of the hidden units that are scaled  [default: 0.05]")
-    factor: float = setting(0.0, float, "What they write is multiplied by this  [default: 0]")
+    towers: str = setting("both", str, TOWERS_HELP, TOWERS, TOWERS)
+    top: float = setting(
+        0.05, float, "Share of the hidden units that are scaled  [default: 0.05]", search=Range(0.002, 0.3, log=True)
+    )
+    factor: float = setting(0.0, float, "What they write is multiplied by this  [default: 0]", search=Range(-2, 0.9))
 
 
 class HiddenUnits:

@@ -9,7 +9,7 @@ from ...errors import BadInput
 from ...weights import WeightId
 from ..changes import AddLowRank, Change, SetEntries
 from ..editors import Pairs, Proposal, Statistics
-from ..settings import setting
+from ..settings import Range, setting
 from .towers import RANK_HELP, TOWERS, TOWERS_HELP, WEIGHT_HELP, bias_of, towers_of
 
 if TYPE_CHECKING:
@@ -26,10 +26,12 @@ RANK = 5
 class NullSpaceSettings:
     """Settings of null-space."""
 
-    towers: str = setting("vision", str, TOWERS_HELP, TOWERS)
-    weight: float = setting(1.0, float, WEIGHT_HELP)
-    rank: int | None = setting(None, int, RANK_HELP)
-    retain: int = setting(0, int, "Leading directions of safe captions that stay exactly  [default: 0]")
+    towers: str = setting("vision", str, TOWERS_HELP, TOWERS, TOWERS)
+    weight: float = setting(1.0, float, WEIGHT_HELP, search=Range(0.1, 2))
+    rank: int | None = setting(None, int, RANK_HELP, search=Range(1, 32, log=True, start=RANK))
+    retain: int = setting(
+        0, int, "Leading directions of safe captions that stay exactly  [default: 0]", search=Range(0, 32)
+    )
 
 
 @dataclass

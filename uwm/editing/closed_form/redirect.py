@@ -9,7 +9,7 @@ from ...errors import BadInput, InvalidResult
 from ...weights import WeightId
 from ..changes import AddLowRank, Change
 from ..editors import Pairs, Proposal, Statistics, random_control
-from ..settings import setting
+from ..settings import Range, setting
 from .towers import DEPTH_HELP, RANK_HELP, TOWERS, TOWERS_HELP, block_at, check_share, towers_of
 
 if TYPE_CHECKING:
@@ -26,12 +26,14 @@ RANK = 64
 class RedirectSettings:
     """Settings of redirect."""
 
-    towers: str = setting("both", str, TOWERS_HELP, TOWERS)
-    tokens: str = setting("pooled", str, "Tokens that are redirected: the pooled one, or all.", TOKENS)
+    towers: str = setting("both", str, TOWERS_HELP, TOWERS, TOWERS)
+    tokens: str = setting("pooled", str, "Tokens that are redirected: the pooled one, or all.", TOKENS, TOKENS)
     depth: float = setting(1.0, float, DEPTH_HELP)
-    keep: float = setting(4.0, float, "λ: weight of the safe side  [default: 4]")
-    ridge: float = setting(0.03, float, "ρ, by the mean square of an input  [default: 0.03]")
-    rank: int | None = setting(None, int, RANK_HELP)
+    keep: float = setting(4.0, float, "λ: weight of the safe side  [default: 4]", search=Range(0.5, 256, log=True))
+    ridge: float = setting(
+        0.03, float, "ρ, by the mean square of an input  [default: 0.03]", search=Range(0.003, 0.3, log=True)
+    )
+    rank: int | None = setting(None, int, RANK_HELP, search=Range(1, 64, log=True, start=RANK))
 
 
 class Redirect:

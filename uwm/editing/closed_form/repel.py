@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ...errors import BadInput
 from ...weights import WeightId
 from ..editors import Pairs, Proposal, Statistics
-from ..settings import flag, setting
+from ..settings import Range, flag, setting
 from .towers import bias_of, is_gated
 
 if TYPE_CHECKING:
@@ -19,15 +19,30 @@ if TYPE_CHECKING:
 class RepelSettings:
     """Settings of repel."""
 
-    share: float = setting(0.2, float, "Share of safe inputs that may be touched, a tower  [default: 0.2]")
-    strength: float = setting(1.2, float, "Push of an unsafe input, in norms of safe embeddings  [default: 1.2]")
+    share: float = setting(
+        0.2,
+        float,
+        "Share of safe inputs that may be touched, a tower  [default: 0.2]",
+        search=Range(0.005, 0.5, log=True),
+    )
+    strength: float = setting(
+        1.2,
+        float,
+        "Push of an unsafe input, in norms of safe embeddings  [default: 1.2]",
+        search=Range(0.2, 4, log=True),
+    )
     lean: float = setting(
-        0.1, float, "Constant step of all inputs the other way, in norms of safe embeddings  [default: 0.1]"
+        0.1,
+        float,
+        "Constant step of all inputs the other way, in norms of safe embeddings  [default: 0.1]",
+        search=Range(0, 0.4),
     )
     units: str = setting(
         "one", str, "Hidden units a tower: one, or one for each concept of the set.", ("one", "concept")
     )
-    safe_weight: float = setting(4.0, float, "λ: weight of the safe side in the detector  [default: 4]")
+    safe_weight: float = setting(
+        4.0, float, "λ: weight of the safe side in the detector  [default: 4]", search=(1.0, 2.0, 4.0, 8.0, 16.0)
+    )
     penalty: float | None = setting(None, float, "ρ of the detector  [default: the best on held-out folds]")
     folds: int = setting(5, int, "Folds that the gate is set on  [default: 5]")
 
@@ -39,10 +54,12 @@ class RepelStatistics(Statistics):
     Attributes:
         layers: Tower -> the last MLP's two matrices; None where there is none with a bias.
         concepts: Modality -> the concept of each pair, in the order of the pass.
+        fitted: What was worked out already, by what decides it: many settings share a direction and detectors.
     """
 
     layers: dict[str, tuple[WeightId, WeightId] | None] = None  # type: ignore[assignment]
     concepts: Any = None
+    fitted: dict[Any, Any] = field(default_factory=dict)
 
 
 class Repel:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -28,6 +28,7 @@ SIGNS = {"text": 1.0, "vision": -1.0}
 KAPPA = 6.0  # the unit's input at the mean exceedance: there the activation is a ramp to 1e-4
 INPUTS, EMBEDDINGS, READOUT, KEYS = "inputs", "embeddings", "readout", "keys"
 OTHER = "other"  # the concept of pairs whose own has too few
+Made = TypeVar("Made")
 Part = tuple[dict[WeightId, Change], dict[str, Any], list[str]]  # a tower's changes, its report, warnings
 
 
@@ -44,13 +45,22 @@ class Fit:
         self._readout: Readout = statistics.reducers[READOUT]
         self._keys: InputKeys = statistics.reducers[KEYS]
         self._preserve = statistics.preserve
-        self._pairs = {tower: fold_keys([*zip(*self._keys.sides(tower), strict=True)]) for tower in TOWERS}
+        self._fitted = statistics.fitted
+        self._pairs = {tower: self._once(("pairs", tower), self._fold_keys, tower) for tower in TOWERS}
+
+    def _once(self, key: Any, make: Callable[..., Made], *args: Any) -> Made:
+        """What `make` gives; from the statistics where it was made before."""
+        if key not in self._fitted:
+            self._fitted[key] = make(*args)
+        return self._fitted[key]
+
+    def _fold_keys(self, tower: str) -> tuple[list[bytes], bool]:
+        return fold_keys([*zip(*self._keys.sides(tower), strict=True)])
 
     def proposal(self) -> Proposal:
         """The changes of both towers."""
         written = [tower for tower in TOWERS if self._layers[tower] is not None]
-        every = [side for tower in TOWERS for side in self._embeddings.sides(tower)]
-        e, energy = empty_direction(every, [self._readout.jacobian(tower) for tower in written])
+        e, energy = self._once("direction", self._direction, written)
         changes: dict[WeightId, Change] = {}
         report: dict[str, dict[str, Any]] = {}
         warnings = []
@@ -73,6 +83,10 @@ class Fit:
         notes = {name: {"tower": name.tower} for name in changes}
         return Proposal(changes, notes, report={"towers": report}, warnings=tuple(warnings))
 
+    def _direction(self, written: Sequence[str]) -> tuple[torch.Tensor, float]:
+        every = [side for tower in TOWERS for side in self._embeddings.sides(tower)]
+        return empty_direction(every, [self._readout.jacobian(tower) for tower in written])
+
     # ------------------------------------------------------------ gated units
 
     def _units(self, tower: str, e: torch.Tensor) -> Part:
@@ -87,21 +101,27 @@ class Fit:
         share = self._settings.share / len(groups)
         kept: PooledInputs = self._preserve[INPUTS]
         detectors = self._detectors(tower, self._inputs.sides(fc1), kept.sides(fc1), groups, share)
-        d = push(self._readout.jacobian(tower), e)
-        used = torch.cat([self._inputs.sides(fc2)[0], *kept.sides(fc2)]).double()
-        numbers, carried = least_used(used, w2, len(groups))
-        height = self._settings.strength * self._readout.norm(tower)
+        d = self._once(("push", tower), push, self._readout.jacobian(tower), e)
+        numbers, carried = self._once(("used", tower, len(groups)), self._least_used, fc2, w2, kept, len(groups))
+        norm = self._once(("norm", tower), self._readout.norm, tower)
+        height = self._settings.strength * norm
         units = [
             make_unit(detector, d, carried, int(number), share, height, KAPPA)
             for detector, number in zip(detectors, numbers, strict=True)
         ]
-        lean, warnings = self._lean(fc2, d * self._readout.norm(tower))
+        lean, warnings = self._lean(fc2, d * norm)
         if len(units) == 1:
             report = units[0].report
         else:
             named = zip(groups, units, strict=True)
             report = {f"{key} ({concept})": value for concept, unit in named for key, value in unit.report.items()}
         return self._overwritten(fc1, fc2, units) | lean, report, warnings
+
+    def _least_used(
+        self, fc2: WeightId, w2: torch.Tensor, kept: PooledInputs, count: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        used = torch.cat([self._inputs.sides(fc2)[0], *kept.sides(fc2)]).double()
+        return least_used(used, w2, count)
 
     def _overwritten(self, fc1: WeightId, fc2: WeightId, units: Sequence[Unit]) -> dict[WeightId, Change]:
         """Rows and biases of the first matrix, columns of the second."""
@@ -148,18 +168,29 @@ class Fit:
         share: float,
     ) -> list[Detector]:
         """One for each group of rows of the unsafe side, against the whole safe side, preserved inputs included."""
+        chosen = self._settings
+        decided = ("detectors", tower, chosen.safe_weight, chosen.penalty, chosen.folds, chosen.units, self._seed)
+        found = self._once(decided, self._fit_detectors, tower, sides, kept, groups)
+        if not self._control:
+            return found
+        safe, unsafe, seed = torch.cat([sides[0], *kept]).double(), sides[1].double(), self._seed * 1_000_003
+        return [
+            random_detector(detector, safe, unsafe[rows], share, seed + number)
+            for number, (detector, rows) in enumerate(zip(found, groups.values(), strict=True))
+        ]
+
+    def _fit_detectors(
+        self, tower: str, sides: Sequence[torch.Tensor], kept: Sequence[torch.Tensor], groups: dict[str, torch.Tensor]
+    ) -> list[Detector]:
         safe, unsafe = torch.cat([sides[0], *kept]).double(), sides[1].double()
         pairs, others = self._folds(tower, groups)
-        found = []
-        for number, rows in enumerate(groups.values()):
-            folds = torch.cat([pairs, others]), pairs[rows]
-            penalties = PENALTIES if self._settings.penalty is None else (self._settings.penalty,)
-            detector = fit_detector(safe, unsafe[rows], folds, self._settings.safe_weight, penalties)
-            if self._control:
-                seed = self._seed * 1_000_003 + number
-                detector = random_detector(detector, safe, unsafe[rows], share, seed)
-            found.append(detector)
-        return found
+        penalties = PENALTIES if self._settings.penalty is None else (self._settings.penalty,)
+        return [
+            fit_detector(
+                safe, unsafe[rows], (torch.cat([pairs, others]), pairs[rows]), self._settings.safe_weight, penalties
+            )
+            for rows in groups.values()
+        ]
 
     def _folds(self, tower: str, groups: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Folds of the pairs and of the preserved inputs; those that hold an equal input are in one."""

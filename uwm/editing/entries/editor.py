@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ...errors import BadInput, InvalidResult
 from ...weights import WeightId
 from ..editors import Pairs, Proposal, Statistics
-from ..settings import setting
+from ..settings import Range, setting
 
 if TYPE_CHECKING:
     import torch
@@ -32,19 +32,45 @@ TOP_MASS = {"text": "top-mass", "vision": "top-mass"}
 TOP_FRACTION = {"text": "top-fraction", "vision": "top-fraction"}
 
 
+def _layers(modality: str, default: str) -> Callable[[Model], tuple[str, ...]]:
+    """What a search tries of a tower's layers: the slots that are edited by default, those of the later half, none."""
+
+    def choices(model: Model) -> tuple[str, ...]:
+        towers = [tower.name for tower in model.layout.towers if tower.encoder.modality == modality]
+        late = [f"{tower}.[{model.depth(tower) // 2}-{model.depth(tower) - 1}].{default}" for tower in towers]
+        other = {"out_proj": "fc2", "fc2": "out_proj"}[default]
+        return (default, other, *([",".join(late)] if late else []), "none")
+
+    return choices
+
+
 @dataclass(frozen=True)
 class EntrySettings:
     """Settings of every entry editor; None for the editor's own."""
 
-    variant: str | None = setting(None, str, "Of uwm's score  [default: ratio, the paper's]", VARIANTS)
-    text_layers: str = setting(
-        TEXT_LAYERS, str, f"Weights by slot, glob or name; none for none  [default: {TEXT_LAYERS}]"
+    variant: str | None = setting(
+        None, str, "Of uwm's score  [default: ratio, the paper's]", VARIANTS, (None, *VARIANTS[1:-1])
     )
-    vision_layers: str = setting(VISION_LAYERS, str, f"Likewise  [default: {VISION_LAYERS}]")
-    mass: float | None = setting(None, float, "τ: share of the score mass to edit  [default: the method's]")
+    text_layers: str = setting(
+        TEXT_LAYERS,
+        str,
+        f"Weights by slot, glob or name; none for none  [default: {TEXT_LAYERS}]",
+        search=_layers("text", TEXT_LAYERS),
+    )
+    vision_layers: str = setting(
+        VISION_LAYERS, str, f"Likewise  [default: {VISION_LAYERS}]", search=_layers("vision", VISION_LAYERS)
+    )
+    mass: float | None = setting(
+        None,
+        float,
+        "τ: share of the score mass to edit  [default: the method's]",
+        search=Range(0.002, 0.4, log=True, start=0.05),
+    )
     text_mass: float | None = setting(None, float, "τ of the text tower.")
     vision_mass: float | None = setting(None, float, "τ of the vision tower.")
-    alpha: float | None = setting(None, float, "Factor of the chosen entries  [default: the method's]")
+    alpha: float | None = setting(
+        None, float, "Factor of the chosen entries  [default: the method's]", search=(None, 0.0)
+    )
     rule: str | None = setting(None, str, "τ is a share of the scores' sum or of the entries.", RULES)
 
 

@@ -1,0 +1,207 @@
+"""From what may be lost to a method and its settings: what `uwm edit --max-loss` does before it edits."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from ..calibration import CalibrationSet, Preservation
+from ..editing import settings
+from ..editing.editors import editor_names, find_editor
+from ..errors import BadInput, InvalidResult
+from ..evaluation import EvalResult, concepts_of, differences
+from ..expressions import Verdict, check_known, parse_max_loss, parse_objective
+from ..knowledge import DataSet
+from ..models import Model
+from ..statistics.batches import BATCH_SIZE, Progress
+from .folds import Folds, Profile, draw_folds
+from .judge import Judge
+from .points import front_of
+from .search import Aim, Found, Search, Tried
+from .space import Space
+
+QUICK = ("repel", "redirect", "null-space", "hidden-units")  # edits of the end of towers: many trials a second
+OBJECTIVE = "safety"
+TRIALS = 120
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a user asks of a search.
+
+    Attributes:
+        max_loss: As in `uwm.expressions.parse_max_loss`.
+        limited: It is a limit; otherwise its figures are what a trade-off is with.
+        objective: As in `uwm.expressions.parse_objective`.
+        methods: Those to try; none for `QUICK`, or those of them that have all settings which are given.
+        given: Settings by hand.
+        trials: How many candidates.
+    """
+
+    max_loss: str
+    limited: bool = True
+    objective: str = OBJECTIVE
+    methods: tuple[str, ...] = ()
+    given: Mapping[str, Any] = field(default_factory=dict)
+    trials: int = TRIALS
+
+    def aim(self, calibration: CalibrationSet, data_sets: Mapping[str, DataSet], preserve: bool) -> Aim:
+        """What to look for on these sets. Raises BadInput for figures that will not be measured."""
+        objective = parse_objective(self.objective)
+        terms = parse_max_loss(self.max_loss, [*data_sets], preserve)
+        known = concepts_of(calibration), [*data_sets]
+        check_known([objective], *known, "--objective")
+        check_known(terms, *known, "--max-loss")
+        return Aim(objective, terms, self.limited)
+
+    def spaces(self, model: Model) -> dict[str, Space]:
+        """Method -> what to try of it. Raises BadInput where no method has the settings that are given."""
+        names = self.methods or tuple(name for name in self._default if self._has_given(name))
+        if not names:
+            raise BadInput(
+                f"{', '.join(f'--{settings.flag(name)}' for name in self.given)}: none of {', '.join(self._default)} "
+                "has these settings; name a --method that does"
+            )
+        return {name: Space.of(find_editor(name), self.given, model) for name in dict.fromkeys(names)}
+
+    @property
+    def _default(self) -> list[str]:
+        return [name for name in QUICK if name in editor_names()]
+
+    def _has_given(self, name: str) -> bool:
+        return {*self.given} <= {f.name for f in fields(find_editor(name).Settings)}
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What a search learns from and chooses by.
+
+    Attributes:
+        model: Unedited, with both towers.
+        folds: The calibration pairs and the preservation set.
+        data_sets: Halves to choose by.
+        seed, batch_size, workers, progress: As in `uwm.score`.
+    """
+
+    model: Model
+    folds: Folds
+    data_sets: Mapping[str, DataSet]
+    seed: int = 0
+    batch_size: int = BATCH_SIZE
+    workers: int = 2
+    progress: Progress | None = None
+
+    @classmethod
+    def of(
+        cls, model: Model, calibration: CalibrationSet, preserve: Preservation | None, seed: int, **others: Any
+    ) -> Ground:
+        """With folds drawn. Raises BadInput where there are none, or the model has one tower only."""
+        if len(model.modalities) < 2:
+            raise BadInput(f"--max-loss needs a model with both towers, to measure safety; {_only(model)}")
+        return cls(model, draw_folds(calibration, preserve, seed), seed=seed, **others)
+
+    def search(self, wish: Wish, aim: Aim, journal: Path | None = None) -> tuple[Search, Judge]:
+        """The search, and what it measures by.
+
+        Raises:
+            BadInput: No method can be tried with the model and the pairs, or one that was asked for cannot.
+        """
+        reading: dict[str, Any] = {"batch_size": self.batch_size, "workers": self.workers, "progress": self.progress}
+        profile = Profile(self.model, self.folds, **reading)
+        spaces = self._possible(profile, wish)
+        judge = Judge(self.model, self.folds, self.data_sets, seed=self.seed, **reading)
+        _check_baseline(aim, judge.baseline)
+        return Search(self.model, profile, judge, spaces, aim, seed=self.seed, journal=journal), judge
+
+    def _possible(self, profile: Profile, wish: Wish) -> dict[str, Space]:
+        """The methods that the model and the pairs have what is needed for, after one pass for all of them."""
+        spaces, asked, refused = wish.spaces(self.model), [], []
+        for name, space in [*spaces.items()]:
+            made = settings.make(space.editor, {**space.start(), **space.given})
+            try:
+                profile.check(space.editor, made)
+                asked.append((space.editor, made))
+            except BadInput as error:
+                if wish.methods:
+                    raise
+                refused.append(f"{name}: {error}")
+                del spaces[name]
+        for line in refused:
+            logger.info("not tried: %s", line)
+        if not spaces:
+            raise BadInput(f"no method can be tried: {'; '.join(refused)}")
+        profile.gather(asked)
+        return spaces
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The safest candidate whose loss stays within the limit.
+
+    Attributes:
+        chosen: The candidate.
+        found: Everything that was tried.
+        aim, folds, pairs: What for, and on how many folds and pairs it was measured.
+        result, baseline: Its figures and the unedited model's, by cross-validation, with intervals.
+        front: The trade-offs that it was chosen from, by loss.
+    """
+
+    chosen: Tried
+    found: Found
+    aim: Aim
+    folds: int
+    pairs: int
+    result: EvalResult
+    baseline: EvalResult
+    front: tuple[Tried, ...]
+
+    def verdicts(self) -> list[Verdict]:
+        """Every term of the limit in cross-validation."""
+        changes = differences(self.result, self.baseline)
+        return [term.check(self.result, self.baseline, changes) for term in self.aim.terms]
+
+
+def choose(ground: Ground, wish: Wish, aim: Aim) -> Choice:
+    """Search, and take the candidate with the best objective among those within the limit; of equal ones the first.
+
+    Raises:
+        BadInput: As `Ground.search`. InvalidResult: No candidate stays within the limit.
+    """
+    search, judge = ground.search(wish, aim)
+    found = search.run(wish.trials, ground.progress)
+    within = [one for one in found.tried if one.loss <= 0]
+    if not within:
+        raise InvalidResult(_none_within(found, wish))
+    chosen = max(within, key=lambda one: (aim.better(one.objective), -one.number))
+    measured = judge.measure(search.edits(chosen.method, chosen.settings))
+    result, baseline = (judge.with_intervals(each, ground.seed) for each in (measured, judge.baseline))
+    front = [found.tried[row] for row in front_of([vars(one) for one in found.tried], aim.lower_is_better)]
+    return Choice(chosen, found, aim, len(ground.folds), judge.pairs, result, baseline, tuple(front))
+
+
+def _none_within(found: Found, wish: Wish) -> str:
+    if not found.tried:
+        return f"--max-loss {wish.max_loss}: none of {found.invalid} edits could be made and measured"
+    least = min(found.tried, key=lambda one: one.loss)
+    words = " ".join(f"{settings.flag(name)}={value}" for name, value in sorted(least.settings.items()))
+    return (
+        f"--max-loss {wish.max_loss}: each of {len(found.tried)} edits that were tried loses more in cross-validation; "
+        f"the least lies {least.loss:.2f} beyond ({least.method} {words}). Allow more, or give more pairs"
+    )
+
+
+def _check_baseline(aim: Aim, baseline: EvalResult) -> None:
+    """Refuse figures that the unedited model has none of. Raises BadInput."""
+    try:
+        aim.of(baseline, baseline)
+    except InvalidResult as error:
+        raise BadInput(f"this cannot be searched for: {error}") from None
+
+
+def _only(model: Model) -> str:
+    return f"this one has only a {model.modalities[0]} tower"

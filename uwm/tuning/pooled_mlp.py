@@ -1,0 +1,176 @@
+"""Edits of a tower's last MLP and projection, worked out at the pooled token alone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..editing.changes import Change
+from ..models import Model
+from ..statistics.passes import RESIDUAL
+from ..weights import WeightId
+
+CLOSE = 1e-4  # of an embedding's length: what the short way may differ from the tower
+ACTIVATIONS: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
+    lambda x: x * torch.sigmoid(1.702 * x),
+    F.gelu,
+    lambda x: F.gelu(x, approximate="tanh"),
+    F.relu,
+    F.silu,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def pooled_weights(model: Model, tower: str) -> dict[WeightId, str]:
+    """What has to be seen at the pooled token -> its part: inputs of both matrices, and the stream after the MLP.
+
+    Empty where the tower has no such MLP.
+    """
+    pair = None if tower not in model.editable else model.last_mlp(tower)
+    if pair is None or model.dtype != torch.float32 or model.pools(tower) == "all":
+        return {}
+    seen = {pair[0]: "x", pair[1]: "hidden"}
+    return seen if pair[0].block is None else {**seen, WeightId(tower, pair[0].block, RESIDUAL): "stream"}
+
+
+@dataclass(frozen=True)
+class PooledMlp:
+    """The last MLP of a tower and what follows it, at the pooled token of every sample.
+
+    The embedding is P · norm(s + Δ), s the residual stream after the unedited MLP, Δ how much an edit changes what the
+    MLP writes, norm the final LayerNorm and P the projection where there are such. That this is so, and which
+    activation it is, is found by comparing with the tower itself.
+
+    Attributes:
+        x: Inputs of W₁, [n, width].
+        hidden: Inputs of W₂ in the unedited model, [n, hidden].
+        stream: s, [n, width].
+        weights: The unedited tensors by their part: ``fc1``, ``fc2`` and their biases.
+    """
+
+    model: Model
+    tower: str
+    pair: tuple[WeightId, WeightId]
+    x: torch.Tensor
+    hidden: torch.Tensor
+    stream: torch.Tensor
+    weights: Mapping[WeightId, torch.Tensor]
+    activation: Callable[[torch.Tensor], torch.Tensor]
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: Model, tower: str, rows: Mapping[WeightId, torch.Tensor], embeddings: Any) -> PooledMlp | None:
+        """From the unedited model; None where the tower is another than described.
+
+        Args:
+            rows: What was seen of each of `pooled_weights`, [n, width] each.
+            embeddings: Of the same samples, not normalised, [n, dim].
+        """
+        parts = {part: rows[name] for name, part in pooled_weights(model, tower).items()}
+        pair = model.last_mlp(tower) if parts else None
+        if pair is None:
+            return None
+        names = [name for matrix in pair for name in (matrix, _bias(matrix)) if name in model.tensors]
+        weights = {name: model.parameter(name).float().cpu().clone() for name in names}
+        stream = parts.get("stream", embeddings)
+        for activation in ACTIVATIONS:
+            made = cls(model, tower, pair, parts["x"], parts["hidden"], stream, weights, activation)
+            if made._holds(embeddings):
+                return made
+        logger.info("the %s tower is not worked out at the pooled token; edits run its blocks", tower)
+        return None
+
+    def covers(self, names: Iterable[WeightId]) -> bool:
+        """Whether an edit of these tensors changes nothing before this MLP."""
+        late = {WeightId(self.tower, None, slot) for slot in ("norm", "norm.bias", "proj", "proj.bias")}
+        return {*names} <= {*self.weights, *late}
+
+    @torch.no_grad()
+    def embed(self, changes: Mapping[WeightId, Change]) -> torch.Tensor:
+        """Embeddings, not normalised, float32 [n, dim], of the model as it is while these changes are made."""
+        fc1, fc2 = self.pair
+        stream, hidden = self.stream, self.hidden
+        units = _touched(changes.get(fc1), self.weights[fc1].shape, 1)
+        bias = changes.get(_bias(fc1))
+        if bias is not None:
+            units = _union(units, _touched(bias, (len(self.weights[fc1]), 1), 1))
+        if units is not None:
+            moved = self._activated(units)
+            before = hidden[:, units]
+            stream = stream + (moved - before) @ self.weights[fc2][:, units].T
+            hidden = hidden.index_copy(1, torch.arange(hidden.shape[1])[units], moved)
+        columns = _touched(changes.get(fc2), self.weights[fc2].shape, 0)
+        if columns is not None:
+            step = self._live(fc2)[:, columns] - self.weights[fc2][:, columns]
+            stream = stream + hidden[:, columns] @ step.T
+        if _bias(fc2) in changes:
+            stream = stream + (self._live(_bias(fc2)) - self.weights[_bias(fc2)])
+        return self._read_out(stream)
+
+    def _activated(self, units: Any) -> torch.Tensor:
+        """What hidden units give now, [n, units]."""
+        fc1 = self.pair[0]
+        bias = self._live(_bias(fc1))[units] if _bias(fc1) in self.weights else None
+        return self.activation(F.linear(self.x, self._live(fc1)[units], bias))
+
+    def _live(self, name: WeightId) -> torch.Tensor:
+        return self.model.parameter(name).float().cpu()
+
+    def _read_out(self, stream: torch.Tensor) -> torch.Tensor:
+        """The embedding of a residual stream at the pooled token; after a pooling head there is nothing to read out."""
+        if self.pair[0].block is None:
+            return stream
+        norm, projection = (WeightId(self.tower, None, slot) for slot in ("norm", "proj"))
+        if norm in self.model.tensors:
+            stream = self._normalised(norm, stream)
+        if projection not in self.model.tensors:
+            return stream
+        bias = self._live(_bias(projection)) if _bias(projection) in self.model.tensors else None
+        return F.linear(stream, self._live(projection), bias)
+
+    def _normalised(self, norm: WeightId, stream: torch.Tensor) -> torch.Tensor:
+        module = self.model.module.get_submodule(self.model.tensors[norm].key.rpartition(".")[0])
+        if not isinstance(module, nn.LayerNorm):
+            return stream * torch.nan  # another kind of norm is not worked out; nothing will agree with this
+        bias = None if module.bias is None else module.bias.float().cpu()
+        return F.layer_norm(stream, module.normalized_shape, module.weight.float().cpu(), bias, module.eps)
+
+    def _holds(self, embeddings: torch.Tensor) -> bool:
+        """Whether the unedited model's own figures come out."""
+        fc1, fc2 = self.pair
+        if self.hidden.shape[1] != len(self.weights[fc1]) or self.stream.shape[1] != len(self.weights[fc2]):
+            return False
+        read, own = self._read_out(self.stream), self._activated(slice(None))
+        return _close(own, self.hidden) and read.shape == embeddings.shape and _close(read, embeddings)
+
+
+def _close(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    return bool((found - expected).norm(dim=1).max() <= CLOSE * expected.norm(dim=1).mean())
+
+
+def _bias(name: WeightId) -> WeightId:
+    return WeightId(name.tower, name.block, f"{name.slot}.bias")
+
+
+def _touched(change: Change | None, shape: tuple[int, ...], axis: int) -> Any:
+    """Rows (axis 1) or columns (axis 0) of a matrix that a change touches; all of them as a slice; None for none."""
+    if change is None:
+        return None
+    touched = change.touched()
+    if touched is None:
+        return slice(None)
+    places = torch.as_tensor(touched)
+    return (places // shape[1] if axis == 1 else places % shape[1]).unique()
+
+
+def _union(first: Any, second: Any) -> Any:
+    if first is None or isinstance(second, slice):
+        return second
+    return first if isinstance(first, slice) else torch.cat([first, second]).unique()

@@ -1,0 +1,321 @@
+"""The search over methods and settings, by Optuna: one study a method, each a function of what was tried before."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..editing import settings
+from ..errors import BadInput, InvalidResult
+from ..evaluation import EvalResult, differences
+from ..expressions import Expression, Requirement
+from ..figures import lower_is_better
+from ..models import Model
+from ..statistics.batches import Progress
+from .folds import Profile
+from .judge import Edits, Judge
+from .space import Space
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.storages import BaseStorage
+    from optuna.trial import FrozenTrial
+
+ROUNDS = 12  # trials of every quick method before the better ones get more
+LEADER = 4  # then all trials but one of so many are the leader's
+SLOW_EVERY = 20  # of so many trials one is of a method whose edits run the whole model
+OURS = "uwm"  # a trial's attribute: its number, whether it is quick, its loss or why it is invalid, its seconds
+
+FAR = 1e9  # beyond every bound
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What a search looks for.
+
+    Attributes:
+        objective: The figure that is to be good.
+        terms: Changes that cost: how far each falls beyond its bound.
+        limited: A candidate that falls beyond a bound is out; without, all trade-offs are looked for.
+    """
+
+    objective: Expression
+    terms: tuple[Requirement, ...]
+    limited: bool
+
+    def of(self, result: EvalResult, baseline: EvalResult) -> tuple[float, float]:
+        """The objective in percent, and the loss: how far the worst term lies beyond its bound (below 0: within).
+
+        Raises:
+            InvalidResult: A figure does not exist, or is no number.
+        """
+        bounded = any(term.expression.bound != "mean" for term in self.terms)
+        changes = differences(result, baseline) if bounded else None
+        verdicts = [term.check(result, baseline, changes) for term in self.terms]
+        for verdict in verdicts:
+            if verdict.margin is None:
+                raise InvalidResult(f"{verdict.requirement}: {verdict.note}")
+        value = self.objective.value(result)
+        loss = max((-verdict.margin for verdict in verdicts if verdict.margin is not None), default=0.0)
+        if math.isnan(value) or math.isnan(loss):
+            raise InvalidResult("a figure is not a number")
+        return value, loss + 0.0  # no −0
+
+    def better(self, value: float) -> float:
+        """The objective, higher being better."""
+        return -value if self.lower_is_better else value
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether less of the objective is better."""
+        return lower_is_better(self.objective.figure)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One candidate.
+
+    Attributes:
+        number: From 0, in the order in which they were tried.
+        method, settings: What it is; settings that are the editor's own are left out.
+        objective: In percent.
+        loss: As `Aim.of` has it.
+    """
+
+    number: int
+    method: str
+    settings: dict[str, Any]
+    objective: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search tried.
+
+    Attributes:
+        tried: Every candidate that could be measured, in order.
+        invalid: How many could not: the editor refused, or figures were no numbers.
+        seconds: Method -> what its trials took together.
+        trials: Method -> how many.
+    """
+
+    tried: tuple[Tried, ...]
+    invalid: int
+    seconds: dict[str, float]
+    trials: dict[str, int]
+
+
+class Search:
+    """Tries candidates one by one.
+
+    Args:
+        model: Unedited.
+        profile, judge: Statistics and figures by cross-validation.
+        spaces: Method -> what to try of it; at least one.
+        aim: What to look for.
+        seed: For every draw; with the trials that there are, it decides the next one.
+        journal: A file that keeps the trials, so that a search that was killed goes on; None for memory.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        profile: Profile,
+        judge: Judge,
+        spaces: Mapping[str, Space],
+        aim: Aim,
+        *,
+        seed: int,
+        journal: Path | None = None,
+    ) -> None:
+        self._model, self._profile, self._judge, self._spaces = model, profile, judge, spaces
+        self._aim, self._seed = aim, seed
+        with quiet():
+            storage = _storage(journal)
+            self._studies = {name: self._study(name, storage) for name in spaces}
+            for study in self._studies.values():
+                _end_unfinished(study)
+
+    def run(self, trials: int, progress: Progress | None = None) -> Found:
+        """Try until there are so many, those of earlier runs included."""
+        done = len(self._history())
+        left: Iterable[int] = range(done, trials)
+        if progress is not None and done < trials:
+            left = progress(left, trials - done, "search")
+        for number in left:
+            with quiet():
+                self._try(number, self._next_method())
+        return self._found()
+
+    def edits(self, method: str, chosen: Mapping[str, Any]) -> Edits:
+        """The changes of a candidate, from all pairs and without each fold. Raises BadInput, InvalidResult."""
+        editor = self._spaces[method].editor
+        made = settings.make(editor, chosen)
+        changes = []
+        for statistics in self._profile.statistics(editor, made):
+            found = editor.edit(self._model, statistics, made, self._seed).changes
+            for name, change in found.items():
+                if not change.fits(tuple(self._model.parameter(name).shape)):
+                    raise InvalidResult(f"{name}: the proposed change does not fit, or is not finite")
+            changes.append(found)
+        return Edits(changes[0], tuple(changes[1:]))
+
+    # ------------------------------------------------------------ one trial
+
+    def _try(self, number: int, method: str) -> None:
+        space, study = self._spaces[method], self._studies[method]
+        study.sampler = self._sampler(method, number)
+        if not any(own == method for _, own, _ in self._history()) and not _waiting(study):
+            study.enqueue_trial(space.start())
+        trial, begun = study.ask(), time.perf_counter()
+        chosen = {**space.given, **space.draw(trial)}
+        about: dict[str, Any] = {"number": number}
+        try:
+            edits = self.edits(method, chosen)
+            about["quick"] = self._judge.is_quick(edits.whole)
+            objective, about["loss"] = self._aim.of(self._judge.measure(edits), self._judge.baseline)
+        except (BadInput, InvalidResult) as error:
+            logger.info("%s %s: %s", method, chosen, error)
+            about["invalid"] = str(error)
+        about["seconds"] = round(time.perf_counter() - begun, 4)
+        trial.set_user_attr(OURS, about)
+        if "invalid" in about:
+            return _fail(study, trial.number)
+        value = self._aim.better(objective)
+        study.tell(trial, [value] if self._aim.limited else [value, about["loss"]])
+
+    def _sampler(self, method: str, number: int) -> Any:
+        """Seeded by the number of the trial, so that a search that was killed goes on as if it was not."""
+        from optuna.samplers import TPESampler
+
+        drawn = hashlib.sha256(f"{self._seed} {method} {number}".encode()).digest()
+        constraints = _excess if self._aim.limited else None
+        return TPESampler(seed=int.from_bytes(drawn[:4], "big"), constraints_func=constraints)
+
+    def _study(self, name: str, storage: BaseStorage) -> Study:
+        import optuna
+
+        directions = ["maximize"] if self._aim.limited else ["maximize", "minimize"]
+        return optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+
+    # ------------------------------------------------------------ what comes next
+
+    def _history(self) -> list[tuple[int, str, FrozenTrial]]:
+        """Number, method and trial of all that are done, in order."""
+        found = [
+            (trial.user_attrs[OURS]["number"], method, trial)
+            for method, study in self._studies.items()
+            for trial in study.get_trials(deepcopy=False)
+            if trial.values is not None or (trial.state.is_finished() and "invalid" in trial.user_attrs.get(OURS, {}))
+        ]
+        return sorted(found, key=lambda one: one[0])
+
+    def _next_method(self) -> str:
+        """Every method first; then quick ones in turn, then mostly the leader; slow ones now and then."""
+        history = self._history()
+        counts = dict.fromkeys(self._spaces, 0)
+        slow = dict.fromkeys(self._spaces, True)
+        for _, method, trial in history:
+            counts[method] += 1
+            slow[method] &= not trial.user_attrs[OURS].get("quick", False)
+        fewest = min(counts, key=lambda name: counts[name])
+        if counts[fewest] == 0:
+            return fewest
+        quick = [name for name in counts if not slow[name]]
+        rare = [name for name in counts if slow[name]]
+        if not quick or (rare and len(history) % SLOW_EVERY == SLOW_EVERY - 1):
+            return min(rare, key=lambda name: counts[name])
+        fewest = min(quick, key=lambda name: counts[name])
+        if counts[fewest] < ROUNDS or len(history) % LEADER == 0:
+            return fewest
+        return self._leader(quick)
+
+    def _leader(self, names: Sequence[str]) -> str:
+        """Of these methods the one with the best candidate within bounds, or with the most points of the front."""
+        from .points import front_of
+
+        tried = [one for one in self._found().tried if one.method in names]
+        if not tried:
+            return names[0]
+        if self._aim.limited:
+            within = [one for one in tried if one.loss <= 0]
+            best = max(within, key=lambda one: self._aim.better(one.objective)) if within else min(tried, key=_loss)
+            return best.method
+        rows = front_of([vars(one) for one in tried], self._aim.lower_is_better)
+        front = [tried[row].method for row in rows]
+        return max(names, key=front.count)
+
+    def _found(self) -> Found:
+        history = self._history()
+        tried, seconds, trials = [], dict.fromkeys(self._spaces, 0.0), dict.fromkeys(self._spaces, 0)
+        for number, method, trial in history:
+            seconds[method] += trial.user_attrs[OURS]["seconds"]
+            trials[method] += 1
+            if trial.values is not None:
+                chosen = {**self._spaces[method].given, **trial.params}
+                objective = self._aim.better(trial.values[0])
+                tried.append(Tried(number, method, chosen, objective, trial.user_attrs[OURS]["loss"]))
+        return Found(tuple(tried), len(history) - len(tried), seconds, trials)
+
+
+def _loss(tried: Tried) -> float:
+    return tried.loss
+
+
+def _excess(trial: FrozenTrial) -> Sequence[float]:
+    return (trial.user_attrs.get(OURS, {}).get("loss", FAR),)
+
+
+def _storage(journal: Path | None) -> BaseStorage:
+    from optuna.storages import InMemoryStorage, JournalStorage
+    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+
+    if journal is None:
+        return InMemoryStorage()
+    return JournalStorage(JournalFileBackend(str(journal), lock_obj=JournalFileOpenLock(str(journal))))
+
+
+def _end_unfinished(study: Study) -> None:
+    """Trials that a killed search left; they are made anew."""
+    from optuna.trial import TrialState
+
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        _fail(study, trial.number)
+
+
+def _waiting(study: Study) -> bool:
+    from optuna.trial import TrialState
+
+    return bool(study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+
+
+def _fail(study: Study, number: int) -> None:
+    from optuna.trial import TrialState
+
+    study.tell(number, state=TrialState.FAIL)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Optuna without its log lines and without warnings of what it calls experimental."""
+    import optuna
+
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(before)
