@@ -12,7 +12,7 @@ from .cache import EmbeddingCache
 from .calibration import CalibrationSet
 from .embedding import Embeddings, collapsed_towers, embed, items_of, quadruples
 from .errors import BadInput
-from .figures import TOP1, TOP1_SAFE
+from .figures import PRESERVED, TOP1, TOP1_SAFE
 from .knowledge import DataSet, ZeroShot, difference, zero_shot
 from .metrics import (
     bootstrap,
@@ -21,12 +21,12 @@ from .metrics import (
     retrieval_samples,
     safeground_samples,
     shares,
+    with_means,
 )
 from .models import Model
 from .statistics.batches import BATCH_SIZE, Progress
 
 COLLAPSED = "different {items} have the same embedding, so retrieval is chance"
-PRESERVED = "preserved"  # the figure of a preservation set, which only the search measures
 IN_MEMORY = ("samples", "right", "safe", "preserved")  # fields of an EvalResult that are not written
 
 
@@ -123,7 +123,7 @@ def _of(result: EvalResult, data_set: str, rows: torch.Tensor | None = None) -> 
 def summarise(embeddings: Embeddings, whole: CalibrationSet, seed: int = 0) -> dict[str, Any]:
     """The fields of `EvalResult` but zero-shot, of complete quadruples."""
     quadruple, items = vars(embeddings), items_of(whole)
-    samples = safeground_samples(**quadruple) | retrieval_samples(**quadruple, items=items)
+    samples = with_means(safeground_samples(**quadruple) | retrieval_samples(**quadruple, items=items))
     return {
         **summary(samples, whole, seed),
         "similarities": histograms(own_similarities(**quadruple)),

@@ -56,7 +56,7 @@ class Wish:
         terms = parse_max_loss(self.max_loss, [*data_sets], preserve)
         known = concepts_of(calibration), [*data_sets]
         check_known([objective], *known, "--objective")
-        check_known(terms, *known, "--max-loss")
+        check_known(terms, *known, "--max-loss", preserve)
         return Aim(objective, terms, self.limited)
 
     def spaces(self, model: Model) -> dict[str, Space]:

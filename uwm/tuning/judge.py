@@ -16,7 +16,8 @@ from ..calibration import CalibrationSet
 from ..editing.changes import Change
 from ..editing.live import changed
 from ..embedding import SIDES, Embeddings, items_of, keys_of
-from ..evaluation import PRESERVED, EvalResult, summary
+from ..evaluation import EvalResult, summary
+from ..figures import PRESERVED
 from ..images import load_image
 from ..knowledge import DataSet, ZeroShot
 from ..knowledge.measure import class_labels, figures_of, hits_of, mean_of_prompts

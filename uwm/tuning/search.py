@@ -17,7 +17,6 @@ from ..editing import settings
 from ..errors import BadInput, InvalidResult
 from ..evaluation import EvalResult, differences
 from ..expressions import Expression, Requirement
-from ..figures import lower_is_better
 from ..models import Model
 from ..statistics.batches import Progress
 from .folds import Profile
@@ -78,7 +77,7 @@ class Aim:
     @property
     def lower_is_better(self) -> bool:
         """Whether less of the objective is better."""
-        return lower_is_better(self.objective.figure)
+        return self.objective.lower_is_better
 
 
 @dataclass(frozen=True)
