@@ -17,11 +17,11 @@ from ..editing.changes import Change
 from ..editing.live import changed
 from ..embedding import SIDES, Embeddings, items_of, keys_of
 from ..evaluation import EvalResult, summary
-from ..figures import PRESERVED
+from ..figures import KS, PRESERVED
 from ..images import load_image
 from ..knowledge import DataSet, ZeroShot
 from ..knowledge.measure import class_labels, figures_of, hits_of, mean_of_prompts
-from ..metrics import TIE, retrieval_samples, safeground_samples, with_means
+from ..metrics import TIE, Retrieval, safeground_samples, with_means
 from ..models import Model
 from ..statistics.batches import Progress
 from ..weights import WeightId
@@ -29,6 +29,8 @@ from .folds import Folds
 from .kept import Kept, Room, Source
 
 MOST_PAIRS = 1000  # measured in a trial; ranks among more cost more than they tell
+
+FIRST = (1,)  # the cut-off of recall that most objectives and limits need
 
 Changes = Mapping[WeightId, Change]
 
@@ -68,7 +70,10 @@ class Judge:
     ) -> None:
         self._model, self._data_sets = model, data_sets
         self._whole, self._rows = _measured_pairs(folds, seed)
-        self._items = items_of(self._whole)
+        items = items_of(self._whole)
+        self._retrieval: dict[tuple[int, ...], list[Retrieval]] = {
+            ks: [Retrieval(items, rows, ks) for rows in self._rows] for ks in (FIRST, KS)
+        }
         room = Room()
         kept = partial(Kept, model, room=room, batch_size=batch_size, workers=workers, progress=progress)
         self._preserved = _Preserved(folds)
@@ -93,10 +98,12 @@ class Judge:
         """Whether an edit of these tensors is measured without running a block."""
         return all(kept.is_quick(changes) for kept in self._pairs.values())
 
-    def measure(self, edits: Edits) -> EvalResult:
-        """Samples of all figures, each pair's under the edit made without its fold; intervals are not made.
+    def measure(self, edits: Edits, ks: tuple[int, ...] = KS) -> EvalResult:
+        """Samples of all figures, each pair's under the edit made without its fold; `with_intervals` makes intervals.
 
-        `uwm.evaluation.summary` makes them of the samples.
+        Args:
+            edits: From all pairs, and without each fold.
+            ks: Cut-offs of recall, `FIRST` or `KS`.
 
         Raises:
             InvalidResult: NaN or infinite embeddings.
@@ -105,7 +112,7 @@ class Judge:
         for fold, (rows, changes) in enumerate(zip(self._rows, edits.folds, strict=True)):
             with changed(self._model, changes):
                 text, images = self._embed_pairs(changes)
-            found = self._samples(text, images, rows)
+            found = self._samples(text, images, rows, self._retrieval[ks][fold])
             kept = self._preserved.kept(fold, text, images, self._places, self._first)
             parts.append((rows, found, kept))
         order = torch.cat([rows for rows, _, _ in parts])
@@ -135,14 +142,15 @@ class Judge:
     def _embed_pairs(self, changes: Changes) -> tuple[torch.Tensor, torch.Tensor]:
         return self._pairs["text"].embed(changes), self._pairs["vision"].embed(changes)
 
-    def _samples(self, text: torch.Tensor, images: torch.Tensor, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _samples(
+        self, text: torch.Tensor, images: torch.Tensor, rows: torch.Tensor, retrieval: Retrieval
+    ) -> dict[str, torch.Tensor]:
         """SafeGround and retrieval of some rows, among all."""
         place = self._places
         sides = [text[place["text"][side]] for side in SIDES] + [images[place["vision"][side]] for side in SIDES]
         embeddings = Embeddings(*sides)
         own = {name: found[rows] for name, found in vars(embeddings).items()}
-        retrieved = retrieval_samples(**vars(embeddings), items=self._items, asking=rows)
-        return with_means(safeground_samples(**own) | retrieved)
+        return with_means(safeground_samples(**own) | retrieval.samples(vars(embeddings)))
 
     # ------------------------------------------------------------ data sets
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import re
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,10 +18,11 @@ from ..editing import settings
 from ..errors import BadInput, InvalidResult
 from ..evaluation import EvalResult, differences
 from ..expressions import Expression, Requirement
+from ..figures import KS
 from ..models import Model
 from ..statistics.batches import Progress
 from .folds import Profile
-from .judge import Edits, Judge
+from .judge import FIRST, Edits, Judge
 from .space import Space
 
 if TYPE_CHECKING:
@@ -73,6 +75,12 @@ class Aim:
     def better(self, value: float) -> float:
         """The objective, higher being better."""
         return -value if self.lower_is_better else value
+
+    @property
+    def ks(self) -> tuple[int, ...]:
+        """The cut-offs of recall that it needs."""
+        figures = [self.objective.figure, *(term.expression.figure for term in self.terms)]
+        return KS if any(re.match(r"R\d\d?_", f) and not f.startswith("R1_") for f in figures) else FIRST
 
     @property
     def lower_is_better(self) -> bool:
@@ -183,7 +191,7 @@ class Search:
         try:
             edits = self.edits(method, chosen)
             about["quick"] = self._judge.is_quick(edits.whole)
-            objective, about["loss"] = self._aim.of(self._judge.measure(edits), self._judge.baseline)
+            objective, about["loss"] = self._aim.of(self._judge.measure(edits, self._aim.ks), self._judge.baseline)
         except (BadInput, InvalidResult) as error:
             logger.info("%s %s: %s", method, chosen, error)
             about["invalid"] = str(error)
@@ -205,7 +213,7 @@ class Search:
     def _study(self, name: str, storage: BaseStorage) -> Study:
         import optuna
 
-        directions = ["maximize"] if self._aim.limited else ["maximize", "minimize"]
+        directions: Any = ["maximize"] if self._aim.limited else ["maximize", "minimize"]
         return optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
 
     # ------------------------------------------------------------ what comes next

@@ -43,7 +43,7 @@ class Space:
 
     def start(self) -> dict[str, Any]:
         """The editor's own defaults, of what is searched, where a search can begin with them."""
-        defaults = {f.name: f.default for f in fields(self.editor.Settings)}
+        defaults: dict[str, Any] = {f.name: f.default for f in fields(self.editor.Settings)}
         first = {}
         for name, tried in self.searched.items():
             value = defaults[name]
