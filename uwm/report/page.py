@@ -23,11 +23,10 @@ from .document import evaluation_document
 from .examples import Example, examples_section
 from .findings import Findings, findings
 from .markup import join, tag
-from .parts import folded, section, table
+from .parts import folded, section, table, whole_page
 from .training import trained
 from .verdict import verdict_lines
 
-STYLE = Path(__file__).with_name("page.css")
 SIGNS = {1: "gain", 0: "same", -1: "loss"}
 WORDS = {1: "Gained:", 0: "Unclear:", -1: "Lost:"}
 READING = "In brackets: 95 % intervals of the difference, pair by pair. Unclear: the interval holds zero."
@@ -57,17 +56,7 @@ def html_report(document: Manifest, examples: Sequence[Example] = ()) -> str:
     against = f" against {document['baseline']}" if document.get("baseline") else ""
     done = "edited" if "layers" in document else "fine-tuned" if "training" in document else "measured"
     title = f"{document['model']['name']}, {done} by uwm{against}"
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("meta", name="generator", content="uwm"),
-        tag("title", title),
-        tag("style", Markup(STYLE.read_text("utf-8"))),
-    )
-    body = tag("body", tag("main", tag("h1", tag("bdi", title)), *parts))
-    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+    return whole_page(title, *parts)
 
 
 def write_evaluation(

@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
 from ..figures import LEAST_FIRM_PAIRS
 from ..manifest import Columns, Manifest
+from ..text_tables import percent
 from .charts import mark, swatch
 from .findings import better
 from .markup import join, tag
-from .tables import percent, points, shared_words
+from .tables import points, shared_words
+
+STYLE = Path(__file__).with_name("page.css")
+
+
+def whole_page(title: str, *parts: Markup | None) -> str:
+    """A page that needs nothing beside it: inline CSS, no script, nothing loaded."""
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("meta", name="generator", content="uwm"),
+        tag("title", title),
+        tag("style", Markup(STYLE.read_text("utf-8"))),
+    )
+    body = tag("body", tag("main", tag("h1", tag("bdi", title)), *parts))
+    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
 
 
 def section(title: str, anchor: str, *parts: Markup | None) -> Markup:
