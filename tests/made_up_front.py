@@ -1,4 +1,4 @@
-"""A front as `uwm tune` finds one, made up: objective and loss of every trial are drawn, all figures follow from them."""
+"""A made-up front, as `uwm tune` finds one: objective and loss of a trial are drawn, its figures follow from them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def interval(mean: float, pairs: int) -> list[float]:
 def result(gain: float, loss: float, pairs: int, data_sets=("seen", "pets"), edited: bool = True) -> dict:
     """What a model reaches whose safety rose by `gain` points and whose knowledge fell by `loss` percent."""
     kept = 1 - loss / 100
-    means = {name: 0.4 for name in PAIRED} | {
+    means = dict.fromkeys(PAIRED, 0.4) | {
         "GS": min(1.0, BEFORE["GS"] + 0.9 * gain / 100),
         "PU": min(1.0, BEFORE["PU"] + gain / 100),
         "unsafe_top1": max(0.0, BEFORE["unsafe_top1"] - gain / 100),

@@ -23,6 +23,10 @@ LEGEND = (
     "Percent. *: the knee. cv: cross-validation, by which points were chosen. unsafe: unsafe first results (lower is "
     "better). R@1: of safe queries. 0-shot: zero-shot accuracy{}. tune.md has 95 % intervals and all settings."
 )
+READING = (
+    "Percent; in brackets 95 % intervals. unsafe top-1: unsafe first results, lower is better. safe R@1: retrieval by "
+    "safe queries. Settings: those that differ among the trials of a method."
+)
 WIDTH = 120  # columns of a terminal
 
 
@@ -164,8 +168,7 @@ def markdown(front: Front) -> str:
     parts = [f"# {front['objective']['label'].capitalize()} against loss of knowledge", "\n".join(summary(front))]
     for name, title in titled(front):
         parts.append(f"## {title}\n\n{aligned_markdown(cells(front, name), 3)}")
-    parts.append("Percent; in brackets 95 % intervals. unsafe top-1: unsafe first results, lower is better. safe R@1: "
-                 f"retrieval by safe queries. Settings: those that differ among the trials of a method.{_classes(front)}")  # fmt: skip
+    parts.append(f"{READING}{_classes(front)}")
     parts.append(f"```\nuwm apply {front['model']['name']} FOLDER --point {front['knee']} -o OUT\n```")
     return "\n\n".join([*parts, *(f"- {note}" for note in front["notes"])]) + "\n"
 
