@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +104,33 @@ def _set_heading(document: Manifest, name: str, columns: Columns) -> Markup:
     few = f"; fewer than {LEAST_FIRM_PAIRS} are too few for firm figures" if pairs < LEAST_FIRM_PAIRS else ""
     shared = f"; {words}" if (words := shared_words(document, name)) else ""
     return tag("h3", tag("bdi", name), " ", tag("small", f"{pairs} pairs{few}{shared}"))
+
+
+def provenance(document: Mapping[str, Any]) -> Markup:
+    """What a result came from: settings, versions and hashes."""
+    kinds = [
+        ("Settings", list(_lines(document.get("settings", {})))),
+        ("Versions", list(_lines(document.get("versions", {})))),
+        ("sha256", list(_hashes(document))),
+    ]
+    tables = [
+        join([tag("h3", title), table(("", ""), [(name, tag("code", value)) for name, value in rows], title, "values")])
+        for title, rows in kinds
+        if rows
+    ]
+    return section("Settings, versions, hashes", "settings", *tables)
+
+
+def _lines(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        yield key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _hashes(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for what, files in (("base", document["model"].get("sha256", {})), ("output", document.get("output_sha256", {}))):
+        for name, digest in files.items():
+            yield f"{what}: {name}", digest
+    if "calibration" in document and (of_set := document["calibration"].get("sha256")):
+        yield f"calibration set: {document['calibration']['name']}", of_set
+    if of_pairs := document.get("pairs_sha256"):
+        yield "pairs", of_pairs
