@@ -9,6 +9,7 @@ from typing import Any, TypedDict, cast
 
 from ..checkpoint.json_files import read_json
 from ..errors import BadInput, Refused
+from ..expressions import parse_max_loss, parse_objective
 from ..text_tables import clean
 
 FILE = "tune.json"
@@ -275,6 +276,12 @@ def _consistent(front: Mapping[str, Any]) -> None:
         raise _Unexpected("points", "the numbers 1, 2, 3, …", numbers)
     if front["knee"] not in numbers:
         raise _Unexpected("knee", "a point's number", front["knee"])
+    try:
+        parse_objective(front["objective"]["text"])
+        for term in front["loss"]["terms"]:
+            parse_max_loss(f"{term}=0{front['loss']['unit']}")
+    except BadInput as error:
+        raise _Unexpected("objective and loss", f"figures ({error})", front["objective"]["text"]) from None
     sets = [*front["baseline"]["held_out"]]
     for place, point in enumerate(front["points"]):
         if [*point["held_out"]] != sets:

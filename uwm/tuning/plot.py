@@ -11,7 +11,7 @@ from .table import UNEDITED
 
 HEIGHT = 4.2  # inches
 ROOM = 0.06  # beside the outermost points, as a share of the axis
-NAME_ROOM = 0.16  # on the left of the knee, for its name
+NAME_ROOM = 0.2  # on the left of the knee, for its name
 COLUMNS = 4  # of the legend
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import BadInput
-from ..expressions import Requirement, check_known, parse_max_loss, parse_objective
+from ..expressions import NothingToCompare, Requirement, check_known, parse_max_loss, parse_objective
 from .front import Front, Point, Result, Tried, is_front, patch_path, read_front
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "objective_of", "patch_path", "read_front", "settings_words",
 ]  # fmt: skip
 MAX_LOSS = "max-loss="
+PRESERVED = "preserved"
 
 
 def front_of(tried: Sequence[Mapping[str, Any]], lower_is_better: bool = False) -> list[int]:
@@ -84,12 +85,12 @@ def choose_point(front: Front, text: str) -> Point:
 def _within(front: Front, text: str) -> Point:
     """The point with the best objective that keeps a budget; of equal ones the first."""
     baseline = front["baseline"]["cross_validated"]
-    data_sets = [*baseline["zero_shot"]]
+    data_sets, preserve = [*baseline["zero_shot"]], PRESERVED in baseline["figures"]
     try:
-        budget = parse_max_loss(text.removeprefix(MAX_LOSS), data_sets, "preserved" in baseline["figures"])
+        budget = parse_max_loss(text.removeprefix(MAX_LOSS), data_sets, preserve)
     except BadInput as error:
         raise BadInput(f"--point {text!r}: {error}") from None
-    check_known(budget, [*baseline["by_concept"]], data_sets, "--point")
+    check_known(budget, [*baseline["by_concept"]], data_sets, "--point", preserve)
     kept = [point for point in front["points"] if _keeps(point, baseline, budget)]
     if not kept:
         asked = " and ".join(requirement.text for requirement in budget)
@@ -140,7 +141,10 @@ def number(value: float) -> str:
 
 def objective_of(front: Front, result: Result) -> float | None:
     """The objective of a result, in percent; None where the result lacks it, such as a concept."""
-    return parse_objective(front["objective"]["text"]).value(_Measures.of(result))
+    try:
+        return parse_objective(front["objective"]["text"]).value(_Measures.of(result))
+    except NothingToCompare:
+        return None
 
 
 def loss_of(front: Front, result: Result, baseline: Result) -> float | None:
