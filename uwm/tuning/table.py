@@ -168,12 +168,12 @@ def markdown(front: Front) -> str:
     parts = [f"# {front['objective']['label'].capitalize()} against loss of knowledge", "\n".join(summary(front))]
     for name, title in titled(front):
         parts.append(f"## {title}\n\n{aligned_markdown(cells(front, name), 3)}")
-    parts.append(f"{READING}{_classes(front)}")
+    parts.append(f"{READING}{classes_words(front)}")
     parts.append(f"```\nuwm apply {front['model']['name']} FOLDER --point {front['knee']} -o OUT\n```")
     return "\n\n".join([*parts, *(f"- {note}" for note in front["notes"])]) + "\n"
 
 
-def _classes(front: Front) -> str:
+def classes_words(front: Front) -> str:
     """How zero-shot accuracy of several data sets became one figure."""
     names = [*front["baseline"]["cross_validated"]["zero_shot"]]
     return f" Zero-shot: the mean over {', '.join(names)}." if len(names) > 1 else ""
