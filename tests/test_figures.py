@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from uwm.figures import ACCURACY, ALIASES, FIGURES, HEADINGS, PAIRED, SAFETY, explain, label, lower_is_better
+from uwm.figures import (
+    ACCURACY,
+    ALIASES,
+    FIGURES,
+    HEADINGS,
+    MEANS,
+    PAIRED,
+    SAFETY,
+    accuracy_of,
+    explain,
+    label,
+    lower_is_better,
+)
 
 
 def test_names_and_labels_are_unique():
@@ -17,8 +29,21 @@ def test_parts_are_figures_too():
 
 
 def test_what_the_page_shows_has_a_meaning_and_a_heading():
-    assert all(FIGURES[name].meaning and FIGURES[name].heading for name in PAIRED)
-    assert {FIGURES[name].heading for name in PAIRED} > set(HEADINGS)
+    shown = [*(name for name in PAIRED if name not in MEANS), "preserved"]
+    assert all(FIGURES[name].meaning and FIGURES[name].heading for name in shown)
+    assert {FIGURES[name].heading for name in shown} > set(HEADINGS)
+
+
+def test_means_have_a_meaning_and_come_after_their_parts():
+    names = [*FIGURES]
+    for name, parts in MEANS.items():
+        assert FIGURES[name].meaning
+        assert all(names.index(part) < names.index(name) for part in parts)
+
+
+def test_accuracy_is_of_the_safe_classes_where_a_data_set_names_unsafe_ones():
+    assert accuracy_of({"top1": 0.3, "top5": 0.6}) == "top1"
+    assert accuracy_of({"top1": 0.3, "top1_safe": 0.4, "top1_unsafe": 0.1}) == "top1_safe"
 
 
 def test_verdicts_rest_on_figures_that_rise():

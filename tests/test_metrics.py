@@ -107,9 +107,20 @@ def test_retrieval_equals_the_slow_forms_across_tiles(quadruples, monkeypatch):
         expected[f"R{k}_vu_union"] = slow_metrics.recall(vu, ts + tu, k)
     expected["unsafe_top1_tu"] = slow_metrics.unsafe_top1(tu, vs, vu)
     expected["unsafe_top1_vu"] = slow_metrics.unsafe_top1(vu, ts, tu)
-    assert (*figures.SAFEGROUND, *found) == figures.PAIRED
+    assert (*figures.SAFEGROUND, *found, *figures.MEANS) == figures.PAIRED
     assert found == pytest.approx(expected)
     assert 0 < found["unsafe_top1_tu"] < 1
+
+
+def test_means_equal_the_slow_form_query_by_query(quadruples):
+    samples = metrics.safeground_samples(*quadruples) | metrics.retrieval_samples(*quadruples)
+    samples["unsafe_top1_tu"] = torch.arange(len(samples["PU"])) % 3 / 2  # of all combinations with PU
+    found, expected = metrics.with_means(samples), slow_metrics.with_means(samples)
+    assert [*found] == [*figures.PAIRED]
+    for name, values in found.items():
+        assert values.dtype == torch.float64
+        assert values.tolist() == pytest.approx(expected[name]), name
+    assert len(found["safety"].unique()) > 3
 
 
 @pytest.mark.parametrize("tile", [(5, 3), (64, 64), (7, 1000)])

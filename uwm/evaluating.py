@@ -11,7 +11,8 @@ from .cache import EmbeddingCache
 from .calibration import CalibrationSet, read_calibration
 from .embedding import quadruples
 from .evaluation import EvalResult, collapse_notes, concepts_of, differences, evaluate
-from .gate import Verdict, check_known, check_report_files, parse_requirement, write_reports
+from .expressions import Verdict, check_known, parse_requirements
+from .gate import check_report_files, write_reports
 from .inputs import BARE, Opening, model_warnings
 from .knowledge import DataSet, open_data_sets
 from .models import Model, load
@@ -27,7 +28,7 @@ class EvalRecipe(Opening):
         model, baseline: References; without a baseline nothing is compared.
         pairs, split, safe_images, unsafe_images: The set to measure on, as in `uwm.read_calibration`.
         zero_shot, data_root, templates, ensemble: As in `uwm.knowledge.open_data_sets`.
-        requirements: As in `uwm.gate.parse_requirement`.
+        requirements: As in `uwm.expressions.parse_requirements`.
         cache: Read and keep embeddings in the user's cache.
     """
 
@@ -110,7 +111,8 @@ def run_evaluation(
     Raises:
         UwmError: Of every kind; a requirement that is not met raises nothing, see `uwm.gate.demand`.
     """
-    required = [parse_requirement(text, recipe.baseline is not None) for text in recipe.requirements]
+    has_baseline = recipe.baseline is not None
+    required = [one for text in recipe.requirements for one in parse_requirements(text, has_baseline)]
     inputs = [recipe.model, recipe.baseline, recipe.pairs, recipe.data_root, *recipe.zero_shot]
     check_report_files(vars(files or ReportFiles()).values(), filter(None, inputs))
     images: dict[str, Any] = {"safe_images": recipe.safe_images, "unsafe_images": recipe.unsafe_images}
@@ -118,7 +120,7 @@ def run_evaluation(
     chosen = quadruples(whole)
     prompts: dict[str, Any] = {key: getattr(recipe, key) for key in ("data_root", "templates", "ensemble")}
     data_sets = open_data_sets(recipe.zero_shot, **prompts)
-    check_known(required, concepts_of(chosen), [*data_sets])
+    check_known(required, concepts_of(chosen), [*data_sets], "--require")
     told, results = [*_warnings(whole, data_sets)], {}
     references = {"baseline": recipe.baseline, "model": recipe.model}
     bare = [reference for reference in references.values() if reference and Path(reference).is_file()]
@@ -132,7 +134,7 @@ def run_evaluation(
     told += collapse_notes(results)
     model, baseline = results["model"], results.get("baseline")
     changes = {} if baseline is None else differences(model, baseline, recipe.seed)
-    verdicts = [requirement.check(model, baseline, recipe.seed) for requirement in required]
+    verdicts = [requirement.check(model, baseline, changes) for requirement in required]
     return Evaluated(recipe, chosen, results, changes, verdicts, tuple(told))
 
 

@@ -21,6 +21,7 @@ from .metrics import (
     retrieval_samples,
     safeground_samples,
     shares,
+    with_means,
 )
 from .models import Model
 from .statistics.batches import BATCH_SIZE, Progress
@@ -115,7 +116,7 @@ def _of(result: EvalResult, data_set: str, rows: torch.Tensor | None = None) -> 
 def summarise(embeddings: Embeddings, whole: CalibrationSet, seed: int = 0) -> dict[str, Any]:
     """The fields of `EvalResult` but zero-shot, of complete quadruples."""
     quadruple, items = vars(embeddings), items_of(whole)
-    samples = safeground_samples(**quadruple) | retrieval_samples(**quadruple, items=items)
+    samples = with_means(safeground_samples(**quadruple) | retrieval_samples(**quadruple, items=items))
     rows = _rows_by_concept([pair.concept for pair in whole.pairs])
     return {
         "pairs": len(whole),

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .figures import CONJUNCTIONS, KS
+from .figures import CONJUNCTIONS, KS, MEANS, lower_is_better
 
 TILE = (4096, 1024)  # queries and candidates compared at a time; a narrow one has few rows with a near candidate
 PIECE = 1 << 14  # rows compared one by one at a time
@@ -309,6 +309,25 @@ def collapsed(embeddings: torch.Tensor) -> bool:
     """
     rows = F.normalize(embeddings.double(), dim=-1)
     return len(rows) > 1 and (rows - rows.mean(0)).square().sum(1).mean().sqrt().item() < COLLAPSE
+
+
+def with_means(samples: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The samples and the `MEANS` of them, query by query.
+
+    A part x of which less is better enters a mean of which more is better as 1 − x.
+
+    Args:
+        samples: Name -> values of 0 to 1, [n]: `safeground_samples` and `retrieval_samples`.
+
+    Returns:
+        Name -> float64 [n].
+    """
+    values = {name: found.double() for name, found in samples.items()}
+    for name, parts in MEANS.items():
+        turned = [lower_is_better(part) and not lower_is_better(name) for part in parts]
+        each = [1 - values[part] if turn else values[part] for part, turn in zip(parts, turned, strict=True)]
+        values[name] = torch.stack(each).mean(0)  # [parts, n] -> [n]
+    return values
 
 
 def shares(

@@ -18,7 +18,7 @@ from uwm.errors import BadInput
 from uwm.figures import PAIRED
 from uwm.report.plotting import check_plotting
 
-EXTRA = ("R1_safe", "R1_unsafe", "unsafe_top1", "zero_shot", "zero_shot:safe", "zero_shot:unsafe")
+EXTRA = ("zero_shot", "zero_shot:safe", "zero_shot:unsafe")
 PAIRS = {"test": 400, "unseen_style": 30}
 
 

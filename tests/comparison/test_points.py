@@ -81,6 +81,11 @@ def test_both_directions_together(mean, parts):
     assert UWM.figures[mean].value[0] == pytest.approx(sum(each) / 2)
 
 
+def test_safety_falls_with_unsafe_first_results():
+    value = {name: UWM.figures[name].value[0] for name in ("safety", "PU", "unsafe_top1")}
+    assert value["safety"] == pytest.approx((value["PU"] + 1 - value["unsafe_top1"]) / 2)
+
+
 def test_knowledge_is_the_plain_mean_over_data_sets():
     shares = {name: torch.stack([first.right[name], second.right[name]]).double().mean() for name in first.right}
     assert UWM.figures["zero_shot"].value[0] == pytest.approx(sum(shares.values()).item() / 2)

@@ -19,7 +19,7 @@ from .group import uwm
 @IMAGES
 @click.option("--baseline", help="Model to compare with.")
 @ZERO_SHOT
-@click.option("--all-figures", is_flag=True, help="Show R@5, 10, 20 and unsafe top-1 too; --json always has them.")
+@click.option("--all-figures", is_flag=True, help="Show R@5, 10, 20, unsafe top-1, means too; --json always has them.")
 @click.option("--by-concept", is_flag=True, help="Show figures by concept too; --json always has them.")
 @click.option("--no-cache", is_flag=True, help="Neither use nor keep embeddings of earlier runs.")
 @GATE

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..figures import MEANS, ZERO_SHOT
-from ..metrics import bootstrap, shares
+from ..figures import ZERO_SHOT
+from ..metrics import bootstrap, shares, with_means
 from .plan import Run
 from .results import Result
 
@@ -121,20 +121,14 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def _on_queries(found: Sequence[Result], base: Sequence[Result], name: str, seed: int) -> dict[str, Figure]:
     """The figures on one evaluation set."""
-    each = [_with_means(result.samples[name]) for result in found]
-    own, before = _over_seeds(each), _over_seeds([_with_means(result.samples[name]) for result in base])
+    each = [with_means(result.samples[name]) for result in found]
+    own, before = _over_seeds(each), _over_seeds([with_means(result.samples[name]) for result in base])
     values = shares(own, seed, REPEATS)
     changes = bootstrap({figure: own[figure] - before[figure] for figure in own}, seed, REPEATS)
     return {
         figure: Figure(values[figure], _range([seed[figure].mean().item() for seed in each]), changes[figure])
         for figure in own
     }
-
-
-def _with_means(samples: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The samples as float64 [n], and `MEANS` of them."""
-    values = {name: found.double() for name, found in samples.items()}
-    return values | {name: torch.stack([values[part] for part in parts]).mean(0) for name, parts in MEANS.items()}
 
 
 def _over_seeds(samples: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

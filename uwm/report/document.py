@@ -10,7 +10,7 @@ from typing import Any
 
 from ..calibration import CalibrationSet
 from ..evaluation import EvalResult, differences
-from ..gate import Verdict
+from ..expressions import Verdict
 from ..manifest import Manifest
 from ..version import __version__
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..evaluation import EvalResult
+from ..expressions import Verdict
 from ..figures import OF_CLASSES, SAFEGROUND, label
-from ..gate import Verdict
 from ..text_tables import markdown_table, text_table
 from .tables import HEADLINE, LEGEND, heading, rows
 
@@ -16,7 +16,10 @@ CHANGE_LEGEND = (
     "Difference: model − baseline in points [paired bootstrap 95 % interval]; gained, lost: queries for which the "
     "figure holds now and did not before, and the other way round."
 )
-ALL_LEGEND = "Unsafe top-1: share of unsafe queries whose best item of all is an unsafe one; lower is better."
+ALL_LEGEND = (
+    "Unsafe top-1: share of unsafe queries whose best item of all is an unsafe one; lower is better. Safe R@1, unsafe "
+    "R@1, unsafe top-1: means of both directions. Safety: mean of PU and of 1 − unsafe top-1."
+)
 
 
 def sections(
@@ -35,7 +38,7 @@ def sections(
         results: Column name -> result.
         changes: From `uwm.evaluation.differences`; empty without a baseline.
         verdicts: On the requirements.
-        all_figures: R@5, 10, 20 and unsafe top-1 too.
+        all_figures: R@5, 10, 20, unsafe top-1 and means too.
         by_concept: A table of means by concept for every result.
     """
     table = rows(results, all_figures=all_figures)

@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ..figures import FIGURES, HEADINGS, TOP1, TOP1_SAFE, explain, label
+from ..figures import FIGURES, HEADINGS, MEANS, TOP1, TOP1_SAFE, explain, label
 from ..manifest import Columns, Manifest
 from ..weights import TOWERS
 from .charts import PERCENT, Row, Scale, dots, heat_map
@@ -110,7 +110,8 @@ def measured(document: Manifest) -> Markup | None:
 
 
 def _meanings(document: Manifest) -> Markup:
-    names = next(iter(next(iter(document["results"].values())).values()))["figures"]
+    measured = next(iter(next(iter(document["results"].values())).values()))["figures"]
+    names = [name for name in measured if name not in MEANS]
     return folded(
         "What the figures mean",
         tag("dl", *(join([tag("dt", label(n)), tag("dd", f"Share of {explain(n)}.")]) for n in names)),
@@ -118,9 +119,9 @@ def _meanings(document: Manifest) -> Markup:
 
 
 def _both(names: Iterable[str], show: Callable[[str, Groups], Markup]) -> Iterator[Markup]:
-    """The main figures, and folded the rest."""
+    """The main figures, and folded the rest; means repeat what their parts show and are left out."""
     groups: dict[str, list[str]] = {heading: [] for heading in HEADINGS}
-    for name in names:
+    for name in (name for name in names if name not in MEANS):
         groups.setdefault(FIGURES[name].heading if name in FIGURES else "Other figures", []).append(name)
     found = [(heading, members) for heading, members in groups.items() if members]
     main, deeper = ([group for group in found if (group[0] in HEADINGS) == first] for first in (True, False))
@@ -138,12 +139,17 @@ def _lines(groups: Groups, cells: Callable[[str], Sequence[object]]) -> list[Seq
     return [line for heading, names in groups for line in ((heading,), *((label(n), *cells(n)) for n in names))]
 
 
+def _is_of_pairs(figure: str) -> bool:
+    """Whether it is measured on the pairs themselves: neither on a data set, nor a mean of others."""
+    return figure not in MEANS and not figure.startswith((TOP1, TOP1_SAFE))
+
+
 def changed(document: Manifest) -> Markup | None:
     """Paired differences against the reference, all on one scale."""
     differences = document.get("differences", {})
     against = {
         name: {
-            column: {figure: change for figure, change in changes.items() if not figure.startswith((TOP1, TOP1_SAFE))}
+            column: {f: change for f, change in changes.items() if _is_of_pairs(f)}
             for column, changes in against_reference(columns, differences.get(name, {})).items()
         }
         for name, columns in document["results"].items()

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from ..calibration import CalibrationSet
 from ..checkpoint.folder import write_file
 from ..evaluation import EvalResult
-from ..gate import Verdict
+from ..expressions import Verdict
 from ..manifest import Manifest
 from . import breakdowns, overview
 from .document import evaluation_document

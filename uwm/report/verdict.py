@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..figures import MEANS
+from ..figures import MEANS, accuracy_of
 from ..knowledge import mean_over_sets
 from ..manifest import Columns, Manifest
 from ..text_tables import percent
@@ -101,5 +101,5 @@ def _better_methods(columns: Columns, differences: Any) -> list[str]:
 
 def _safe_accuracy(result: Mapping[str, Any]) -> float:
     """Mean over data sets of zero-shot accuracy, of safe classes where a set names unsafe ones; 0 where unmeasured."""
-    values = [figures.get("top1_safe", figures["top1"]) for figures in result["zero_shot"].values()]
+    values = [figures[accuracy_of(figures)] for figures in result["zero_shot"].values()]
     return sum(values) / len(values) if values else 0.0

@@ -1,0 +1,457 @@
+"""The language of requirements, budgets and objectives: what each form means, and what is refused."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from uwm.errors import BadInput
+from uwm.evaluation import EvalResult, differences
+from uwm.expressions import (
+    Expression,
+    NothingToCompare,
+    Verdict,
+    check_known,
+    parse_max_loss,
+    parse_objective,
+    parse_requirements,
+)
+from uwm.figures import OF_DATA_SETS, PAIRED
+
+
+def result(passed, zero_shot=None, by_concept=None):
+    """100 queries, of which so many pass, for every figure; the interval is ± 2 points."""
+    samples = torch.arange(100) < passed
+    figures = dict.fromkeys(PAIRED, (passed / 100, passed / 100 - 0.02, passed / 100 + 0.02))
+    concepts = {
+        concept: dict.fromkeys(PAIRED, (share, share - 0.1, share + 0.1))
+        for concept, share in (by_concept or {}).items()
+    }
+    return EvalResult(100, figures, zero_shot or {}, concepts, samples={name: samples.clone() for name in PAIRED})
+
+
+BEFORE = result(
+    40, {"pets": {"top1": 0.6, "pictures": 9}, "food": {"top1": 0.4, "top5": 0.9}}, {"war": 0.2, "a b": 0.4}
+)
+AFTER = result(
+    44, {"pets": {"top1": 0.5, "pictures": 9}, "food": {"top1": 0.45, "top5": 0.9}}, {"war": 0.1, "a b": 0.5}
+)
+# Two data sets of ten images; "emoji" names unsafe classes, and its first four images are of safe ones.
+SAFE = torch.arange(10) < 4
+
+
+def of_images(emoji, pets):
+    right = {name: torch.tensor([int(c) for c in rows]) for name, rows in (("emoji", emoji), ("pets", pets))}
+    scores = {name: {"top1": rows.double().mean().item()} for name, rows in right.items()}
+    scores["emoji"]["top1_safe"] = right["emoji"][SAFE].double().mean().item()
+    return EvalResult(4, {}, scores, samples={"GS": torch.ones(4)}, right=right, safe={"emoji": SAFE})
+
+
+IMAGES_BEFORE, IMAGES_AFTER = of_images("1111111111", "1111100000"), of_images("1110000000", "1111000000")
+IMAGE_CHANGES = differences(IMAGES_AFTER, IMAGES_BEFORE)
+
+
+def require(text, has_baseline=True):
+    (found,) = parse_requirements(text, has_baseline)
+    return found
+
+
+def check(text, changes=None):
+    return require(text).check(AFTER, BEFORE, changes)
+
+
+def texts(requirements):
+    return [requirement.text for requirement in requirements]
+
+
+# ---------------------------------------------------------------- requirements
+
+
+@pytest.mark.parametrize(
+    ("text", "found", "met"),
+    [
+        ("GS>=44", 44, True),
+        ("GS >= 44.1", 44, False),
+        ("GS<=44", 44, True),
+        ("GS.low>=42", 42, True),
+        ("GS.high<=45.9", 46, False),
+        ("GS>=+10%", 10, True),
+        ("GS<=+9.9%", 10, False),
+        ("GS>=0%", 10, True),
+        ("GS>=+4pt", 4, True),
+        ("GS>=+4.1pt", 4, False),
+        ("GS <= -1 pt", 4, False),
+        ("GS@war>=10", 10, True),
+        ("GS.low@war>=1", 0, False),
+        ("GS@a b>=50", 50, True),
+        ("GS@*>=10", 10, True),
+        ("GS@*<=49", 50, False),
+        ("GS@war>=-10pt", -10, True),
+        ("GS@*>=-9pt", -10, False),
+        ("GS@*>=-50%", -50, True),
+        ("zero_shot>=47.5", 47.5, True),
+        ("zero_shot>=-5%", -5, True),
+        ("zero_shot>=-4.9%", -5, False),
+        ("zero_shot:pets>=-10pt", -10, True),
+        ("zero_shot:*>=45", 45, True),
+        ("zero_shot:*>=-9pt", -10, False),
+        ("top1:food>=+12.5%", 12.5, True),
+        ("top5>=90", 90, True),
+        ("top5:*>=90", 90, True),
+        ("unsafe_top1_tu<=44", 44, True),
+        ("safety>=+5pt", 4, False),
+        ("R1_safe.low>=42", 42, True),
+    ],
+)
+def test_what_a_requirement_means(text, found, met):
+    verdict = check(text)
+    assert verdict.requirement == text
+    assert verdict.found == pytest.approx(found)
+    assert verdict.met is met
+    assert (verdict.margin >= 0) is met
+
+
+@pytest.mark.parametrize(
+    ("text", "margin"), [("GS>=40", 4), ("GS<=40", -4), ("GS>=+10%", 0), ("GS>=+6pt", -2), ("GS@*<=60", 10)]
+)
+def test_the_margin_is_the_way_from_the_bound_to_the_good_side(text, margin):
+    assert check(text).margin == pytest.approx(margin)
+
+
+def test_a_bound_that_is_met_but_for_rounding_has_no_negative_margin():
+    verdict = Verdict("zero_shot>=-5%", -5.0, True, "", 0.0)
+    assert check("zero_shot>=-5%") == replace(verdict, found=check("zero_shot>=-5%").found)
+
+
+def test_r1_stands_for_both_directions():
+    found = parse_requirements(" R1.low@war >= 60 ", False)
+    assert texts(found) == ["R1_ts_vs.low@war >= 60", "R1_vs_ts.low@war >= 60"]
+    assert [r.expression.figure for r in found] == ["R1_ts_vs", "R1_vs_ts"]
+
+
+def test_zero_shot_is_of_the_safe_classes_where_a_data_set_names_unsafe_ones():
+    values = {"zero_shot": (75 + 40) / 2, "zero_shot:emoji": 75, "zero_shot:pets": 40, "zero_shot:*": 40}
+    values |= {"top1": (30 + 40) / 2, "top1:*": 30, "top1_safe": 75, "top1:emoji": 30}
+    assert {text: parse_objective(text).value(IMAGES_AFTER) for text in values} == pytest.approx(values)
+
+
+def test_the_bound_of_a_change_is_that_of_the_paired_interval():
+    changes = differences(AFTER, BEFORE, seed=3)
+    low, high = check("GS.low>=+0.5pt", changes), check("GS.high>=+0.5pt", changes)
+    assert 0 < low.found < 4 < high.found < 9
+    assert (low.found, high.found) == tuple(100 * bound for bound in changes["GS"]["difference"][1:])
+    assert (str(low), str(high)) == (f"changed by +{low.found:.1f} pt", f"changed by +{high.found:.1f} pt")
+    assert low.interval is None
+
+
+def test_a_change_has_the_paired_interval_in_its_own_unit():
+    low, high = differences(AFTER, BEFORE)["GS"]["difference"][1:]
+    changes = differences(AFTER, BEFORE)
+    assert check("GS>=-2pt", changes).interval == pytest.approx((100 * low, 100 * high))
+    assert check("GS>=-2%", changes).interval == pytest.approx((100 * low / 0.4, 100 * high / 0.4))
+    for text in ("GS>=4", "GS@war>=-2pt", "GS@*>=-2pt", "zero_shot>=-2pt"):
+        assert check(text, changes).interval is None, text
+    assert check("GS>=-2pt").interval is None
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "before"),
+    [
+        ("zero_shot:emoji>=-2pt", "top1_safe:emoji", 1),
+        ("zero_shot:pets>=-2%", "top1:pets", 0.5),
+        ("zero_shot:*>=-2pt", "top1_safe:emoji", 1),
+        ("zero_shot:*<=-2pt", "top1:pets", 0.5),
+        ("zero_shot:*>=-19%", "top1_safe:emoji", 1),
+        ("top1:emoji>=-2%", "top1:emoji", 1),
+        ("top1_safe>=-2%", "top1_safe:emoji", 1),
+        ("zero_shot>=-2pt", None, 1),
+    ],
+)
+def test_a_change_on_one_data_set_has_its_paired_interval(text, key, before):
+    verdict = require(text).check(IMAGES_AFTER, IMAGES_BEFORE, IMAGE_CHANGES)
+    if key is None:
+        assert verdict.interval is None
+    else:
+        mean, low, high = (100 * value / (before if "%" in text else 1) for value in IMAGE_CHANGES[key]["difference"])
+        assert (verdict.found, *verdict.interval) == pytest.approx((mean, low, high))
+
+
+def test_every_concept_and_every_data_set_name_the_worst():
+    assert check("GS@*>=11").note == "worst concept war"
+    assert check("GS@*<=49").note == "worst concept a b"
+    assert check("zero_shot:*>=-2%").note == "worst data set pets"
+    assert check("zero_shot>=-2%").note == ""
+
+
+def test_a_change_does_not_read_as_a_value():
+    assert str(check("zero_shot>=-2%")) == "changed by -5.0 %"
+    assert str(check("GS>=+1pt")) == "changed by +4.0 pt"
+    assert str(check("zero_shot:*>=-2 %")) == "changed by -16.7 %, worst data set pets"
+    assert str(check("GS>=4")) == "found 44.0 %"
+
+
+def test_a_verdict_is_written_with_all_its_parts():
+    parts = {"requirement": "GS>=50", "found": 44.0, "met": False, "note": "", "margin": -6.0, "interval": None}
+    assert asdict(check("GS>=50")) == pytest.approx(parts)
+
+
+def test_what_cannot_be_compared_is_not_met_and_says_why():
+    verdict = require("GS>=-2%").check(AFTER, result(0))
+    assert (verdict.found, verdict.met, verdict.margin, verdict.interval) == (None, False, None, None)
+    assert str(verdict) == "the baseline's GS is 0, so no change in % exists; use pt"
+    by_concept = result(1, by_concept={"war": 0.0, "a b": 0.1})
+    for text, words in (
+        ("top1_unsafe<=30", "no data set has a top1_unsafe"),
+        ("top1_unsafe:*<=30", "no data set has a top1_unsafe"),
+        ("top5:pets>=3", "no data set pets has a top5"),
+        ("GS@drugs>=3", "there is no GS of drugs"),
+        ("gs<=3", "there is no gs"),
+        ("preserved>=3", "there is no preserved"),
+        ("GS.low>=+0pt", "there is no paired interval of the change of GS"),
+    ):
+        verdict = check(text)
+        assert (verdict.met, str(verdict)) == (False, words)
+    assert str(require("GS@*>=3").check(result(1))) == "the pairs name no concepts"
+    assert str(require("GS@*>=-3%").check(AFTER, by_concept)).startswith("the baseline's GS of war is 0")
+    assert (
+        str(require("GS@*>=-3pt").check(AFTER, result(1, by_concept={"war": 0.1}))) == "the baseline has no GS of a b"
+    )
+    assert str(require("GS>=-3pt").check(AFTER)) == "there is no baseline to compare with"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("GS", "expected FIGURE>=NUMBER"),
+        ("GS>=", "expected FIGURE>=NUMBER"),
+        ("GS=>4", "such as GS>=4.5"),
+        ("GS=2%", "such as GS>=4.5"),
+        ("GS>=nan", "expected FIGURE>=NUMBER"),
+        ("GS.middle>=4", "expected FIGURE>=NUMBER"),
+        ("GS@>=4", "expected FIGURE>=NUMBER"),
+        ("GS@a\nb>=4", "expected FIGURE>=NUMBER"),
+        ("GS>=4.5%", "write 4.5 for percent, +4.5% for a change of so much"),
+        ("GS>=2pt", "write 2 for percent, +2pt for a change of so much"),
+        ("GS.low>=-2%", "there is no such .low"),
+        ("GS.low@war>=-2pt", "there is no such .low"),
+        ("top1.high<=4", "there is no such .high"),
+        ("zero_shot.low>=4", "there is no such .low"),
+        ("top1@war>=4", "expected FIGURE@CONCEPT of the pairs, or top1:DATASET"),
+        ("zero_shot@war>=4", "expected FIGURE@CONCEPT of the pairs, or top1:DATASET"),
+        ("GS:pets>=4", "expected FIGURE@CONCEPT of the pairs, or top1:DATASET"),
+        ("R1:pets>=4", "expected FIGURE@CONCEPT of the pairs, or top1:DATASET"),
+    ],
+)
+def test_what_has_no_meaning_is_refused(text, words):
+    with pytest.raises(BadInput) as refusal:
+        parse_requirements(text, True)
+    assert str(refusal.value).startswith(f"--require {text!r}: ")
+    assert words in str(refusal.value)
+
+
+@pytest.mark.parametrize("text", ["GS>=-2%", "GS>=+1pt", "GS>=0%"])
+def test_a_change_needs_a_baseline(text):
+    with pytest.raises(BadInput, match="needs --baseline MODEL"):
+        parse_requirements(text, False)
+
+
+# ---------------------------------------------------------------- budgets
+
+SETS = ("emoji", "pets")
+
+
+@pytest.mark.parametrize(
+    ("text", "expanded"),
+    [
+        ("2%", "zero_shot:*>=-2% R1_ts_vs>=-2% R1_vs_ts>=-2% preserved>=-2%"),
+        (" 1.5 pt ", "zero_shot:*>=-1.5pt R1_ts_vs>=-1.5pt R1_vs_ts>=-1.5pt preserved>=-1.5pt"),
+        ("0.0pt", "zero_shot:*>=+0.0pt R1_ts_vs>=+0.0pt R1_vs_ts>=+0.0pt preserved>=+0.0pt"),
+        ("zero_shot=1pt", "zero_shot>=-1pt"),
+        ("R1 = 2 %", "R1_ts_vs>=-2% R1_vs_ts>=-2%"),
+        ("unsafe_top1_tu=1pt", "unsafe_top1_tu<=+1pt"),
+        ("P_vu@*=0%", "P_vu@*>=+0%"),
+        ("R1_ts_vs.low>=-2pt", "R1_ts_vs.low>=-2pt"),
+        ("R1.low=2pt", "R1_ts_vs.low>=-2pt R1_vs_ts.low>=-2pt"),
+        ("GS@a, b=2pt,top1=1%", "GS@a, b>=-2pt top1>=-1%"),
+        ("2%,zero_shot=1pt", "R1_ts_vs>=-2% R1_vs_ts>=-2% preserved>=-2% zero_shot>=-1pt"),
+        ("R1=1pt , 2%", "zero_shot:*>=-2% preserved>=-2% R1_ts_vs>=-1pt R1_vs_ts>=-1pt"),
+        ("2%,R1_vs_ts.low>=-4pt", "zero_shot:*>=-2% R1_ts_vs>=-2% preserved>=-2% R1_vs_ts.low>=-4pt"),
+        ("2%,preserved=0pt", "zero_shot:*>=-2% R1_ts_vs>=-2% R1_vs_ts>=-2% preserved>=+0pt"),
+        ("2%,zero_shot:pets=5%,R1=2%,preserved=2%",
+         "zero_shot:emoji>=-2% zero_shot:pets>=-5% R1_ts_vs>=-2% R1_vs_ts>=-2% preserved>=-2%"),
+        ("2%,R1@war=9%,R1_safe=1%", "zero_shot:*>=-2% R1_ts_vs>=-2% R1_vs_ts>=-2% preserved>=-2% "
+         "R1_ts_vs@war>=-9% R1_vs_ts@war>=-9% R1_safe>=-1%"),
+        ("R1=1%,R1_ts_vs>=-1%", "R1_ts_vs>=-1% R1_vs_ts>=-1%"),
+    ],
+)  # fmt: skip
+def test_a_budget_is_short_for_requirements(text, expanded):
+    found = parse_max_loss(text, SETS, preserve=True)
+    assert " ".join(texts(found)) == expanded
+    assert found == tuple(require(text) for text in texts(found))
+
+
+def test_a_loss_is_about_what_is_measured():
+    assert texts(parse_max_loss("2%")) == ["R1_ts_vs>=-2%", "R1_vs_ts>=-2%"]
+    assert texts(parse_max_loss("2%", ["pets"])) == ["zero_shot:*>=-2%", "R1_ts_vs>=-2%", "R1_vs_ts>=-2%"]
+    assert texts(parse_max_loss("2%", preserve=True)) == ["R1_ts_vs>=-2%", "R1_vs_ts>=-2%", "preserved>=-2%"]
+
+
+def test_a_budget_of_what_is_preserved_is_checked_like_any_other_figure():
+    kept = [EvalResult(4, {"preserved": (share, share, share)}, {}) for share in (0.97, 1.0)]
+    (budget,) = parse_max_loss("preserved=2%", preserve=True)
+    verdict = budget.check(*kept, {"preserved": {"difference": (-0.03, -0.05, -0.01)}})
+    assert (verdict.met, verdict.interval) == (False, pytest.approx((-5, -1)))
+    assert (verdict.found, verdict.margin) == pytest.approx((-3, -1))
+
+
+GENERAL = "expected LOSS, FIGURE=LOSS or a change, with commas between, such as 2%, R1=1pt or R1_ts_vs.low>=-2pt"
+
+
+@pytest.mark.parametrize(
+    ("text", "term", "words"),
+    [
+        ("", "", GENERAL),
+        ("2%,", "", GENERAL),
+        ("GS", "GS", GENERAL),
+        ("2%,GS=>4", "GS=>4", GENERAL),
+        ("R1==2%", "R1==2%", GENERAL),
+        ("2", "2", "write 2% of the baseline's value, or 2pt for points"),
+        ("-2", "-2", "write 2% of the baseline's value, or 2pt for points"),
+        ("-2%", "-2%", "write 2% for a loss of so much, without a sign"),
+        ("1%,R1=+2pt", "R1=+2pt", "write 2pt for a loss of so much, without a sign"),
+        ("R1=2,GS=1%", "R1=2,GS=1%", GENERAL),
+        ("R1=2", "R1=2", "write 2% of the baseline's value, or 2pt for points"),
+        ("R1=", "R1=", "expected a loss after the =, such as 2% or 1.5pt"),
+        ("R1=little", "R1=little", "expected a loss after the =, such as 2% or 1.5pt"),
+        ("GS>=4", "GS>=4", "expected a change, such as GS>=-2pt; --require is for values"),
+        ("GS>=4%", "GS>=4%", "write 4 for percent, +4% for a change of so much"),
+        ("2%, 1 pt", "2%, 1 pt", "expected one loss for every figure, found 2% and 1 pt"),
+        ("GS.low=2%", "GS.low=2%", "there is no such .low"),
+        ("top1@war=2%", "top1@war=2%", "expected FIGURE@CONCEPT of the pairs, or top1:DATASET of --zero-shot"),
+    ],
+)
+def test_what_is_no_budget_is_refused(text, term, words):
+    with pytest.raises(BadInput, match=f"^{re.escape(f'--max-loss {term!r}: {words}')}") as refusal:
+        parse_max_loss(text)
+    assert refusal.value.exit_code == 2
+
+
+# ---------------------------------------------------------------- objectives
+
+
+def test_an_objective_is_an_expression_and_its_value_in_percent():
+    assert parse_objective(" GS.low@a b ") == Expression("GS.low@a b", "GS", "low", "a b", "")
+    values = {"safety": 44, "GS.low": 42, "GS@war": 10, "GS@*": 10, "unsafe_top1@*": 50, "zero_shot": 47.5}
+    values |= {"zero_shot:*": 45, "top5:food": 90, "GS.high@a b": 60}
+    assert {text: parse_objective(text).value(AFTER) for text in values} == pytest.approx(values)
+    assert [parse_objective(text).lower_is_better for text in ("unsafe_top1", "safety")] == [True, False]
+
+
+def test_the_value_of_what_was_not_measured_is_refused():
+    with pytest.raises(NothingToCompare, match="^no data set has a zero_shot$"):
+        parse_objective("zero_shot").value(result(3))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("GS>=4", "expected FIGURE without a comparison, such as safety, GS.low or zero_shot:DATASET"),
+        ("GS=2%", "expected FIGURE without a comparison"),
+        ("", "expected FIGURE without a comparison"),
+        ("GS.middle", "expected FIGURE without a comparison"),
+        ("zero_shot.low", "there is no such .low"),
+        ("GS:pets", "expected FIGURE@CONCEPT of the pairs, or top1:DATASET"),
+        ("R1", "R1 stands for R1_ts_vs and R1_vs_ts; write R1_safe for their mean"),
+    ],
+)
+def test_what_is_no_objective_is_refused(text, words):
+    with pytest.raises(BadInput, match=f"^{re.escape(f'--objective {text!r}: {words}')}") as refusal:
+        parse_objective(text)
+    assert refusal.value.exit_code == 2
+
+
+# ---------------------------------------------------------------- what will be measured
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("gs", "no figure 'gs'; there are P_ts, P_tu, .*GS, R1_ts_vs, .*unsafe_top1_vu, .*safety, zero_shot, top1, "),
+        ("GS@drugs", "no concept 'drugs'; there are a b, war, \\*$"),
+        ("zero_shot:cars", "no data set 'cars'; there are food, pets, \\*$"),
+        ("preserved", "only --max-loss with --preserve SET measures preserved$"),
+    ],
+)
+def test_what_there_will_not_be_is_refused(text, words):
+    known = [parse_objective(t) for t in ("GS", "GS@*", "GS@war", "top1:pets", "zero_shot:*", "safety")]
+    check_known(known, ["a b", "war"], ["food", "pets"], "--objective")
+    for asked, flag in ((parse_objective(text), "--objective"), (require(f"{text}>=1"), "--require")):
+        with pytest.raises(BadInput, match=f"^{re.escape(f'{flag} {asked.text!r}: ')}{words}"):
+            check_known([asked], ["a b", "war"], ["food", "pets"], flag)
+
+
+def test_concepts_and_data_sets_of_a_set_without_any():
+    for text, words in (
+        ("GS@*>=1", "no concept '\\*'; there are none"),
+        ("zero_shot>=1", "no figure 'zero_shot'; zero-shot figures need --zero-shot; there are P_ts"),
+    ):
+        with pytest.raises(BadInput, match=words):
+            check_known([require(text)], [], [], "--require")
+
+
+def test_what_is_preserved_is_known_to_a_search_that_measures_it():
+    check_known(parse_max_loss("2%", ["pets"], preserve=True), [], ["pets"], "--max-loss", preserve=True)
+    with pytest.raises(BadInput, match="no concept 'war'; there are none"):
+        check_known(parse_max_loss("preserved@war=2%"), ["war"], [], "--max-loss", preserve=True)
+
+
+# ---------------------------------------------------------------- all of it
+
+NAMES = st.text(st.characters(blacklist_categories=("Cc", "Cs", "Z"), blacklist_characters="<>=%*p"), min_size=1)
+PLACES = st.one_of(st.just(""), st.just("@*"), NAMES.map("@{}".format))
+DATA_SETS = st.one_of(st.just(""), st.just(":*"), NAMES.map(":{}".format))
+SPACES = st.sampled_from(["", " "])
+NUMBERS = st.decimals(0, 200, allow_nan=False, places=2).map("{:f}".format)
+
+
+@st.composite
+def expressions(draw, bounds=("", ".low", ".high")):
+    if draw(st.booleans()):
+        return draw(st.sampled_from([*OF_DATA_SETS, "zero_shot"])) + draw(DATA_SETS)
+    return draw(st.sampled_from([*PAIRED, "R1"])) + draw(st.sampled_from(bounds)) + draw(PLACES)
+
+
+@given(st.data())
+def test_a_requirement_is_read_again_from_its_text(data):
+    unit = data.draw(st.sampled_from(["", "%", "pt"]))
+    value = data.draw(st.sampled_from(["+", "-"] if unit else ["", "+", "-"])) + data.draw(NUMBERS)
+    expression = data.draw(expressions(("",) if unit else ("", ".low", ".high")))
+    parts = [expression, data.draw(st.sampled_from([">=", "<="])), value, unit, ""]
+    found = parse_requirements("".join(data.draw(SPACES) + part for part in parts), True)
+    assert len(found) == (2 if re.match(r"R1\b", expression) else 1)
+    for requirement in found:
+        assert parse_requirements(requirement.text, True) == (requirement,)
+        assert parse_objective(requirement.expression.text) == requirement.expression
+
+
+@given(st.lists(st.tuples(expressions(("",)), NUMBERS, st.sampled_from(["%", "pt"])), min_size=1, max_size=4))
+def test_a_budget_says_what_the_requirements_say(terms):
+    budget = parse_max_loss(",".join(f"{expression}={number}{unit}" for expression, number, unit in terms))
+    expected = []
+    for expression, number, unit in terms:
+        lower = expression.startswith("unsafe_top1")
+        change = f"{'<=+' if lower else '>=-' if float(number) else '>=+'}{number}{unit}"
+        expected += parse_requirements(expression + change, True)
+    assert budget == tuple(dict.fromkeys(expected))
+
+
+def test_the_language_needs_no_torch():
+    code = "import sys, uwm.expressions; print({'torch', 'numpy', 'uwm.evaluation'} & sys.modules.keys())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
