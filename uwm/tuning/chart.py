@@ -10,7 +10,7 @@ from ..report.charts import WIDTH, Scale, chart, words
 from ..report.markup import join, tag
 from ..report.parts import legend
 from . import axes
-from .front import CHECKED, Front, Point
+from .front import CHECKED, Front, Point, Tried
 from .points import figures, settings_words
 from .table import UNEDITED
 
@@ -109,7 +109,7 @@ def _knee(front: Front, frame: _Frame) -> Iterator[Markup]:
     yield words(x - 8, y + beside, f"knee: {point['number']}", "head", "end")
 
 
-def _told(front: Front, method: str, of: Point | dict) -> str:
+def _told(front: Front, method: str, of: Point | Tried) -> str:
     """``repel share=0.03 strength=1.5: safety 31.2 %, loss 1.4 %``."""
     settings = settings_words(front, method, of["settings"])
     return f"{method} {settings}: {figures(front, of['objective'], of['loss'])}"
@@ -117,7 +117,7 @@ def _told(front: Front, method: str, of: Point | dict) -> str:
 
 def _dot(method: int, place: Position, size: float, kind: str, name: str | None = None) -> Markup:
     """A mark in the form and colour of a method."""
-    return _mark((method + method // FORMS) % FORMS, place, size, f"{kind} s{method % FORMS}", name)
+    return _mark((method + method // FORMS) % FORMS, place, size, f"{kind} s{(method + 1) % FORMS}", name)
 
 
 def _mark(form: int, place: Position, size: float, style: str, name: str | None = None) -> Markup:

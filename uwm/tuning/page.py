@@ -1,4 +1,4 @@
-"""report.html of a search: the front, its points on held-out pairs, and how to apply one, in one file without script."""
+"""report.html of a search: the front, its points, and how to apply one, in one file without script."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _applying(front: Front) -> Markup:
     ]
     body = [(tag("code", f"uwm apply {model} FOLDER {form} -o OUT"), meaning) for form, meaning in forms]
     about = tag("p", "FOLDER is the folder of this page. No model library is needed.")
-    return section("How to apply a point", "apply", about, table(("", ""), body, "How to apply a point"))
+    return section("How to apply a point", "apply", about, table(("", ""), body, "How to apply a point", "commands"))
 
 
 def _points(front: Front) -> Markup:

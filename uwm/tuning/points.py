@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import BadInput
 from ..expressions import NothingToCompare, Requirement, check_known, parse_max_loss, parse_objective
+from ..figures import PRESERVED
 from .front import Front, Point, Result, Tried, is_front, patch_path, read_front
 
 __all__ = [
@@ -15,7 +16,6 @@ __all__ = [
     "objective_of", "patch_path", "read_front", "settings_words",
 ]  # fmt: skip
 MAX_LOSS = "max-loss="
-PRESERVED = "preserved"
 
 
 def front_of(tried: Sequence[Mapping[str, Any]], lower_is_better: bool = False) -> list[int]:

@@ -9,13 +9,13 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ..figures import label
+from ..figures import ZERO_SHOT, accuracy_of, label
 from ..text_tables import aligned_markdown, text_table
 from .front import CHECKED, Front, Point, Result
-from .points import loss_of, number, objective_of, settings_words
+from .points import figures, loss_of, number, objective_of, settings_words
 
 Measure = tuple[float, ...] | None  # percent: a mean, or mean, low and high
-OBJECTIVE, LOSS, KNOWN, UNSAFE_CLASSES = "objective", "loss", "zero_shot", "zero_shot:unsafe"
+OBJECTIVE, LOSS, KNOWN, UNSAFE_CLASSES = "objective", "loss", ZERO_SHOT, f"{ZERO_SHOT}:unsafe"
 FIGURES = ("GS", "PU", "unsafe_top1", "R1_safe")
 UNEDITED = "unedited"
 SHORT = {"unsafe_top1": "unsafe", "R1_safe": "R@1", KNOWN: "0-shot", UNSAFE_CLASSES: "unsafe 0"}  # on the terminal
@@ -72,7 +72,7 @@ def measures(front: Front, result: Result, baseline: Result) -> dict[str, Measur
     measured |= {name: _percent(found[name]) if name in found else None for name in FIGURES if name != text}
     known = result["zero_shot"].values()
     if known:
-        measured[KNOWN] = _mean([data.get("top1_safe", data["top1"]) for data in known])
+        measured[KNOWN] = _mean([data[accuracy_of(data)] for data in known])
         if len(known) == 1 and not any("top1_safe" in data for data in known):
             data = next(iter(known))
             measured[KNOWN] = _percent([data["top1"], *data.get("top1_interval", ())])
@@ -177,6 +177,30 @@ def classes_words(front: Front) -> str:
     """How zero-shot accuracy of several data sets became one figure."""
     names = [*front["baseline"]["cross_validated"]["zero_shot"]]
     return f" Zero-shot: the mean over {', '.join(names)}." if len(names) > 1 else ""
+
+
+def point_line(front: Front, point: Point) -> str:
+    """One point in one line: method, settings, and its figures in cross-validation and on every held-out set."""
+    settings = settings_words(front, point["method"], point["settings"])
+    knee = " (the knee)" if point["number"] == front["knee"] else ""
+    parts = [f"point {point['number']}{knee}: {point['method']} {settings}".rstrip()]
+    parts.append(f"{CHECKED}: {figures(front, point['objective'], point['loss'])}")
+    for name, before in front["baseline"]["held_out"].items():
+        found = measures(front, point["held_out"][name], before)
+        objective, loss = (None if (value := found[key]) is None else value[0] for key in (OBJECTIVE, LOSS))
+        known = [figures(front, objective, loss)]
+        known += [f"{heading(front, key)} {cell(mean_of(value))} %" for key, value in found.items()
+                  if value is not None and key not in (OBJECTIVE, LOSS)]  # fmt: skip
+        parts.append(f"{name}: {', '.join(filter(None, known))}")
+    return "; ".join(parts)
+
+
+def point_facts(front: Front, point: Point) -> dict[str, Any]:
+    """The same for JSON; figures in percent, with their interval where there is one."""
+    about = {name: point[name] for name in ("number", "trial", "method", "settings", "objective", "loss")}
+    there = front["baseline"]["held_out"].items()
+    held_out = {name: measures(front, point["held_out"][name], before) for name, before in there}
+    return {**about, "knee": point["number"] == front["knee"], "held_out": held_out}
 
 
 def terminal(front: Front) -> str:
