@@ -1,8 +1,35 @@
-"""Rows of cells as text."""
+"""Numbers and rows of cells as text."""
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
+
+REPLACED = ("Cc", "Cs")  # control characters and lone surrogates, which neither HTML nor UTF-8 can hold
+OVERRIDES = {chr(n) for n in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}  # would turn the text after them around
+
+
+def clean(text: str) -> str:
+    """Text as a page or a terminal can show it: one line, U+FFFD for control characters and marks of direction."""
+    kept = (c if unicodedata.category(c) not in REPLACED and c not in OVERRIDES else "\ufffd" for c in text)
+    return "".join(kept)
+
+
+def percent(value: float) -> str:
+    """A fraction in percent with one digit."""
+    return f"{100 * value:.1f}"
+
+
+def signed(value: float) -> str:
+    """A difference of fractions in points, with its sign."""
+    text = f"{100 * value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
+
+
+def interval(value: Sequence[float]) -> str:
+    """``12.3 [10.1, 14.4]``, from fractions."""
+    mean, low, high = value
+    return f"{percent(mean)} [{percent(low)}, {percent(high)}]"
 
 
 def text_table(table: Sequence[Sequence[str]]) -> str:
@@ -16,3 +43,16 @@ def markdown_table(table: Sequence[Sequence[str]]) -> str:
     """The same as Markdown."""
     head, *body = ["| " + " | ".join(row) + " |" for row in table]
     return "\n".join([head, "|" + "---|" * len(table[0]), *body])
+
+
+def aligned_markdown(cells: Sequence[Sequence[str]], left: int) -> str:
+    """A Markdown table whose columns are aligned as it stands, the first `left` of them to the left."""
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in cells]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+
+    def line(row: Sequence[str]) -> str:
+        fitted = (c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        return f"| {' | '.join(fitted)} |"
+
+    rule = "|".join("-" * (w + 2) if i < left else "-" * (w + 1) + ":" for i, w in enumerate(widths))
+    return "\n".join([line(cells[0]), f"|{rule}|", *map(line, cells[1:])])

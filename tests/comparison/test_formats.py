@@ -12,10 +12,11 @@ import pytest
 from PIL import Image
 
 from uwm.comparison.figures import Figure, Row
-from uwm.comparison.plot import check_plotting, draw
+from uwm.comparison.plot import draw
 from uwm.comparison.table import columns, csv_table, latex, markdown, terminal, tex
 from uwm.errors import BadInput
 from uwm.figures import PAIRED
+from uwm.report.plotting import check_plotting
 
 EXTRA = ("zero_shot", "zero_shot:safe", "zero_shot:unsafe")
 PAIRS = {"test": 400, "unseen_style": 30}

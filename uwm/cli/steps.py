@@ -85,13 +85,33 @@ def select(scores: Path, output: Path, overwrite: bool, **flags: Any) -> None:
 @uwm.command()
 @click.argument("model")
 @click.argument("patch", type=PATH)
+@click.option(
+    "--point",
+    metavar="knee|N|max-loss=LOSS",
+    help="Where PATCH is a folder of `uwm tune`: which point of its front, such as 3, or max-loss=2% for the best "
+    "that loses no more.",
+)
 @FILES
 @WRITE
 @HUB
 @COMMON
-def apply(model: str, patch: Path, **flags: Any) -> None:
+def apply(model: str, patch: Path, point: str | None, **flags: Any) -> None:
     """Write an edited copy of a checkpoint from a patch; no model library is needed."""
-    _file_to_file("apply", model, patch, flags)
+    from ..tuning.front import is_front, patch_path, read_front
+    from ..tuning.points import choose_point, listed
+    from ..tuning.table import point_facts, point_line
+
+    if not is_front(patch):
+        if point is not None:
+            raise BadInput(f"--point {point}: {patch} is no folder that uwm tune wrote; leave --point out for a patch")
+        return _file_to_file("apply", model, patch, flags)
+    front = read_front(patch)
+    if point is None:
+        raise BadInput(f"{patch}: holds a front; choose a point with --point, such as --point knee; there are "
+                       f"{listed(front)}")  # fmt: skip
+    chosen = choose_point(front, point)
+    about = (point_facts(front, chosen), point_line(front, chosen))
+    return _file_to_file("apply", model, patch_path(patch, chosen), flags, about)
 
 
 @uwm.command()
@@ -106,7 +126,10 @@ def revert(model: str, patch: Path, **flags: Any) -> None:
     _file_to_file("revert", model, patch, flags)
 
 
-def _file_to_file(verb: str, model: str, patch_path: Path, flags: dict[str, Any]) -> None:
+def _file_to_file(
+    verb: str, model: str, patch_path: Path, flags: dict[str, Any], point: tuple[dict[str, Any], str] | None = None
+) -> None:
+    """Change a checkpoint by a patch; `point` is what a front says of the patch, for JSON and in a line."""
     from ..editing import files as rewrite
     from ..editing.patch import Patch
 
@@ -129,6 +152,8 @@ def _file_to_file(verb: str, model: str, patch_path: Path, flags: dict[str, Any]
     missing = f" (left out: {', '.join(left_out)}, which this checkpoint does not have)" if left_out else ""
     text = f"{verb}: {done} {count} entries in {len(fitted.changes)} tensors{missing}{where}"
     about = {"entries": count, "left_out": left_out, "output": None if output is None else str(output)}
+    if point is not None:
+        about, text = {**about, "point": point[0]}, f"{point[1]}\n{text}"
     say(show, {**about, "sha256": hashes}, text)
 
 
@@ -155,12 +180,19 @@ def diff(first: str, second: str, key: str | None, **flags: Any) -> None:
 @HUB
 @COMMON
 def inspect(file: str, key: str | None, **flags: Any) -> None:
-    """What a patch, a scores file or a checkpoint holds."""
+    """What a patch, a scores file, a checkpoint or a folder of `uwm tune` holds."""
     from ..inspection import inspect as look
     from ..text_tables import text_table
+    from ..tuning.front import is_front, read_front
+    from ..tuning.table import terminal
 
     settings, show = split_flags(flags)
-    about, table = look(resolved(file, settings), key)
+    path = resolved(file, settings)
+    if is_front(path):
+        front = read_front(path)
+        say(show, front, terminal(front))
+        return
+    about, table = look(path, key)
     head = "\n".join(f"{key}: {value}" for key, value in about.items())
     say(show, {**about, "weights": [dict(zip(table[0], row, strict=True)) for row in table[1:]]},
          f"{head}\n{text_table(table)}")  # fmt: skip

@@ -23,12 +23,13 @@ from ..manifest import Manifest, read_manifest, write_manifest
 from ..models.references import resolve
 from ..records import to_json
 from ..report import versions
+from ..report.plotting import check_plotting
 from ..statistics.batches import Progress
 from .bench import Bench
 from .figures import Row, rows
 from .methods import Given, Method, Train, parse_methods
 from .plan import FORMAT, Facts, Run, plan
-from .plot import check_plotting, draw
+from .plot import draw
 from .results import Result, Yardstick, classes_of, fingerprint
 from .runner import RESULTS, carry_out, clear, path_of
 from .settings import CompareRecipe

@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from ..errors import BadInput
 from ..figures import ZERO_SHOT, label
+from ..report.plotting import COLOURS, GREYS, MARKERS, empty_figure, show_grid, written
 from .figures import CHANCE, Row
 from .methods import CONTROL, NONE
 
-EXTRA = "matplotlib is not installed, and the plot needs it; `pip install 'uwm[plot]'`"
 SAFETY = ("GS", "PU", "R1_unsafe")
 ACCURACY = (ZERO_SHOT, "R1_safe")
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8f6b00")  # after Okabe and Ito
 CONTROLS = ("random", "magnitude")
-GREYS = ("#555555", "#999999")  # of controls
-MARKERS = "osD^vP<X>"  # enough to distinguish methods of one colour
 READING = "markers grow along a curve; dark edge: the best epoch, or a method of one point; whiskers: 95 %"
 IGNORANT = "reached by chance"
-WIDTH = 7.2  # inches: a page's width
-STYLE: dict[str, Any] = {"font.size": 8, "axes.linewidth": 0.6, "svg.hashsalt": "uwm", "axes.spines.top": False}
-STYLE |= {"axes.spines.right": False, "legend.fontsize": 8, "axes.labelsize": 8}
-
-
-def check_plotting() -> None:
-    """Refuse to start without matplotlib. Raises BadInput."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise BadInput(EXTRA) from None
 
 
 def draw(rows: Sequence[Row], title: str) -> dict[str, bytes]:
@@ -42,17 +26,10 @@ def draw(rows: Sequence[Row], title: str) -> dict[str, bytes]:
     and safe R@1. Whiskers are 95 % intervals. The grey band is what embeddings without any knowledge reach, see
     `uwm.comparison.figures.CHANCE`.
     """
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     accuracy = [name for name in ACCURACY if name in rows[0].figures]
-    settings: Any = {**matplotlib.rcParamsDefault, "backend": "agg", **STYLE}
-    with matplotlib.rc_context(settings):
-        names = _short([*dict.fromkeys(row.method for row in rows)])
-        lines = -(-(len(names) + 1) // _columns(names.values()))
-        figure = Figure(figsize=(WIDTH, 0.4 + 2.2 * len(accuracy) + 0.17 * lines), layout="constrained")
-        FigureCanvasAgg(figure)
+    names = _short([*dict.fromkeys(row.method for row in rows)])
+    lines = -(-(len(names) + 1) // _columns(names.values()))
+    with empty_figure(0.4 + 2.2 * len(accuracy) + 0.17 * lines) as figure:
         panels = figure.subplots(len(accuracy), len(SAFETY), squeeze=False, sharex="row", sharey="col")
         for line, across in enumerate(accuracy):
             for column, up in enumerate(SAFETY):
@@ -61,7 +38,7 @@ def draw(rows: Sequence[Row], title: str) -> dict[str, bytes]:
         figure.suptitle(f"{title}\n{READING}", fontsize=8)
         handles, labels = panels[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=_columns(names.values()), frameon=False)
-        return {suffix: _written(figure, suffix) for suffix in ("svg", "png")}
+        return written(figure)
 
 
 def _short(methods: Sequence[str]) -> dict[str, str]:
@@ -75,18 +52,10 @@ def _columns(labels: Collection[str]) -> int:
     return max(1, min(len(labels), int(105 / (max(map(len, (*labels, IGNORANT))) + 7))))
 
 
-def _written(figure: Any, suffix: str) -> bytes:
-    out = io.BytesIO()
-    undated = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}[suffix]
-    figure.savefig(out, format=suffix, dpi=200, metadata=undated)
-    return out.getvalue()
-
-
 def _panel(panel: Any, rows: Sequence[Row], names: Mapping[str, str], axes: tuple[str, str]) -> None:
     """All methods, by one figure of accuracy and one of safety."""
     up = axes[1]
-    panel.grid(color="#e4e6ea", linewidth=0.5)
-    panel.set_axisbelow(True)
+    show_grid(panel)
     if up in CHANCE:
         low, high = CHANCE[up]
         panel.axhspan(100 * low, 100 * high, color="#eceef1", linewidth=0, zorder=0, label=IGNORANT)
@@ -140,4 +109,3 @@ def _whiskers(rows: Sequence[Row], axis: str) -> list[list[float]]:
 def _name_axes(panel: Any, across: str, up: str) -> None:
     panel.set_xlabel(f"{label(across)} (%)")
     panel.set_ylabel(f"{label(up)} (%)")
-    panel.tick_params(length=2, width=0.6)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 
 from ..figures import CONJUNCTIONS, PREFERENCES, R1, SAFEGROUND, UNSAFE_TOP1, ZERO_SHOT, label
-from ..report.tables import percent
-from .figures import Figure, Interval, Row
+from ..text_tables import aligned_markdown, interval, percent
+from .figures import Figure, Row
 from .plan import spelt
 
 HEADLINE = ("GS", "PU", *R1, ZERO_SHOT)  # what the terminal shows
@@ -73,12 +73,6 @@ def _cost(value: float | None) -> str:
     return f"{value:.1f}" if value < 10 and value != int(value) else f"{value:,.0f}"
 
 
-def interval(value: Interval) -> str:
-    """``12.3 [10.1, 14.4]``."""
-    mean, low, high = value
-    return f"{percent(mean)} [{percent(low)}, {percent(high)}]"
-
-
 def _half(figure: Figure) -> str:
     """``12.3 ±2.2``, half of the interval's width."""
     mean, low, high = figure.value
@@ -90,9 +84,8 @@ def terminal(tables: Mapping[str, Sequence[Row]], pairs: Mapping[str, int]) -> s
     parts = []
     for name, rows in tables.items():
         figures = [figure for figure in HEADLINE if figure in rows[0].figures]
-        parts.append(
-            f"{_heading(name, pairs[name], rows)}\n\n{_aligned(_cells(rows, figures, _half, _names(figures)))}"
-        )
+        cells = _cells(rows, figures, _half, _names(figures))
+        parts.append(f"{_heading(name, pairs[name], rows)}\n\n{aligned_markdown(cells, 2)}")
     legend = f"{LEGEND} ±: half the interval's width; whole intervals are in the files."
     if all(ZERO_SHOT not in rows[0].figures for rows in tables.values()):
         legend += " Zero-shot accuracy was not measured, so the cost in accuracy is not known; see --zero-shot."
@@ -105,7 +98,7 @@ def markdown(tables: Mapping[str, Sequence[Row]], pairs: Mapping[str, int], note
     for name, rows in tables.items():
         figures = shown(rows)
         cells = _cells(rows, figures, lambda figure: interval(figure.value), _names(figures))
-        parts.append(f"## {_heading(name, pairs[name], rows)}\n\n{_aligned(cells)}")
+        parts.append(f"## {_heading(name, pairs[name], rows)}\n\n{aligned_markdown(cells, 2)}")
     parts += [LEGEND, *(f"- {note}" for note in notes)]
     return "\n\n".join(parts) + "\n"
 
@@ -117,19 +110,6 @@ def _heading(name: str, pairs: int, rows: Sequence[Row]) -> str:
 
 def _names(figures: Sequence[str]) -> dict[str, str]:
     return {name: label(name) for name in figures}
-
-
-def _aligned(cells: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns are aligned as it stands."""
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in cells]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-
-    def line(row: Sequence[str]) -> str:
-        fitted = (c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-        return f"| {' | '.join(fitted)} |"
-
-    rule = "|".join("-" * (w + 2) if i < 2 else "-" * (w + 1) + ":" for i, w in enumerate(widths))
-    return "\n".join([line(cells[0]), f"|{rule}|", *map(line, cells[1:])])
 
 
 def csv_table(tables: Mapping[str, Sequence[Row]]) -> str:

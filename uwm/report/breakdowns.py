@@ -11,11 +11,11 @@ from ..figures import FIGURES, OF_DATA_SETS, QUERIES, SAFETY, TOP1, explain, lab
 from ..knowledge import mean_over_sets
 from ..label_noise import REASONS
 from ..manifest import Columns, Manifest
+from ..text_tables import percent
 from .charts import PERCENT, Row, Scale, bars, dots, histograms, line_of, patch_of, swatch
 from .findings import against_reference, roles
 from .markup import join, tag
 from .parts import beside, by_set, cell, change_cells, figure, folded, grid, legend, section, table
-from .tables import percent
 
 ROWS = 9  # of bars a chart, so that it fits a page of paper
 

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 from ..evaluation import EvalResult
 from ..figures import SAFEGROUND, label
 from ..manifest import Manifest
-from ..text_tables import markdown_table
+from ..text_tables import clean, markdown_table
 from .evaluation import plain
 from .findings import findings, roles
-from .markup import clean
 from .tables import LEGEND, RANDOM_LEGEND, edit_words, rows, shared_words
 from .training import trained_words
 

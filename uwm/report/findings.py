@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from ..figures import ACCURACY, FIGURES, SAFETY, TOP1, TOP1_SAFE, explain, label, lower_is_better
 from ..manifest import Changes, Columns, Differences
-from .tables import percent, points, signed
+from ..text_tables import percent, signed
+from .tables import points
 
 
 @dataclass(frozen=True)

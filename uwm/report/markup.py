@@ -7,15 +7,9 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from ..text_tables import clean
+
 VOID = {"br", "img", "meta"}
-REPLACED = ("Cc", "Cs")  # control characters and lone surrogates, which neither HTML nor UTF-8 can hold
-OVERRIDES = {chr(n) for n in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}  # would turn the text after them around
-
-
-def clean(text: str) -> str:
-    """Text as a page can show it: one line, with U+FFFD for control characters and marks of direction."""
-    kept = (c if unicodedata.category(c) not in REPLACED and c not in OVERRIDES else "\ufffd" for c in text)
-    return "".join(kept)
 
 
 def tag(name: str, /, *children: Any, **attributes: Any) -> Markup:

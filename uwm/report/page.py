@@ -6,8 +6,7 @@ A pure function of ``uwm.json``'s content: every figure in it is in that file, a
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,10 @@ from .document import evaluation_document
 from .examples import Example, examples_section
 from .findings import Findings, findings
 from .markup import join, tag
-from .parts import folded, section, table
+from .parts import folded, provenance, section, table, whole_page
 from .training import trained
 from .verdict import verdict_lines
 
-STYLE = Path(__file__).with_name("page.css")
 SIGNS = {1: "gain", 0: "same", -1: "loss"}
 WORDS = {1: "Gained:", 0: "Unclear:", -1: "Lost:"}
 READING = "In brackets: 95 % intervals of the difference, pair by pair. Unclear: the interval holds zero."
@@ -52,22 +50,12 @@ def html_report(document: Manifest, examples: Sequence[Example] = ()) -> str:
         breakdowns.zero_shot(document),
         breakdowns.checks(document),
         examples_section(examples),
-        _settings(document),
+        provenance(document),
     ]
     against = f" against {document['baseline']}" if document.get("baseline") else ""
     done = "edited" if "layers" in document else "fine-tuned" if "training" in document else "measured"
     title = f"{document['model']['name']}, {done} by uwm{against}"
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("meta", name="generator", content="uwm"),
-        tag("title", title),
-        tag("style", Markup(STYLE.read_text("utf-8"))),
-    )
-    body = tag("body", tag("main", tag("h1", tag("bdi", title)), *parts))
-    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+    return whole_page(title, *parts)
 
 
 def write_evaluation(
@@ -112,32 +100,3 @@ def _requirements(document: Manifest) -> Markup | None:
         (v["requirement"], v["text"], "met" if v["met"] else tag("strong", "not met", class_="loss")) for v in verdicts
     ]
     return join([tag("h3", "Requirements"), table(("requirement", "", ""), body, "Requirements")])
-
-
-def _settings(document: Manifest) -> Markup:
-    kinds = [
-        ("Settings", list(_lines(document.get("settings", {})))),
-        ("Versions", list(_lines(document.get("versions", {})))),
-        ("sha256", list(_hashes(document))),
-    ]
-    tables = [
-        join([tag("h3", title), table(("", ""), [(name, tag("code", value)) for name, value in rows], title, "values")])
-        for title, rows in kinds
-        if rows
-    ]
-    return section("Settings, versions, hashes", "settings", *tables)
-
-
-def _lines(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for key, value in values.items():
-        yield key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _hashes(document: Manifest) -> Iterator[tuple[str, str]]:
-    for what, files in (("base", document["model"].get("sha256", {})), ("output", document.get("output_sha256", {}))):
-        for name, digest in files.items():
-            yield f"{what}: {name}", digest
-    if "calibration" in document and (of_set := document["calibration"].get("sha256")):
-        yield f"calibration set: {document['calibration']['name']}", of_set
-    if of_pairs := document.get("pairs_sha256"):
-        yield "pairs", of_pairs

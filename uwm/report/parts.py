@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
 from ..figures import LEAST_FIRM_PAIRS
 from ..manifest import Columns, Manifest
+from ..text_tables import percent
 from .charts import mark, swatch
 from .findings import better
 from .markup import join, tag
-from .tables import percent, points, shared_words
+from .tables import points, shared_words
+
+STYLE = Path(__file__).with_name("page.css")
+
+
+def whole_page(title: str, *parts: Markup | None) -> str:
+    """A page that needs nothing beside it: inline CSS, no script, nothing loaded."""
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("meta", name="generator", content="uwm"),
+        tag("title", title),
+        tag("style", Markup(STYLE.read_text("utf-8"))),
+    )
+    body = tag("body", tag("main", tag("h1", tag("bdi", title)), *parts))
+    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
 
 
 def section(title: str, anchor: str, *parts: Markup | None) -> Markup:
@@ -84,3 +104,33 @@ def _set_heading(document: Manifest, name: str, columns: Columns) -> Markup:
     few = f"; fewer than {LEAST_FIRM_PAIRS} are too few for firm figures" if pairs < LEAST_FIRM_PAIRS else ""
     shared = f"; {words}" if (words := shared_words(document, name)) else ""
     return tag("h3", tag("bdi", name), " ", tag("small", f"{pairs} pairs{few}{shared}"))
+
+
+def provenance(document: Mapping[str, Any]) -> Markup:
+    """What a result came from: settings, versions and hashes."""
+    kinds = [
+        ("Settings", list(_lines(document.get("settings", {})))),
+        ("Versions", list(_lines(document.get("versions", {})))),
+        ("sha256", list(_hashes(document))),
+    ]
+    tables = [
+        join([tag("h3", title), table(("", ""), [(name, tag("code", value)) for name, value in rows], title, "values")])
+        for title, rows in kinds
+        if rows
+    ]
+    return section("Settings, versions, hashes", "settings", *tables)
+
+
+def _lines(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        yield key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _hashes(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for what, files in (("base", document["model"].get("sha256", {})), ("output", document.get("output_sha256", {}))):
+        for name, digest in files.items():
+            yield f"{what}: {name}", digest
+    if "calibration" in document and (of_set := document["calibration"].get("sha256")):
+        yield f"calibration set: {document['calibration']['name']}", of_set
+    if of_pairs := document.get("pairs_sha256"):
+        yield "pairs", of_pairs

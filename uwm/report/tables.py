@@ -9,6 +9,7 @@ from ..evaluation import EvalResult
 from ..figures import LEAST_FIRM_PAIRS, OF_CLASSES, R1, SAFEGROUND, TOP1, label
 from ..knowledge import mean_over_sets
 from ..manifest import Manifest
+from ..text_tables import signed
 
 HEADLINE = (*SAFEGROUND, *R1)  # what tables show unless asked for all
 LEGEND = (
@@ -92,17 +93,6 @@ def edit_words(manifest: Mapping[str, Any]) -> str:
         share = f" ({100 * entries / of:.2f} %)" if entries < of else ""
         parts.append(f"{entries:,} of {of:,} entries of {tensors} were {words}{share}")
     return "; ".join(parts)
-
-
-def percent(value: float) -> str:
-    """A fraction in percent with one digit."""
-    return f"{100 * value:.1f}"
-
-
-def signed(value: float) -> str:
-    """A difference of fractions in points, with its sign."""
-    text = f"{100 * value:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
 def points(interval: Sequence[float]) -> str:

@@ -8,8 +8,9 @@ from typing import Any
 from ..figures import MEANS, accuracy_of
 from ..knowledge import mean_over_sets
 from ..manifest import Columns, Manifest
+from ..text_tables import percent
 from .findings import better, findings, roles
-from .tables import edit_words, percent
+from .tables import edit_words
 
 SHOWN = ("GS", "PU")
 
