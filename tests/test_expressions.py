@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +25,8 @@ from uwm.expressions import (
     parse_requirements,
 )
 from uwm.figures import OF_DATA_SETS, PAIRED
+
+README = Path(__file__).parents[1] / "README.md"
 
 
 def result(passed, zero_shot=None, by_concept=None):
@@ -450,6 +453,26 @@ def test_a_budget_says_what_the_requirements_say(terms):
         change = f"{'<=+' if lower else '>=-' if float(number) else '>=+'}{number}{unit}"
         expected += parse_requirements(expression + change, True)
     assert budget == tuple(dict.fromkeys(expected))
+
+
+def test_every_form_that_the_readme_shows_is_read():
+    """The first cell of each row of its four tables."""
+    section = README.read_text("utf-8").split("## Gates, budgets and objectives")[1].split("\n## ")[0]
+    tables = {re.findall(r"[\w-]+", table)[0]: table for table in re.findall(r"(?:^\|.*\n)+", section, re.M)}
+    forms = {name: [re.findall(r"`([^`]+)`", row.split("|")[1]) for row in table.splitlines()[2:]]
+             for name, table in tables.items()}  # fmt: skip
+    assert {name: len(rows) for name, rows in forms.items()} == {
+        "expression": 6, "--require": 5, "--max-loss": 6, "--objective": 1
+    }  # fmt: skip
+    known = {"concepts": ["weapons"], "data_sets": ["cifar10"]}
+    for name, rows in forms.items():
+        for text in (text for row in rows for text in row):
+            if name == "--max-loss":
+                check_known(parse_max_loss(text, ["cifar10"], True), **known, flag=name, preserve=True)
+            elif name == "--require":
+                check_known(parse_requirements(text, True), **known, flag=name)
+            else:
+                check_known([parse_objective(text)], **known, flag="--objective")
 
 
 def test_the_language_needs_no_torch():
