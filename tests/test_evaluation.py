@@ -79,7 +79,7 @@ def test_a_set_without_concepts_has_no_figures_by_concept(model, tiny_set):
 def test_json_has_all_but_the_samples(model, tiny_set):
     result = uwm.evaluate(model, uwm.read_calibration(tiny_set))
     found = json.loads(json.dumps(result.as_dict()))
-    assert found.keys() == vars(result).keys() - {"samples", "right", "safe"}
+    assert found.keys() == vars(result).keys() - {"samples", "right", "safe", "preserved"}
     assert all(sum(counts) == 24 for sides in found["similarities"].values() for counts in sides.values())
 
 

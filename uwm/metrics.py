@@ -255,15 +255,20 @@ def _standing(
     query, candidate = partners
     cosines = _own(queries[query], safe, candidate)
     bar = cosines.new_full((len(queries),), -torch.inf).scatter_reduce_(0, query, cosines, "amax")
-    sides = [_compare(queries, side, bar) for side in ([safe] if unsafe is None else [safe, unsafe])]
+    better, tied, best = _compare(queries, safe, bar, partners)
     level = torch.bincount(query[cosines >= bar[query] - TIE], minlength=len(queries))
-    better, tied = (torch.stack([side[part] for side in sides]).sum(0) for part in (0, 1))
-    unsafe_first = ~(sides[-1][2] < sides[0][2] - TIE)
-    return Standing(better, (tied - level).clamp_min(0), level), unsafe_first
+    if unsafe is None:
+        return Standing(better, tied, level), torch.zeros_like(bar, dtype=torch.bool)
+    others, level_with, first = _compare(queries, unsafe, bar)
+    unsafe_first = ~(first < torch.maximum(best, bar) - TIE)
+    return Standing(better + others, tied + level_with, level), unsafe_first
 
 
 def _compare(
-    queries: torch.Tensor, candidates: torch.Tensor, bar: torch.Tensor
+    queries: torch.Tensor,
+    candidates: torch.Tensor,
+    bar: torch.Tensor,
+    partners: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """How many candidates are more similar to a query than its bar, how many tie with it, how similar the best one is.
 
@@ -273,7 +278,9 @@ def _compare(
     Args:
         queries: [n, dim].
         candidates: [m, dim].
-        bar: float64 [n]; where it is NaN, all candidates are better.
+        bar: float64 [n], what the best partner has; where it is NaN, all candidates are better.
+        partners: Queries and candidates that belong together; such a candidate does not count. It would be near the bar
+            in every row.
 
     Returns:
         int64 [n] twice, and float64 [n].
@@ -287,12 +294,15 @@ def _compare(
         for start in range(0, len(queries), TILE[0]):
             rows = slice(start, start + TILE[0])
             similarity = F.normalize(queries[rows].float(), dim=-1) @ block.T  # [tile, tile]
+            own = _within(partners, start, first, similarity.shape)
+            similarity[own] = -torch.inf
             top = similarity.amax(1)
             higher = (top > highest[rows]).nonzero().flatten()
             highest[start + higher] = top[higher]
             best[start + higher] = first + similarity[higher].argmax(1)
             above, near = _against(similarity, bar[rows], queries.shape[1])
             gap = F.normalize(queries[start + near].double(), dim=-1) @ exact.T - bar[start + near][:, None]
+            gap[similarity[near] == torch.inf] = -torch.inf
             above[near] = (gap > TIE).sum(1)
             better[rows] += above
             tied[start + near] += (gap.abs() <= TIE).sum(1)
@@ -309,6 +319,17 @@ def _against(similarity: torch.Tensor, bar: torch.Tensor, dim: int) -> tuple[tor
     similarity -= bar[:, None].float()
     above = torch.gt(similarity, TIE, out=torch.empty_like(similarity)).sum(1).long()
     return above, (similarity.abs_().amin(1) <= TIE + margin).nonzero().flatten()
+
+
+def _within(
+    partners: tuple[torch.Tensor, torch.Tensor] | None, row: int, column: int, shape: Sequence[int]
+) -> tuple[torch.Tensor, ...]:
+    """The partners in a tile that begins at a row and a column, as places in it."""
+    if partners is None:
+        return (torch.empty(0, dtype=torch.long),) * 2
+    rows, columns = partners[0] - row, partners[1] - column
+    inside = (rows >= 0) & (rows < shape[0]) & (columns >= 0) & (columns < shape[1])
+    return rows[inside], columns[inside]
 
 
 def _own(queries: torch.Tensor, candidates: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -206,6 +206,8 @@ class _Preserved:
         self, fold: int, text: torch.Tensor, images: torch.Tensor, places: Any, first: list[torch.Tensor]
     ) -> torch.Tensor:
         """1 where the first result of a caption or an image of this fold is as good as the best, float64 [n]."""
+        if not (self._captions or self._images):
+            return torch.empty(0, dtype=torch.float64)
         found = []
         for (ask, answer, folds), best in zip(self._sides(text, images, places), first, strict=True):
             rows = (folds == fold).nonzero().flatten()

@@ -35,8 +35,6 @@ LEADER = 4  # then all trials but one of so many are the leader's
 SLOW_EVERY = 20  # of so many trials one is of a method whose edits run the whole model
 OURS = "uwm"  # a trial's attribute: its number, whether it is quick, its loss or why it is invalid, its seconds
 
-FAR = 1e9  # beyond every bound
-
 logger = logging.getLogger(__name__)
 
 
@@ -199,6 +197,8 @@ class Search:
         trial.set_user_attr(OURS, about)
         if "invalid" in about:
             return _fail(study, trial.number)
+        if self._aim.limited:
+            trial.set_constraint("loss", about["loss"])
         value = self._aim.better(objective)
         study.tell(trial, [value] if self._aim.limited else [value, about["loss"]])
 
@@ -207,8 +207,7 @@ class Search:
         from optuna.samplers import TPESampler
 
         drawn = hashlib.sha256(f"{self._seed} {method} {number}".encode()).digest()
-        constraints = _excess if self._aim.limited else None
-        return TPESampler(seed=int.from_bytes(drawn[:4], "big"), constraints_func=constraints)
+        return TPESampler(seed=int.from_bytes(drawn[:4], "big"))
 
     def _study(self, name: str, storage: BaseStorage) -> Study:
         import optuna
@@ -278,10 +277,6 @@ class Search:
 
 def _loss(tried: Tried) -> float:
     return tried.loss
-
-
-def _excess(trial: FrozenTrial) -> Sequence[float]:
-    return (trial.user_attrs.get(OURS, {}).get("loss", FAR),)
 
 
 def _storage(journal: Path | None) -> BaseStorage:

@@ -41,7 +41,7 @@ class RepelSettings:
         "one", str, "Hidden units a tower: one, or one for each concept of the set.", ("one", "concept")
     )
     safe_weight: float = setting(
-        4.0, float, "λ: weight of the safe side in the detector  [default: 4]", search=(1.0, 2.0, 4.0, 8.0, 16.0)
+        4.0, float, "λ: weight of the safe side in the detector  [default: 4]", search=(1.0, 4.0, 16.0, 64.0)
     )
     penalty: float | None = setting(None, float, "ρ of the detector  [default: the best on held-out folds]")
     folds: int = setting(5, int, "Folds that the gate is set on  [default: 5]")
