@@ -6,9 +6,11 @@ import re
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
+from drawn_expressions import NUMBERS, SPACES, expressions, require, texts
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,7 +25,9 @@ from uwm.expressions import (
     parse_objective,
     parse_requirements,
 )
-from uwm.figures import OF_DATA_SETS, PAIRED
+from uwm.figures import PAIRED
+
+README = Path(__file__).parents[1] / "README.md"
 
 
 def result(passed, zero_shot=None, by_concept=None):
@@ -58,17 +62,8 @@ IMAGES_BEFORE, IMAGES_AFTER = of_images("1111111111", "1111100000"), of_images("
 IMAGE_CHANGES = differences(IMAGES_AFTER, IMAGES_BEFORE)
 
 
-def require(text, has_baseline=True):
-    (found,) = parse_requirements(text, has_baseline)
-    return found
-
-
 def check(text, changes=None):
     return require(text).check(AFTER, BEFORE, changes)
-
-
-def texts(requirements):
-    return [requirement.text for requirement in requirements]
 
 
 # ---------------------------------------------------------------- requirements
@@ -262,87 +257,6 @@ def test_a_change_needs_a_baseline(text):
         parse_requirements(text, False)
 
 
-# ---------------------------------------------------------------- budgets
-
-SETS = ("emoji", "pets")
-
-
-@pytest.mark.parametrize(
-    ("text", "expanded"),
-    [
-        ("2%", "zero_shot:*>=-2% R1_ts_vs>=-2% R1_vs_ts>=-2% preserved>=-2%"),
-        (" 1.5 pt ", "zero_shot:*>=-1.5pt R1_ts_vs>=-1.5pt R1_vs_ts>=-1.5pt preserved>=-1.5pt"),
-        ("0.0pt", "zero_shot:*>=+0.0pt R1_ts_vs>=+0.0pt R1_vs_ts>=+0.0pt preserved>=+0.0pt"),
-        ("zero_shot=1pt", "zero_shot>=-1pt"),
-        ("R1 = 2 %", "R1_ts_vs>=-2% R1_vs_ts>=-2%"),
-        ("unsafe_top1_tu=1pt", "unsafe_top1_tu<=+1pt"),
-        ("P_vu@*=0%", "P_vu@*>=+0%"),
-        ("R1_ts_vs.low>=-2pt", "R1_ts_vs.low>=-2pt"),
-        ("R1.low=2pt", "R1_ts_vs.low>=-2pt R1_vs_ts.low>=-2pt"),
-        ("GS@a, b=2pt,top1=1%", "GS@a, b>=-2pt top1>=-1%"),
-        ("2%,zero_shot=1pt", "R1_ts_vs>=-2% R1_vs_ts>=-2% preserved>=-2% zero_shot>=-1pt"),
-        ("R1=1pt , 2%", "zero_shot:*>=-2% preserved>=-2% R1_ts_vs>=-1pt R1_vs_ts>=-1pt"),
-        ("2%,R1_vs_ts.low>=-4pt", "zero_shot:*>=-2% R1_ts_vs>=-2% preserved>=-2% R1_vs_ts.low>=-4pt"),
-        ("2%,preserved=0pt", "zero_shot:*>=-2% R1_ts_vs>=-2% R1_vs_ts>=-2% preserved>=+0pt"),
-        ("2%,zero_shot:pets=5%,R1=2%,preserved=2%",
-         "zero_shot:emoji>=-2% zero_shot:pets>=-5% R1_ts_vs>=-2% R1_vs_ts>=-2% preserved>=-2%"),
-        ("2%,R1@war=9%,R1_safe=1%", "zero_shot:*>=-2% R1_ts_vs>=-2% R1_vs_ts>=-2% preserved>=-2% "
-         "R1_ts_vs@war>=-9% R1_vs_ts@war>=-9% R1_safe>=-1%"),
-        ("R1=1%,R1_ts_vs>=-1%", "R1_ts_vs>=-1% R1_vs_ts>=-1%"),
-    ],
-)  # fmt: skip
-def test_a_budget_is_short_for_requirements(text, expanded):
-    found = parse_max_loss(text, SETS, preserve=True)
-    assert " ".join(texts(found)) == expanded
-    assert found == tuple(require(text) for text in texts(found))
-
-
-def test_a_loss_is_about_what_is_measured():
-    assert texts(parse_max_loss("2%")) == ["R1_ts_vs>=-2%", "R1_vs_ts>=-2%"]
-    assert texts(parse_max_loss("2%", ["pets"])) == ["zero_shot:*>=-2%", "R1_ts_vs>=-2%", "R1_vs_ts>=-2%"]
-    assert texts(parse_max_loss("2%", preserve=True)) == ["R1_ts_vs>=-2%", "R1_vs_ts>=-2%", "preserved>=-2%"]
-
-
-def test_a_budget_of_what_is_preserved_is_checked_like_any_other_figure():
-    kept = [EvalResult(4, {"preserved": (share, share, share)}, {}) for share in (0.97, 1.0)]
-    (budget,) = parse_max_loss("preserved=2%", preserve=True)
-    verdict = budget.check(*kept, {"preserved": {"difference": (-0.03, -0.05, -0.01)}})
-    assert (verdict.met, verdict.interval) == (False, pytest.approx((-5, -1)))
-    assert (verdict.found, verdict.margin) == pytest.approx((-3, -1))
-
-
-GENERAL = "expected LOSS, FIGURE=LOSS or a change, with commas between, such as 2%, R1=1pt or R1_ts_vs.low>=-2pt"
-
-
-@pytest.mark.parametrize(
-    ("text", "term", "words"),
-    [
-        ("", "", GENERAL),
-        ("2%,", "", GENERAL),
-        ("GS", "GS", GENERAL),
-        ("2%,GS=>4", "GS=>4", GENERAL),
-        ("R1==2%", "R1==2%", GENERAL),
-        ("2", "2", "write 2% of the baseline's value, or 2pt for points"),
-        ("-2", "-2", "write 2% of the baseline's value, or 2pt for points"),
-        ("-2%", "-2%", "write 2% for a loss of so much, without a sign"),
-        ("1%,R1=+2pt", "R1=+2pt", "write 2pt for a loss of so much, without a sign"),
-        ("R1=2,GS=1%", "R1=2,GS=1%", GENERAL),
-        ("R1=2", "R1=2", "write 2% of the baseline's value, or 2pt for points"),
-        ("R1=", "R1=", "expected a loss after the =, such as 2% or 1.5pt"),
-        ("R1=little", "R1=little", "expected a loss after the =, such as 2% or 1.5pt"),
-        ("GS>=4", "GS>=4", "expected a change, such as GS>=-2pt; --require is for values"),
-        ("GS>=4%", "GS>=4%", "write 4 for percent, +4% for a change of so much"),
-        ("2%, 1 pt", "2%, 1 pt", "expected one loss for every figure, found 2% and 1 pt"),
-        ("GS.low=2%", "GS.low=2%", "there is no such .low"),
-        ("top1@war=2%", "top1@war=2%", "expected FIGURE@CONCEPT of the pairs, or top1:DATASET of --zero-shot"),
-    ],
-)
-def test_what_is_no_budget_is_refused(text, term, words):
-    with pytest.raises(BadInput, match=f"^{re.escape(f'--max-loss {term!r}: {words}')}") as refusal:
-        parse_max_loss(text)
-    assert refusal.value.exit_code == 2
-
-
 # ---------------------------------------------------------------- objectives
 
 
@@ -414,19 +328,6 @@ def test_what_is_preserved_is_known_to_a_search_that_measures_it():
 
 # ---------------------------------------------------------------- all of it
 
-NAMES = st.text(st.characters(blacklist_categories=("Cc", "Cs", "Z"), blacklist_characters="<>=%*p"), min_size=1)
-PLACES = st.one_of(st.just(""), st.just("@*"), NAMES.map("@{}".format))
-DATA_SETS = st.one_of(st.just(""), st.just(":*"), NAMES.map(":{}".format))
-SPACES = st.sampled_from(["", " "])
-NUMBERS = st.decimals(0, 200, allow_nan=False, places=2).map("{:f}".format)
-
-
-@st.composite
-def expressions(draw, bounds=("", ".low", ".high")):
-    if draw(st.booleans()):
-        return draw(st.sampled_from([*OF_DATA_SETS, "zero_shot"])) + draw(DATA_SETS)
-    return draw(st.sampled_from([*PAIRED, "R1"])) + draw(st.sampled_from(bounds)) + draw(PLACES)
-
 
 @given(st.data())
 def test_a_requirement_is_read_again_from_its_text(data):
@@ -441,15 +342,24 @@ def test_a_requirement_is_read_again_from_its_text(data):
         assert parse_objective(requirement.expression.text) == requirement.expression
 
 
-@given(st.lists(st.tuples(expressions(("",)), NUMBERS, st.sampled_from(["%", "pt"])), min_size=1, max_size=4))
-def test_a_budget_says_what_the_requirements_say(terms):
-    budget = parse_max_loss(",".join(f"{expression}={number}{unit}" for expression, number, unit in terms))
-    expected = []
-    for expression, number, unit in terms:
-        lower = expression.startswith("unsafe_top1")
-        change = f"{'<=+' if lower else '>=-' if float(number) else '>=+'}{number}{unit}"
-        expected += parse_requirements(expression + change, True)
-    assert budget == tuple(dict.fromkeys(expected))
+def test_every_form_that_the_readme_shows_is_read():
+    """The first cell of each row of its four tables."""
+    section = README.read_text("utf-8").split("## Gates, budgets and objectives")[1].split("\n## ")[0]
+    tables = {re.findall(r"[\w-]+", table)[0]: table for table in re.findall(r"(?:^\|.*\n)+", section, re.M)}
+    forms = {name: [re.findall(r"`([^`]+)`", row.split("|")[1]) for row in table.splitlines()[2:]]
+             for name, table in tables.items()}  # fmt: skip
+    assert {name: len(rows) for name, rows in forms.items()} == {
+        "expression": 6, "--require": 5, "--max-loss": 6, "--objective": 1
+    }  # fmt: skip
+    known = {"concepts": ["weapons"], "data_sets": ["cifar10"]}
+    for name, rows in forms.items():
+        for text in (text for row in rows for text in row):
+            if name == "--max-loss":
+                check_known(parse_max_loss(text, ["cifar10"], True), **known, flag=name, preserve=True)
+            elif name == "--require":
+                check_known(parse_requirements(text, True), **known, flag=name)
+            else:
+                check_known([parse_objective(text)], **known, flag="--objective")
 
 
 def test_the_language_needs_no_torch():

@@ -13,7 +13,7 @@ import pytest
 from documents_by_hand import HASH, NAMES, NASTY, document, documents
 
 import uwm
-from uwm.figures import MEANS, label
+from uwm.figures import MEANS, explain, label
 from uwm.label_noise import REASONS
 from uwm.report import html_report
 from uwm.report.charts import histograms
@@ -195,6 +195,8 @@ def test_every_figure_is_the_manifests_and_means_are_left_out():
             if n not in MEANS  # which repeat their parts
         ]
         assert sorted(shown) == sorted(expected)
+        assert f"Share of {explain('GS')}." in page.text
+        assert f"Share of {explain('safety')}." not in page.text
 
 
 def test_every_difference_is_the_manifests():

@@ -139,17 +139,12 @@ def _lines(groups: Groups, cells: Callable[[str], Sequence[object]]) -> list[Seq
     return [line for heading, names in groups for line in ((heading,), *((label(n), *cells(n)) for n in names))]
 
 
-def _is_of_pairs(figure: str) -> bool:
-    """Whether it is measured on the pairs themselves: neither on a data set, nor a mean of others."""
-    return figure not in MEANS and not figure.startswith((TOP1, TOP1_SAFE))
-
-
 def changed(document: Manifest) -> Markup | None:
     """Paired differences against the reference, all on one scale."""
     differences = document.get("differences", {})
     against = {
         name: {
-            column: {f: change for f, change in changes.items() if _is_of_pairs(f)}
+            column: {figure: change for figure, change in changes.items() if not figure.startswith((TOP1, TOP1_SAFE))}
             for column, changes in against_reference(columns, differences.get(name, {})).items()
         }
         for name, columns in document["results"].items()
