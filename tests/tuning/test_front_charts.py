@@ -86,6 +86,11 @@ def test_the_plot_names_everything(drawn):
     assert Image.open(io.BytesIO(drawn["png"])).size[0] == 1440
 
 
+def test_names_are_not_read_as_formulas():
+    front = made_up_front(20, held_out=("a$^$b",))
+    assert "the same points, a$^$b" in texts(draw(front)["svg"])
+
+
 def test_a_front_of_one_point_is_drawn():
     front = made_up_front(1, held_out=())
     assert "knee (point 1)" in texts(draw(front)["svg"])
