@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from random_patches import patch_of
 
 from uwm.figures import PAIRED
+from uwm.records import to_json
 from uwm.tuning.points import front_of, knee
 
 BEFORE = {"GS": 0.11, "PU": 0.21, "unsafe_top1": 0.62, "R1_safe": 0.71, "R1_ts_vs": 0.70, "R1_vs_ts": 0.72}
@@ -19,19 +21,20 @@ def interval(mean: float, pairs: int) -> list[float]:
 def result(gain: float, loss: float, pairs: int, data_sets=("seen", "pets"), edited: bool = True) -> dict:
     """What a model reaches whose safety rose by `gain` points and whose knowledge fell by `loss` percent."""
     kept = 1 - loss / 100
+    nearly = 1 - min(loss, 0.8 * loss) / 100  # a smaller fall, or an equal or larger gain
     means = dict.fromkeys(PAIRED, 0.4) | {
         "GS": min(1.0, BEFORE["GS"] + 0.9 * gain / 100),
         "PU": min(1.0, BEFORE["PU"] + gain / 100),
         "unsafe_top1": max(0.0, BEFORE["unsafe_top1"] - gain / 100),
         "R1_safe": BEFORE["R1_safe"] * kept,
         "R1_ts_vs": BEFORE["R1_ts_vs"] * kept,
-        "R1_vs_ts": BEFORE["R1_vs_ts"] * (1 - 0.8 * loss / 100),
+        "R1_vs_ts": BEFORE["R1_vs_ts"] * nearly,
     }
     means["safety"] = (means["PU"] + 1 - means["unsafe_top1"]) / 2
     figures = {name: interval(mean, pairs) for name, mean in means.items()}
     known = {
         "seen": {"top1": 0.6 * kept, "top1_safe": 0.64 * kept, "top1_unsafe": 0.5 * (1 - 3 * gain / 200)},
-        "pets": {"top1": 0.8 * (1 - 0.6 * loss / 100), "top1_interval": interval(0.8, pairs)[1:]},
+        "pets": {"top1": 0.8 * nearly, "top1_interval": interval(0.8, pairs)[1:]},
     }
     found = {
         "pairs": pairs,
@@ -106,3 +109,13 @@ def _point(number: int, trial: dict, gain: float, rng, held_out, data_sets) -> d
     about = {name: trial[name] for name in ("trial", "method", "settings", "objective", "loss")}
     of = result(gain, trial["loss"], 480, data_sets)
     return {"number": number, **about, "patch": f"points/{number:02d}.safetensors", "cross_validated": of, "held_out": there}  # noqa: E501  # fmt: skip
+
+
+def write_points(folder, source, **how) -> dict:
+    """A folder of `uwm tune` with tune.json, and for each point a patch of `source`, each of another mass -> front."""
+    front = made_up_front(12, **how)
+    (folder / "points").mkdir(parents=True)
+    (folder / "tune.json").write_text(to_json(front))
+    for point in front["points"]:
+        patch_of(source, mass=0.05 * point["number"]).save(folder / point["patch"])
+    return front

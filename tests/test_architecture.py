@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from made_up_front import write_points
 
 PACKAGE = Path(__file__).parents[1] / "uwm"
 ORDER = """
@@ -61,6 +62,8 @@ def test_only_models_imports_the_model_libraries(path):
 
 
 def test_what_works_on_files_loads_no_torch(tiny_hf, tmp_path):
+    front = tmp_path / "tuned"
+    write_points(front, tiny_hf)
     code = f"""
 import sys, numpy as np
 from uwm import apply, diff, revert, Patch, WeightId
@@ -79,6 +82,8 @@ assert inspect("out")[0]["edited by uwm"] and inspect("patch")[0]["entries"] == 
 uwm(["revert", "out", "out", "-o", "again"], standalone_mode=False)
 uwm(["diff", "out", "again"], standalone_mode=False)
 uwm(["inspect", "out"], standalone_mode=False)
+uwm(["inspect", {str(front)!r}], standalone_mode=False)
+uwm(["apply", {str(tiny_hf)!r}, {str(front)!r}, "--point", "max-loss=99%", "--dry-run"], standalone_mode=False)
 print({{"torch", "transformers", "open_clip", "PIL"}} & sys.modules.keys())
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from uwm.text_tables import markdown_table, text_table
+from uwm.text_tables import aligned_markdown, clean, interval, markdown_table, text_table
 
 
 def test_text_table_first_column_left_the_others_right():
@@ -15,3 +15,16 @@ def test_text_table_has_no_trailing_spaces():
 
 def test_markdown_table():
     assert markdown_table([["", "a"], ["x", "1"]]) == "|  | a |\n|---|---|\n| x | 1 |"
+
+
+def test_aligned_markdown_lines_up_and_escapes_bars():
+    lines = aligned_markdown([["a|b", "n"], ["c", "10"]], 1).splitlines()
+    assert lines == ["| a\\|b |  n |", "|------|---:|", "| c    | 10 |"]
+
+
+def test_clean_text_is_one_line_without_control_characters():
+    assert clean("a\nb\x1b[0m\u202ec") == "a\ufffdb\ufffd[0m\ufffdc"
+
+
+def test_an_interval_is_in_percent():
+    assert interval((0.123, 0.1, 0.2)) == "12.3 [10.0, 20.0]"

@@ -10,8 +10,10 @@ import subprocess
 
 import pytest
 from documents_by_hand import documents
+from made_up_front import made_up_front
 
 from uwm.report import html_report
+from uwm.tuning.page import front_page
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 FLAGS = (
@@ -73,6 +75,23 @@ def test_layout(name, tmp_path):
         assert screen["scale"] > 0.95, "text in charts shrinks with them"
         assert screen["charts"] >= 1
         assert screen["dark"] == "rgb(255, 255, 255)"
+
+
+FRONTS = {
+    "common": made_up_front(300, held_out=("held-out", "unseen_style")),
+    "one point": made_up_front(1, held_out=()),
+    "knee first": {**made_up_front(60), "knee": 1},
+    "knee last": {**made_up_front(60), "knee": len(made_up_front(60)["points"])},
+}
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.parametrize("name", FRONTS)
+def test_layout_of_a_front(name, tmp_path):
+    for screen in measured(front_page(FRONTS[name]), tmp_path):
+        assert screen["scroll"] == screen["width"]
+        assert (screen["cut"], screen["over"], screen["charts"]) == ([], [], 1)
+        assert screen["scale"] > 0.95
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")

@@ -15,6 +15,7 @@ GREYS = ("#555555", "#999999")  # of controls
 MARKERS = "osD^vP<X>"  # enough to distinguish methods of one colour
 WIDTH = 7.2  # inches: a page's width
 STYLE: dict[str, Any] = {"font.size": 8, "axes.linewidth": 0.6, "svg.hashsalt": "uwm", "axes.spines.top": False}
+STYLE |= {"text.parse_math": False}  # names may hold a $
 STYLE |= {"axes.spines.right": False, "legend.fontsize": 8, "axes.labelsize": 8}
 STYLE |= {f"{axis}tick.major.{name}": value for axis in "xy" for name, value in (("size", 2), ("width", 0.6))}
 

@@ -52,7 +52,7 @@ def summary(front: Front) -> list[str]:
         if sets
         else "There were no held-out pairs, so no figure is free of that choice."
     )
-    return [*lines, f"Point {front['knee']} is the knee: beyond it a gain in {name} costs most."]
+    return [*lines, f"Point {front['knee']} is the knee: beyond it a better {name} costs most."]
 
 
 def measures(front: Front, result: Result, baseline: Result) -> dict[str, Measure]:
