@@ -66,6 +66,29 @@ class SharedFacts(TypedDict):
     images: int
 
 
+class TermFacts(TypedDict):
+    """A term of a limit: the fields of `uwm.expressions.Verdict`."""
+
+    requirement: str
+    found: float
+    met: bool
+    note: str
+    margin: float
+    interval: tuple[float, float] | None
+
+
+class LimitFacts(TypedDict):
+    """How an edit was chosen within a limit of loss, and whether the limit held."""
+
+    max_loss: str
+    objective: str
+    trials: dict[str, int]  # by method
+    invalid: int
+    cross_validated: dict[str, Any]  # folds, pairs, the objective before and after in percent, terms
+    held_out: dict[str, list[TermFacts]]  # by evaluation set
+    front: list[dict[str, Any]]  # method, settings, objective, loss of the trade-offs that it was chosen from
+
+
 class EditFacts(TypedDict, total=False):
     """The editor, and what it reports."""
 
@@ -108,6 +131,7 @@ class Manifest(TypedDict, total=False):
     of: int
     layers: dict[str, LayerFacts]
     label_noise: dict[str, Any]
+    limit: LimitFacts
     # finetune
     training: TrainingFacts
     # apply and revert

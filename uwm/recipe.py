@@ -36,6 +36,7 @@ from .inputs import (
     warnings,
     write_documents,
 )
+from .knowledge import DataSet
 from .label_noise import LabelNoise, label_noise_of
 from .manifest import EditFacts, LayerFacts, Manifest
 from .models import Model
@@ -45,6 +46,8 @@ from .shipped_files import DEMO_SET
 from .statistics.batches import Progress
 from .statistics.embeddings import PairEmbeddings
 from .statistics.passes import Reducer
+from .tuning.choosing import OBJECTIVE, TRIALS, Wish
+from .tuning.limits import Limit
 
 DEMO_MASS = 0.1  # chosen on the split val by calibration/build/choose_demo.py
 
@@ -54,16 +57,23 @@ class Recipe(Inputs):
     """Everything that decides an edit. The fields are the flags of `uwm edit`.
 
     Attributes:
-        method: The editor's name, see `uwm.editing.editors.find_editors`.
-        settings: Its settings by name; what is not given the editor decides.
+        method: The editor's name, see `uwm.editing.editors.find_editors`; None for uwm, with `max_loss` the best.
+        settings: Its settings by name; what is not given the editor decides, or with `max_loss` the search.
+        max_loss: What may be lost, see `uwm.expressions.parse_max_loss`; method and settings are then chosen by
+            cross-validation on the calibration pairs.
+        objective: What is made best within it, see `uwm.expressions.parse_objective`.
+        trials: How many edits are tried for that.
         preserve: Safe captions and images without partners, see `uwm.calibration.read_preservation`.
         beside: Further methods with their own settings, fitted to the same pairs and measured beside the edit.
         also_export: Write a CLIP in the other layout too, ``hf`` or ``open_clip``.
         again: Edit a checkpoint that uwm has edited already.
     """
 
-    method: str = DEFAULT
+    method: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    max_loss: str | None = None
+    objective: str = OBJECTIVE
+    trials: int = TRIALS
     preserve: str | None = None
     beside: tuple[str, ...] = ()
     also_export: str | None = None
@@ -121,6 +131,7 @@ def run(
         UwmError: Of every kind; whatever happens, an earlier output stays whole until the new one is verified.
     """
     clock = Clock()
+    recipe = recipe if recipe.max_loss or recipe.method else replace(recipe, method=DEFAULT)
     _check(recipe, output, overwrite)
     with clock("read"):
         calibration, held_out = read_sets(recipe)
@@ -128,11 +139,20 @@ def run(
         refuse_bad_images([calibration, *held_out.values()], recipe.workers, preserve)
         data_sets = read_data_sets(recipe)
         checked = check_sets(recipe, calibration, held_out, data_sets, preserve=preserve)
+        limit = _limit(recipe, calibration, data_sets, preserve)
+        if limit is not None:
+            limit.check_apart(held_out, checked.shared)
+            data_sets = limit.measuring
     with clock("load"):
         model = load_model(recipe)
         reached = check_sets_with(recipe, model, {"calibration": calibration, **held_out}, data_sets)
     if recipe.also_export is not None:
         check_export(model, recipe.also_export)
+    if limit is not None:
+        with clock("choose"):
+            choice = limit.choose(recipe, model, calibration, preserve, progress)
+            recipe = replace(recipe, method=choice.chosen.method, settings=choice.chosen.settings)
+    assert recipe.method is not None
     with clock("edit"):
         kept = PairEmbeddings()
         edits, unmade = make_edits(recipe, model, calibration, progress, preserve, also=[kept])
@@ -143,6 +163,8 @@ def run(
         examples = _examples(recipe, model, edit, held_out, next(iter(results))) if show_examples and results else []
     manifest = _manifest(recipe, model, calibration, edit, results, checked)
     manifest |= _where_there_are(noise, preserve)
+    if limit is not None:
+        manifest["limit"] = limit.facts(choice, results, recipe.method)
     if output is not None:
         with clock("write"), new_folder(output) as folder:
             manifest["output_sha256"] = _write_weights(folder, model, edit.patch, recipe.also_export)
@@ -154,15 +176,31 @@ def run(
 
 def _check(recipe: Recipe, output: Path | None, overwrite: bool) -> None:
     """Refuse what cannot work before anything is read."""
-    editor = find_editor(recipe.method)
+    for editor in [find_editor(recipe.method)] if recipe.method else []:
+        _check_editor(recipe, editor)
+    model = check_paths(recipe, output, overwrite, recipe.preserve)
+    if not recipe.again:
+        _refuse_edited(model)
+
+
+def _check_editor(recipe: Recipe, editor: Editor) -> None:
+    """Refuse settings that cannot work. Raises UwmError."""
     taken = {f.name for f in fields(editor.Settings)} & {f.name for f in fields(recipe)}
     if taken:
         own = f"--method {editor.name}: its setting {min(taken)!r} has the name of one of uwm's own"
         raise BadInput(f"{own}; the editor has to rename it")
     settings.make(editor, recipe.settings)
-    model = check_paths(recipe, output, overwrite, recipe.preserve)
-    if not recipe.again:
-        _refuse_edited(model)
+
+
+def _limit(
+    recipe: Recipe, calibration: CalibrationSet, data_sets: Mapping[str, DataSet], preserve: Preservation | None
+) -> Limit | None:
+    """What may be lost; None where nothing is said of it. Raises BadInput."""
+    if recipe.max_loss is None:
+        return None
+    methods = (recipe.method,) if recipe.method else ()
+    wish = Wish(recipe.max_loss, True, recipe.objective, methods, recipe.settings, recipe.trials)
+    return Limit.of(wish, calibration, data_sets, preserve, recipe.seed)
 
 
 def _refuse_edited(model: Path) -> None:
@@ -194,20 +232,20 @@ def make_edits(
     Raises:
         BadInput: The recipe's own method cannot work with the model or the set, or has no use for `preserve`.
     """
-    pairs, told = about(calibration), []
+    pairs, told, own = about(calibration), [], recipe.method or DEFAULT
     asked: dict[str, tuple[Editor, Any, Statistics]] = {}
-    for name in dict.fromkeys((recipe.method, *recipe.beside)):
+    for name in dict.fromkeys((own, *recipe.beside)):
         editor = find_editor(name)
-        chosen = settings.make(editor, recipe.settings if name == recipe.method else {})
+        chosen = settings.make(editor, recipe.settings if name == own else {})
         try:
             asked[name] = editor, chosen, editor.statistics(model, pairs, chosen)
         except BadInput:
-            if name == recipe.method:
+            if name == own:
                 raise  # a method beside it that has no use for this model or set is left out
     passed: dict[str, Any] = {"batch_size": recipe.batch_size, "workers": recipe.workers, "progress": progress}
     for group in _passes([statistics for _, _, statistics in asked.values()], preserve is not None):
         others = [reducer for statistics in group[1:] for reducer in statistics.reducers.values()]
-        kept = preserve if group[0].preserve or group[0] is asked[recipe.method][2] else None
+        kept = preserve if group[0].preserve or group[0] is asked[own][2] else None
         gather(model, group[0], calibration, also=[*others, *also], preserve=kept, **passed)
         for statistics in group[1:]:
             statistics.pairs = group[0].pairs
@@ -217,10 +255,10 @@ def make_edits(
         try:
             edits[name] = _edited(recipe, model, calibration, *parts)
         except (BadInput, InvalidResult) as error:  # some see only now that they have no use for this model
-            if name == recipe.method:
+            if name == own:
                 raise
             told.append(f"{name} is not measured beside the edit: {error}")
-    return edits, told + model.idle(edits[recipe.method].patch.changes)
+    return edits, told + model.idle(edits[own].patch.changes)
 
 
 def _passes(asked: list[Statistics], preserving: bool) -> list[list[Statistics]]:
@@ -257,8 +295,8 @@ def _edited(
 
 def demo_recipe(**given: Any) -> Recipe:
     """`uwm demo`: the shipped model and set, measured on the test split and on the unseen style."""
-    method, chosen = given.pop("method", DEFAULT), dict(given.pop("settings", {}))
-    if method == DEFAULT and chosen.get("mass") is None:
+    method, chosen = given.pop("method", None), dict(given.pop("settings", {}))
+    if method in (None, DEFAULT) and given.get("max_loss") is None and chosen.get("mass") is None:
         chosen["mass"] = DEMO_MASS
     return Recipe(
         model="demo",
@@ -302,7 +340,8 @@ def _manifest(
         for name, summary in patch.summaries().items()
     }
     manifest = describe_inputs(recipe, model, calibration, edit.statistics.pairs, patch.recipe["calibration"])
-    del manifest["settings"]["settings"]
+    for name in ("settings", *(() if recipe.max_loss else ("max_loss", "objective", "trials"))):
+        del manifest["settings"][name]
     manifest["settings"] |= asdict(edit.settings) | edit.proposal.settings
     manifest["edit"] = cast(
         EditFacts, {"title": edit.editor.title, "source": edit.editor.source, **edit.proposal.report}

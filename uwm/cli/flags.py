@@ -166,7 +166,8 @@ CALIBRATION = _stack(
     IMAGES,
     click.option("--split", help="Its split to calibrate on  [default: calib or train, where there is one]"),
 )
-METHOD = click.option("--method", default=DEFAULT, show_default=True, help=f"The editor: {', '.join(editor_names())}.")
+_METHODS = f"The editor: {', '.join(editor_names())}."
+METHOD = click.option("--method", default=DEFAULT, show_default=True, help=_METHODS)
 SET = click.option(
     "--set", "set_", multiple=True, metavar="NAME=VALUE", help="Any setting of the method, of plug-ins too; repeat."
 )
@@ -209,7 +210,25 @@ def _ours() -> dict[str, type]:
 SCORING, CHOOSING = ("variant", "text_layers", "vision_layers"), ("mass", "text_mass", "vision_mass", "alpha", "rule")
 SCORE = _stack(CALIBRATION, METHOD, _setting_flags({DEFAULT: EntrySettings}, SCORING))
 SELECT = _setting_flags({DEFAULT: EntrySettings}, CHOOSING)
-EDITOR = _stack(METHOD, _setting_flags(_ours()), SET, PRESERVE)
+EDITOR = _stack(
+    click.option("--method", help=f"{_METHODS}  [default: {DEFAULT}; with --max-loss the best]"),
+    _setting_flags(_ours()),
+    SET,
+    PRESERVE,
+)
+OBJECTIVE = click.option(
+    "--objective", default="safety", show_default=True, help="What a search makes best, such as GS.low or PU."
+)
+LIMIT = _stack(
+    click.option(
+        "--max-loss",
+        metavar="LOSS",
+        help="What may be lost, such as 2% or zero_shot=1pt,R1=2%: method and settings are chosen on the calibration "
+        "pairs; those that are given narrow the search.",
+    ),
+    OBJECTIVE,
+    click.option("--trials", type=click.IntRange(1), default=120, show_default=True, help="Edits to try for that."),
+)
 EDITOR_SETTINGS = tuple(dict.fromkeys(f.name for kind in _ours().values() for f in fields(kind)))
 
 

@@ -15,6 +15,7 @@ from .flags import (
     EXAMPLES,
     EXPORT,
     HELD_OUT,
+    LIMIT,
     MODEL,
     PATH,
     WRITE,
@@ -41,6 +42,7 @@ def _names(text: str) -> tuple[str, ...]:
 @click.argument("model")
 @CALIBRATION
 @EDITOR
+@LIMIT
 @HELD_OUT
 @click.option("--again", is_flag=True, help="Edit a checkpoint that uwm has edited already.")
 @click.option("--beside", default=BESIDE, show_default=True, help="Methods measured beside the edit; none for none.")
@@ -62,6 +64,7 @@ def edit(output: Path | None, overwrite: bool, dry_run: bool, show_examples: boo
 
 @uwm.command()
 @EDITOR
+@LIMIT
 @click.option("--beside", default=BESIDE, show_default=True, help="Methods measured beside the edit; none for none.")
 @click.option("-o", "--output", type=PATH, default=DEMO_OUTPUT, show_default=True, help="Folder to write.")
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists.")

@@ -10,6 +10,7 @@ from ..knowledge import mean_over_sets
 from ..manifest import Columns, Manifest
 from ..text_tables import percent
 from .findings import better, findings, roles
+from .limit import limit_lines
 from .tables import edit_words
 
 SHOWN = ("GS", "PU")
@@ -30,8 +31,8 @@ def verdict_lines(manifest: Manifest, timed: bool = False) -> list[str]:
             f"Zero-shot accuracy: {_zero_shot(columns)}.",
             f"Cost: {_cost(manifest, columns, timed)}.",
         ]
-        return [*lines, *_better_methods(columns, differences)]
-    return []
+        return [*lines, *limit_lines(manifest.get("limit")), *_better_methods(columns, differences)]
+    return limit_lines(manifest.get("limit"))
 
 
 def _of(columns: Columns) -> tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any] | None]:
