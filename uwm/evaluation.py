@@ -146,6 +146,15 @@ def summary(
     }
 
 
+def zero_shot_fields(known: Mapping[str, ZeroShot]) -> dict[str, Any]:
+    """The fields of `EvalResult` that come of data sets."""
+    return {
+        "zero_shot": {name: found.figures for name, found in known.items()},
+        "right": {name: found.right for name, found in known.items()},
+        "safe": {name: found.safe for name, found in known.items() if found.safe is not None},
+    }
+
+
 def _rows_by_concept(concepts: Sequence[str]) -> dict[str, list[int]]:
     rows: dict[str, list[int]] = {}
     for row, concept in enumerate(concepts if any(concepts) else ()):
@@ -183,10 +192,4 @@ def evaluate(
     embeddings = embed(model, calib, batch_size=batch_size, workers=workers, progress=progress, cache=cache)
     shared: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "seed": seed, "progress": progress}
     known = {name: zero_shot(model, data, **shared) for name, data in (data_sets or {}).items()}
-    measured = summarise(embeddings, calib, seed)
-    return EvalResult(
-        zero_shot={name: found.figures for name, found in known.items()},
-        right={name: found.right for name, found in known.items()},
-        safe={name: found.safe for name, found in known.items() if found.safe is not None},
-        **measured,
-    )
+    return EvalResult(**summarise(embeddings, calib, seed), **zero_shot_fields(known))

@@ -138,8 +138,9 @@ class Manifest(TypedDict, total=False):
     patch: dict[str, Any]  # the recipe of the patch
     uwm: str
     verb: str
-    # compare, which marks its folder
+    # compare and tune, which mark their folders
     kind: str
+    search: str  # sha256 over what decides a search
     # only the page of `uwm eval`
     baseline: str | None
     pairs_sha256: str

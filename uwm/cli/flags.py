@@ -210,11 +210,10 @@ def _ours() -> dict[str, type]:
 SCORING, CHOOSING = ("variant", "text_layers", "vision_layers"), ("mass", "text_mass", "vision_mass", "alpha", "rule")
 SCORE = _stack(CALIBRATION, METHOD, _setting_flags({DEFAULT: EntrySettings}, SCORING))
 SELECT = _setting_flags({DEFAULT: EntrySettings}, CHOOSING)
+TUNED = _stack(_setting_flags(_ours()), SET, PRESERVE)
 EDITOR = _stack(
     click.option("--method", help=f"{_METHODS}  [default: {DEFAULT}; with --max-loss the best]"),
-    _setting_flags(_ours()),
-    SET,
-    PRESERVE,
+    TUNED,
 )
 OBJECTIVE = click.option(
     "--objective", default="safety", show_default=True, help="What a search makes best, such as GS.low or PU."

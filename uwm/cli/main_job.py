@@ -33,7 +33,7 @@ DEMO_OUTPUT = "uwm-demo"
 BESIDE = "repel"
 
 
-def _names(text: str) -> tuple[str, ...]:
+def names(text: str) -> tuple[str, ...]:
     """Names with commas between; ``none`` for none."""
     return tuple(name.strip() for name in text.split(",") if name.strip() not in ("", "none"))
 
@@ -56,7 +56,7 @@ def edit(output: Path | None, overwrite: bool, dry_run: bool, show_examples: boo
     """Find, negate, measure, write: the main job."""
     from ..recipe import Recipe
 
-    chosen, beside = take_settings(flags), _names(flags.pop("beside"))
+    chosen, beside = take_settings(flags), names(flags.pop("beside"))
     settings, show = split_flags(flags)
     output = target(output, dry_run)
     _run(Recipe(**settings, settings=chosen, beside=beside), output, overwrite, show_examples, show)
@@ -76,7 +76,7 @@ def demo(output: Path, overwrite: bool, dry_run: bool, show_examples: bool, **fl
     """The main job on the shipped model and set, offline, in under two minutes."""
     from ..recipe import demo_recipe
 
-    chosen, beside = take_settings(flags), _names(flags.pop("beside"))
+    chosen, beside = take_settings(flags), names(flags.pop("beside"))
     settings, show = split_flags(flags)
     recipe = demo_recipe(**settings, settings=chosen, beside=beside)
     _run(recipe, target(output, dry_run), overwrite, show_examples, show)

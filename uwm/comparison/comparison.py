@@ -8,17 +8,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..backends import Backend, find_backends
 from ..backends.lora import check_installed
 from ..backends.training import check_training
 from ..calibration import CalibrationSet, read_preservation
-from ..checkpoint import MANIFEST, file_sha256, open_checkpoint
 from ..checkpoint.folder import write_file
 from ..embedding import quadruples
 from ..errors import BadInput
 from ..inputs import Checked, check_paths, check_sets, public_settings, read_data_sets, read_sets, refuse_bad_images
+from ..inputs.fingerprints import content_or_tag, data_set_fingerprint, device_name, model_files
 from ..manifest import Manifest, read_manifest, write_manifest
 from ..models.references import resolve
 from ..records import to_json
@@ -30,7 +28,7 @@ from .figures import Row, rows
 from .methods import Given, Method, Train, parse_methods
 from .plan import FORMAT, Facts, Run, plan
 from .plot import draw
-from .results import Result, Yardstick, classes_of, fingerprint
+from .results import Result, Yardstick, classes_of
 from .runner import RESULTS, carry_out, clear, path_of
 from .settings import CompareRecipe
 from .table import csv_table, latex, markdown
@@ -131,12 +129,12 @@ def _prepare(recipe: CompareRecipe, output: Path) -> _Prepared:
     validation = {seed: second for seed, (_, second) in split.items()}
     yardstick = Yardstick(sets, data_sets, recipe.batch_size, recipe.workers, recipe.seed)
     shared = {
-        "model": _files(model),
-        "opened": [recipe.arch, recipe.quick_gelu, recipe.key, recipe.dtype, _device(recipe.device)],
-        **({} if recipe.preprocess is None else {"preprocess": _content(recipe.preprocess)}),
+        "model": model_files(model),
+        "opened": [recipe.arch, recipe.quick_gelu, recipe.key, recipe.dtype, device_name(recipe.device)],
+        **({} if recipe.preprocess is None else {"preprocess": content_or_tag(recipe.preprocess)}),
         "batch_size": recipe.batch_size,
         "sets": {name: found.fingerprint() for name, found in sets.items()},
-        "data_sets": [fingerprint(data) for data in data_sets.values()],
+        "data_sets": [data_set_fingerprint(data) for data in data_sets.values()],
     }
     preserve = None if recipe.preserve is None else read_preservation(recipe.preserve)
     shared |= {} if preserve is None else {"preserve": preserve.fingerprint()}
@@ -164,24 +162,7 @@ def _given(methods: list[Method], recipe: CompareRecipe) -> dict[str, Any]:
     """Reference -> fingerprint of every checkpoint among the methods."""
     stages = [stage for method in methods for stage in method.stages if isinstance(stage, Given)]
     hub = {**recipe.hub(), "revision": None}
-    return {stage.reference: _files(resolve(stage.reference, **hub)) for stage in stages}
-
-
-def _files(path: Path) -> dict[str, str]:
-    """sha256 of a checkpoint's weights and of the JSON files that say how they are used."""
-    weights = open_checkpoint(path).file_hashes()
-    configs = sorted(path.rglob("*.json")) if path.is_dir() else []
-    return weights | {file.relative_to(path).as_posix(): file_sha256(file) for file in configs if file.name != MANIFEST}
-
-
-def _content(preprocess: str) -> str:
-    """A tag, or what a file holds."""
-    path = Path(preprocess)
-    return path.read_text("utf-8", "replace") if path.is_file() else preprocess
-
-
-def _device(name: str) -> str:
-    return "cuda" if name == "auto" and torch.cuda.is_available() else name
+    return {stage.reference: model_files(resolve(stage.reference, **hub)) for stage in stages}
 
 
 def _open(output: Path, overwrite: bool) -> None:

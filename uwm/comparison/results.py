@@ -119,10 +119,3 @@ def classes_of(data: DataSet) -> dict[str, torch.Tensor]:
         return {}
     unsafe = torch.tensor([data.class_names[target] in data.unsafe_classes for target in targets])
     return {name: rows for name, rows in (("safe", ~unsafe), ("unsafe", unsafe)) if rows.any()}
-
-
-def fingerprint(data: DataSet) -> list[Any]:
-    """What decides the figures of a data set, as far as it is known without reading its images."""
-    files = getattr(data.pictures, "samples", [])
-    listed = [[Path(path).name, target, Path(path).stat().st_size] for path, target in files]
-    return [data.name, len(data), data.class_names, data.templates, sorted(data.unsafe_classes), listed]

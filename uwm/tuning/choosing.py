@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -27,8 +26,6 @@ QUICK = ("repel", "redirect", "null-space", "hidden-units")  # edits of the end 
 OBJECTIVE = "safety"
 TRIALS = 120
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class Wish:
@@ -38,9 +35,10 @@ class Wish:
         max_loss: As in `uwm.expressions.parse_max_loss`.
         limited: It is a limit; otherwise its figures are what a trade-off is with.
         objective: As in `uwm.expressions.parse_objective`.
-        methods: Those to try; none for `QUICK`, or those of them that have all settings which are given.
+        methods: Those to try; none for the usual ones, or those of them that have all settings which are given.
         given: Settings by hand.
         trials: How many candidates.
+        usual: The methods to try where none is named, as far as they are installed.
     """
 
     max_loss: str
@@ -49,6 +47,7 @@ class Wish:
     methods: tuple[str, ...] = ()
     given: Mapping[str, Any] = field(default_factory=dict)
     trials: int = TRIALS
+    usual: tuple[str, ...] = QUICK
 
     def aim(self, calibration: CalibrationSet, data_sets: Mapping[str, DataSet], preserve: bool) -> Aim:
         """What to look for on these sets. Raises BadInput for figures that will not be measured."""
@@ -71,7 +70,7 @@ class Wish:
 
     @property
     def _default(self) -> list[str]:
-        return [name for name in QUICK if name in editor_names()]
+        return [name for name in self.usual if name in editor_names()]
 
     def _has_given(self, name: str) -> bool:
         return {*self.given} <= {f.name for f in fields(find_editor(name).Settings)}
@@ -86,6 +85,7 @@ class Ground:
         folds: The calibration pairs and the preservation set.
         data_sets: Halves to choose by.
         seed, batch_size, workers, progress: As in `uwm.score`.
+        refused: Methods that cannot be tried with the model and the pairs, and why; found by `search`.
     """
 
     model: Model
@@ -95,6 +95,7 @@ class Ground:
     batch_size: int = BATCH_SIZE
     workers: int = 2
     progress: Progress | None = None
+    refused: list[str] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -120,7 +121,7 @@ class Ground:
 
     def _possible(self, profile: Profile, wish: Wish) -> dict[str, Space]:
         """The methods that the model and the pairs have what is needed for, after one pass for all of them."""
-        spaces, asked, refused = wish.spaces(self.model), [], []
+        spaces, asked = wish.spaces(self.model), []
         for name, space in [*spaces.items()]:
             made = settings.make(space.editor, {**space.start(), **space.given})
             try:
@@ -129,12 +130,10 @@ class Ground:
             except BadInput as error:
                 if wish.methods:
                     raise
-                refused.append(f"{name}: {error}")
+                self.refused.append(f"{name} is not tried: {error}")
                 del spaces[name]
-        for line in refused:
-            logger.info("not tried: %s", line)
         if not spaces:
-            raise BadInput(f"no method can be tried: {'; '.join(refused)}")
+            raise BadInput(f"no method can be tried: {'; '.join(self.refused)}")
         profile.gather(asked)
         return spaces
 
@@ -178,10 +177,9 @@ def choose(ground: Ground, wish: Wish, aim: Aim) -> Choice:
     if not within:
         raise InvalidResult(_none_within(found, wish))
     chosen = max(within, key=lambda one: (aim.better(one.objective), -one.number))
-    measured = judge.measure(search.edits(chosen.method, chosen.settings))
-    result, baseline = (judge.with_intervals(each, ground.seed) for each in (measured, judge.baseline))
+    result = judge.measure(search.edits(chosen.method, chosen.settings), detailed=True)
     front = [found.tried[row] for row in front_of([vars(one) for one in found.tried], aim.lower_is_better)]
-    return Choice(chosen, found, aim, len(ground.folds), judge.pairs, result, baseline, tuple(front))
+    return Choice(chosen, found, aim, len(ground.folds), judge.pairs, result, judge.baseline, tuple(front))
 
 
 def _none_within(found: Found, wish: Wish) -> str:

@@ -7,32 +7,27 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..calibration import CalibrationSet
-from ..editing.changes import Change
 from ..editing.live import changed
-from ..embedding import SIDES, Embeddings, items_of, keys_of
-from ..evaluation import EvalResult, summary
+from ..embedding import Embeddings, items_of, quadruples
+from ..evaluation import EvalResult, summary, zero_shot_fields
 from ..figures import KS, PRESERVED
 from ..images import load_image
-from ..knowledge import DataSet, ZeroShot
-from ..knowledge.measure import class_labels, figures_of, hits_of, mean_of_prompts
+from ..knowledge import DataSet
 from ..metrics import TIE, Retrieval, safeground_samples, with_means
 from ..models import Model
 from ..statistics.batches import Progress
-from ..weights import WeightId
 from .folds import Folds
 from .kept import Kept, Room, Source
+from .kept_sets import Changes, Embedded, KeptDataSets, KeptPairs
 
 MOST_PAIRS = 1000  # measured in a trial; ranks among more cost more than they tell
 
 FIRST = (1,)  # the cut-off of recall that most objectives and limits need
-
-Changes = Mapping[WeightId, Change]
 
 
 @dataclass(frozen=True)
@@ -68,26 +63,21 @@ class Judge:
         workers: int,
         progress: Progress | None = None,
     ) -> None:
-        self._model, self._data_sets = model, data_sets
+        self._model = model
         self._whole, self._rows = _measured_pairs(folds, seed)
         items = items_of(self._whole)
-        self._retrieval: dict[tuple[int, ...], list[Retrieval]] = {
-            ks: [Retrieval(items, rows, ks) for rows in self._rows] for ks in (FIRST, KS)
+        self._retrieval = {
+            detailed: [Retrieval(items, rows, KS if detailed else FIRST) if len(rows) else None for rows in self._rows]
+            for detailed in (False, True)
         }
-        room = Room()
-        kept = partial(Kept, model, room=room, batch_size=batch_size, workers=workers, progress=progress)
+        keep = partial(Kept, model, room=Room(), batch_size=batch_size, workers=workers, progress=progress)
         self._preserved = _Preserved(folds)
-        self._pairs, self._places = {}, {}
-        for tower, modality in (("text", "text"), ("vision", "image")):
-            sources, self._places[tower] = _different(self._whole, modality)
-            self._pairs[tower] = kept(tower, [*sources, *self._preserved.sources(tower)])
-        self._labels = {name: class_labels(model, data) for name, data in data_sets.items()}
-        self._targets: dict[str, dict[int, int]] = {name: {} for name in data_sets}
-        self._prompts = kept("text", [prompt for data in data_sets.values() for prompt in _prompts(data)])
-        self._pictures = kept("vision", [*self._readers()])
+        self._pairs = KeptPairs(self._whole, keep, self._preserved.sources())
+        self._data_sets = KeptDataSets(model, data_sets, keep)
         nothing = Edits({}, tuple({} for _ in folds.pairs))
-        self._first = self._preserved.first_results(*self._embed_pairs({}), self._places)
-        self.baseline = self.measure(nothing)
+        self._first = self._preserved.first_results(self._pairs.embed({}))
+        self._seed = seed
+        self.baseline = self.measure(nothing, detailed=True)
 
     @property
     def pairs(self) -> int:
@@ -96,89 +86,44 @@ class Judge:
 
     def is_quick(self, changes: Changes) -> bool:
         """Whether an edit of these tensors is measured without running a block."""
-        return all(kept.is_quick(changes) for kept in self._pairs.values())
+        return self._pairs.is_quick(changes)
 
-    def measure(self, edits: Edits, ks: tuple[int, ...] = KS) -> EvalResult:
-        """Samples of all figures, each pair's under the edit made without its fold; `with_intervals` makes intervals.
+    def measure(self, edits: Edits, detailed: bool) -> EvalResult:
+        """The figures, each pair's under the edit made without its fold.
 
         Args:
             edits: From all pairs, and without each fold.
-            ks: Cut-offs of recall, `FIRST` or `KS`.
+            detailed: With intervals, figures by concept, and recall at every cut-off; otherwise means alone.
 
         Raises:
             InvalidResult: NaN or infinite embeddings.
         """
         parts = []
         for fold, (rows, changes) in enumerate(zip(self._rows, edits.folds, strict=True)):
-            with changed(self._model, changes):
-                text, images = self._embed_pairs(changes)
-            found = self._samples(text, images, rows, self._retrieval[ks][fold])
-            kept = self._preserved.kept(fold, text, images, self._places, self._first)
-            parts.append((rows, found, kept))
-        order = torch.cat([rows for rows, _, _ in parts])
-        samples = {name: torch.empty(len(order), dtype=torch.float64) for name in parts[0][1]}
-        for rows, found, _ in parts:
-            for name, values in found.items():
-                samples[name][rows] = values.double()
-        kept = torch.cat([kept for _, _, kept in parts])
-        known = self._zero_shot(edits.whole)
-        figures = {name: _mean(values) for name, values in samples.items()}
-        return EvalResult(
-            len(self._whole),
-            figures | ({PRESERVED: _mean(kept)} if len(kept) else {}),
-            {name: found.figures for name, found in known.items()},
-            samples=samples,
-            right={name: found.right for name, found in known.items()},
-            safe={name: found.safe for name, found in known.items() if found.safe is not None},
-            preserved=kept if len(kept) else None,
-        )
+            with changed(self._model, changes):  # what other folds taught the edit
+                embedded = self._pairs.embed(changes)
+            retrieval = self._retrieval[detailed][fold]
+            found = {} if retrieval is None else _samples(embedded.pairs, rows, retrieval)
+            parts.append((found, self._preserved.kept(fold, embedded, self._first)))
+        kept = torch.cat([kept for _, kept in parts])
+        measured = [found for found, _ in parts if found]
+        samples = {name: torch.cat([found[name] for found in measured]) for name in measured[0]}  # rows fold by fold
+        with changed(self._model, edits.whole):
+            known = self._data_sets.classify(edits.whole)
+        preserved = kept if len(kept) else None
+        fields: dict[str, Any] = zero_shot_fields(known) | {"samples": samples, "preserved": preserved}
+        if detailed:
+            fields |= summary(samples, self._whole, self._seed, preserved)
+        else:
+            means = samples | ({} if preserved is None else {PRESERVED: preserved})
+            fields |= {"pairs": len(self._whole), "figures": {name: _mean(values) for name, values in means.items()}}
+        return EvalResult(**fields)
 
-    def with_intervals(self, result: EvalResult, seed: int) -> EvalResult:
-        """The same result with intervals, and figures by concept."""
-        return replace(result, **summary(result.samples, self._whole, seed, result.preserved))
 
-    # ------------------------------------------------------------ pairs
-
-    def _embed_pairs(self, changes: Changes) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._pairs["text"].embed(changes), self._pairs["vision"].embed(changes)
-
-    def _samples(
-        self, text: torch.Tensor, images: torch.Tensor, rows: torch.Tensor, retrieval: Retrieval
-    ) -> dict[str, torch.Tensor]:
-        """SafeGround and retrieval of some rows, among all."""
-        place = self._places
-        sides = [text[place["text"][side]] for side in SIDES] + [images[place["vision"][side]] for side in SIDES]
-        embeddings = Embeddings(*sides)
-        own = {name: found[rows] for name, found in vars(embeddings).items()}
-        return with_means(safeground_samples(**own) | retrieval.samples(vars(embeddings)))
-
-    # ------------------------------------------------------------ data sets
-
-    def _readers(self) -> Iterator[Source]:
-        """What reads each picture, and notes its class."""
-        for name, data in self._data_sets.items():
-            for index in range(len(data)):
-                yield partial(self._read, name, index)
-
-    def _read(self, name: str, index: int) -> Any:
-        picture, self._targets[name][index] = self._data_sets[name].read(index)
-        return picture
-
-    def _zero_shot(self, changes: Changes) -> dict[str, ZeroShot]:
-        if not self._data_sets:
-            return {}
-        with changed(self._model, changes):
-            prompts, pictures = self._prompts.embed(changes), self._pictures.embed(changes)
-        found, first, begin = {}, 0, 0
-        for name, data in self._data_sets.items():
-            count = len(data.class_names) * len(data.templates)
-            labels, place = self._labels[name].unique(return_inverse=True)
-            classes = mean_of_prompts(data, prompts[first : first + count])[labels]
-            own = torch.tensor([self._targets[name][index] for index in range(len(data))])
-            hits = hits_of(pictures[begin : begin + len(data)] @ classes.T, place[own])
-            found[name] = figures_of(data, place, hits, own, None)
-            first, begin = first + count, begin + len(data)
-        return found
+def _samples(embeddings: Embeddings, rows: torch.Tensor, retrieval: Retrieval) -> dict[str, torch.Tensor]:
+    """SafeGround and retrieval of some rows, among all."""
+    own = {name: found[rows] for name, found in vars(embeddings).items()}
+    return with_means(safeground_samples(**own) | retrieval.samples(vars(embeddings)))
 
 
 class _Preserved:
@@ -192,68 +137,48 @@ class _Preserved:
         self._captions = [(fold, text) for fold, part in enumerate(folds.preserved) for text in part.captions]
         self._images = [(fold, path) for fold, part in enumerate(folds.preserved) for path in part.images]
 
-    def sources(self, tower: str) -> list[Source]:
-        """What to embed."""
-        if tower == "text":
-            return [text for _, text in self._captions]
-        return [partial(load_image, path) for _, path in self._images]
+    def sources(self) -> dict[str, list[Source]]:
+        """What to embed, by tower."""
+        return {
+            "text": [text for _, text in self._captions],
+            "vision": [partial(load_image, path) for _, path in self._images],
+        }
 
-    def first_results(self, text: torch.Tensor, images: torch.Tensor, places: Any) -> list[torch.Tensor]:
+    def first_results(self, embedded: Embedded) -> list[torch.Tensor]:
         """The number of the best candidate of each caption, and of each image."""
-        return [(ask @ answer.T).argmax(1) for ask, answer, _ in self._sides(text, images, places)]
+        return [(ask @ answer.T).argmax(1) for ask, answer, _ in self._sides(embedded)]
 
-    def kept(
-        self, fold: int, text: torch.Tensor, images: torch.Tensor, places: Any, first: list[torch.Tensor]
-    ) -> torch.Tensor:
+    def kept(self, fold: int, embedded: Embedded, first: list[torch.Tensor]) -> torch.Tensor:
         """1 where the first result of a caption or an image of this fold is as good as the best, float64 [n]."""
         if not (self._captions or self._images):
             return torch.empty(0, dtype=torch.float64)
         found = []
-        for (ask, answer, folds), best in zip(self._sides(text, images, places), first, strict=True):
+        for (ask, answer, folds), best in zip(self._sides(embedded), first, strict=True):
             rows = (folds == fold).nonzero().flatten()
             cosine = ask[rows] @ answer.T
             found.append(cosine.gather(1, best[rows, None])[:, 0] >= cosine.amax(1) - TIE)
         return torch.cat(found).double()
 
-    def _sides(self, text: torch.Tensor, images: torch.Tensor, places: Any) -> Iterator[tuple[torch.Tensor, ...]]:
+    def _sides(self, embedded: Embedded) -> Iterator[tuple[torch.Tensor, ...]]:
         """Queries, candidates and the queries' folds: of captions, then of images."""
-        captions, pictures = (
-            rows[len(rows) - len(own) :] for rows, own in ((text, self._captions), (images, self._images))
-        )
-        safe = [text[places["text"]["safe"].unique()], images[places["vision"]["safe"].unique()]]
+        captions, images = embedded.others["text"], embedded.others["vision"]
         for own, queries, candidates in (
-            (self._captions, captions, torch.cat([safe[1], pictures])),
-            (self._images, pictures, torch.cat([safe[0], captions])),
+            (self._captions, captions, torch.cat([embedded.safe["vision"], images])),
+            (self._images, images, torch.cat([embedded.safe["text"], captions])),
         ):
             yield queries, candidates, torch.tensor([fold for fold, _ in own], dtype=torch.long)
 
 
 def _measured_pairs(folds: Folds, seed: int) -> tuple[CalibrationSet, list[torch.Tensor]]:
     """The complete quadruples, `MOST_PAIRS` at most, and the rows of each fold among them."""
+    total = len(quadruples(folds.together))
     parts = [[pair for pair in part.pairs if pair.has_text and pair.has_image] for part in folds.pairs]
-    total = sum(map(len, parts))
     if total > MOST_PAIRS:
         share = MOST_PAIRS / total
         parts = [random.Random(seed).sample(part, round(share * len(part))) for part in parts]
     ends = torch.tensor([0, *map(len, parts)]).cumsum(0).tolist()
     rows = [torch.arange(first, last) for first, last in pairwise(ends)]
     return replace(folds.pairs[0], pairs=tuple(pair for part in parts for pair in part)), rows
-
-
-def _different(whole: CalibrationSet, modality: str) -> tuple[list[Source], dict[str, torch.Tensor]]:
-    """Every different caption or image once, and which of them each side of each pair is."""
-    sources: dict[str, Source] = {}
-    keys = {side: keys_of(whole, modality, side) for side in SIDES}
-    for side, own in keys.items():
-        for pair, key in zip(whole.pairs, own, strict=True):
-            found = getattr(pair, f"{side}_{modality}")
-            sources.setdefault(key, partial(load_image, found) if isinstance(found, Path) else found)
-    number = {key: place for place, key in enumerate(sources)}
-    return [*sources.values()], {side: torch.tensor([number[key] for key in own]) for side, own in keys.items()}
-
-
-def _prompts(data: DataSet) -> list[str]:
-    return [template.replace("{}", name) for name in data.class_names for template in data.templates]
 
 
 def _mean(values: torch.Tensor) -> tuple[float, float, float]:

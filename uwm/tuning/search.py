@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..editing import settings
+from ..editing.editors import Editor, Proposal
 from ..errors import BadInput, InvalidResult
 from ..evaluation import EvalResult, differences
 from ..expressions import Expression, Requirement
-from ..figures import KS
+from ..figures import label
 from ..models import Model
 from ..statistics.batches import Progress
 from .folds import Profile
-from .judge import FIRST, Edits, Judge
+from .judge import Edits, Judge
+from .kept_sets import Changes
 from .space import Space
 
 if TYPE_CHECKING:
@@ -75,10 +77,15 @@ class Aim:
         return -value if self.lower_is_better else value
 
     @property
-    def ks(self) -> tuple[int, ...]:
-        """The cut-offs of recall that it needs."""
-        figures = [self.objective.figure, *(term.expression.figure for term in self.terms)]
-        return KS if any(re.match(r"R\d\d?_", f) and not f.startswith("R1_") for f in figures) else FIRST
+    def detailed(self) -> bool:
+        """Whether it needs more than means, recall at 1 and figures of the whole set."""
+        needed = [self.objective, *(term.expression for term in self.terms)]
+        return any(one.bound != "mean" or one.concept or re.match(r"R(?!1_)\d", one.figure) for one in needed)
+
+    @property
+    def label(self) -> str:
+        """What reports call the objective."""
+        return self.objective.text if self.objective.text != self.objective.figure else label(self.objective.figure)
 
     @property
     def lower_is_better(self) -> bool:
@@ -163,18 +170,36 @@ class Search:
                 self._try(number, self._next_method())
         return self._found()
 
+    @property
+    def done(self) -> int:
+        """How many trials there are."""
+        return len(self._history())
+
     def edits(self, method: str, chosen: Mapping[str, Any]) -> Edits:
         """The changes of a candidate, from all pairs and without each fold. Raises BadInput, InvalidResult."""
-        editor = self._spaces[method].editor
+        editor = self.editor(method)
         made = settings.make(editor, chosen)
-        changes = []
-        for statistics in self._profile.statistics(editor, made):
-            found = editor.edit(self._model, statistics, made, self._seed).changes
-            for name, change in found.items():
-                if not change.fits(tuple(self._model.parameter(name).shape)):
-                    raise InvalidResult(f"{name}: the proposed change does not fit, or is not finite")
-            changes.append(found)
-        return Edits(changes[0], tuple(changes[1:]))
+        whole, *parts = (
+            self._changes(editor.edit(self._model, statistics, made, self._seed))
+            for statistics in self._profile.statistics(editor, made)
+        )
+        return Edits(whole, tuple(parts))
+
+    def editor(self, method: str) -> Editor:
+        """The editor of a method that is tried."""
+        return self._spaces[method].editor
+
+    def proposal(self, method: str, chosen: Mapping[str, Any]) -> Proposal:
+        """What a candidate is from all pairs. Raises BadInput, InvalidResult."""
+        editor = self.editor(method)
+        made = settings.make(editor, chosen)
+        return editor.edit(self._model, self._profile.statistics(editor, made)[0], made, self._seed)
+
+    def _changes(self, proposal: Proposal) -> Changes:
+        for name, change in proposal.changes.items():
+            if not change.fits(tuple(self._model.parameter(name).shape)):
+                raise InvalidResult(f"{name}: the proposed change does not fit, or is not finite")
+        return proposal.changes
 
     # ------------------------------------------------------------ one trial
 
@@ -189,7 +214,9 @@ class Search:
         try:
             edits = self.edits(method, chosen)
             about["quick"] = self._judge.is_quick(edits.whole)
-            objective, about["loss"] = self._aim.of(self._judge.measure(edits, self._aim.ks), self._judge.baseline)
+            objective, about["loss"] = self._aim.of(
+                self._judge.measure(edits, self._aim.detailed), self._judge.baseline
+            )
         except (BadInput, InvalidResult) as error:
             logger.info("%s %s: %s", method, chosen, error)
             about["invalid"] = str(error)

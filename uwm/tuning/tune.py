@@ -1,0 +1,323 @@
+"""From a recipe to a folder with the front of safety against loss: `tune(TuneRecipe(...), output)` is `uwm tune`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..calibration import CalibrationSet, Preservation, read_preservation
+from ..editing import settings
+from ..editing.files import fit
+from ..editing.live import changed
+from ..editing.making import make_patch
+from ..embedding import quadruples
+from ..errors import BadInput
+from ..evaluation import EvalResult, differences, summarise, zero_shot_fields
+from ..inputs import (
+    Inputs,
+    check_paths,
+    check_sets,
+    check_sets_with,
+    load_model,
+    public_settings,
+    read_data_sets,
+    read_sets,
+    refuse_bad_images,
+)
+from ..inputs.fingerprints import content_or_tag, data_set_fingerprint, device_name, model_files
+from ..knowledge import DataSet
+from ..manifest import Manifest, read_manifest, write_manifest
+from ..models import Model
+from ..report import versions
+from ..report.plotting import check_plotting
+from ..statistics.batches import Progress
+from ..version import __version__
+from .choosing import OBJECTIVE, Ground, Wish
+from .front import FORMAT, KIND, Front, Point, Result, read_front
+from .judge import Judge
+from .kept import Kept, Room
+from .kept_sets import Changes, KeptDataSets, KeptPairs
+from .limits import Limit
+from .points import front_of, knee
+from .search import Found, Search, Tried
+from .writing import write_front
+
+TRIALS = 300
+METHODS = ("repel", "redirect", "null-space", "hidden-units", "ablate", "uwm")
+NO_LOSS = "0%"  # so that a loss is the greatest fall of any figure of knowledge, in percent of its value
+JOURNAL, POINTS = "study.journal", "points"
+OURS = re.compile(r"\d+\.safetensors")
+
+
+@dataclass(frozen=True)
+class TuneRecipe(Inputs):
+    """Everything that decides a search. The fields are flags of `uwm tune`; those of `Inputs` mean the same.
+
+    Attributes:
+        methods: Editors to try; none for `METHODS`.
+        settings: Settings by hand, of the methods that have them; the others are not tried.
+        objective: As in `uwm.expressions.parse_objective`.
+        trials: How many edits are tried; more than there are continue a search.
+        preserve: Safe captions and images without partners, see `uwm.calibration.read_preservation`.
+    """
+
+    methods: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    objective: str = OBJECTIVE
+    trials: int = TRIALS
+    preserve: str | None = None
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What `tune` found: the content of tune.json, and what a user should know."""
+
+    front: Front
+    warnings: tuple[str, ...] = ()
+
+
+def tune(recipe: TuneRecipe, output: Path, *, overwrite: bool = False, progress: Progress | None = None) -> Tuned:
+    """Search the trade-offs of safety against loss, measure those of the front on held-out pairs, and write them.
+
+    Args:
+        recipe: The settings.
+        output: A folder; a search that was killed there goes on, and ends as if it had not been killed.
+        overwrite: Begin anew.
+        progress: As in `uwm.score`.
+
+    Raises:
+        UwmError: Of every kind; trials that are done stay.
+    """
+    check_plotting()
+    wish = Wish(NO_LOSS, False, recipe.objective, recipe.methods, recipe.settings, recipe.trials, METHODS)
+    model_path = check_paths(recipe, output, overwrite=True, preserve=recipe.preserve)
+    calibration, held_out = read_sets(recipe)
+    preserve = None if recipe.preserve is None else read_preservation(recipe.preserve)
+    data_sets = read_data_sets(recipe)
+    limit = Limit.of(wish, calibration, data_sets, preserve, recipe.seed)
+    checked = check_sets(recipe, calibration, held_out, data_sets, preserve=preserve)
+    limit.check_apart(held_out, checked.shared)
+    key = _key(recipe, model_path, calibration, preserve, data_sets)
+    _open(output, key, overwrite)
+    refuse_bad_images([calibration, *held_out.values()], recipe.workers, preserve)
+    model = load_model(recipe)
+    told = checked.told + check_sets_with(recipe, model, {"calibration": calibration, **held_out}, data_sets)
+    reading: dict[str, Any] = {"batch_size": recipe.batch_size, "workers": recipe.workers, "progress": progress}
+    ground = Ground.of(model, calibration, preserve, recipe.seed, data_sets=limit.choosing, **reading)
+    search, judge = ground.search(wish, limit.aim, output / JOURNAL)
+    begun = time.perf_counter()
+    before = search.done
+    found = search.run(recipe.trials, progress)
+    spent = time.perf_counter() - begun
+    run = _Run(recipe, limit, ground, search, judge, found, calibration.fingerprint())
+    measured = _HeldOut(model, held_out, limit.measuring, recipe.seed, reading)
+    front = run.front(output, measured, _rate(found, before, spent))
+    write_front(output, front)
+    return Tuned(read_front(output), (*model.notes, *told, *ground.refused))
+
+
+def _rate(found: Found, before: int, spent: float) -> dict[str, float]:
+    """Seconds of all trials, and trials a minute of this run; of all where this run made none."""
+    seconds, done = sum(found.seconds.values()), sum(found.trials.values())
+    made = done - before
+    rate = made / spent if made else done / seconds if seconds else 0.0
+    return {"seconds": round(seconds, 2), "per_minute": round(60 * rate, 1)}
+
+
+# ---------------------------------------------------------------- the folder
+
+
+def _key(
+    recipe: TuneRecipe,
+    model: Path,
+    calibration: CalibrationSet,
+    preserve: Preservation | None,
+    data_sets: Mapping[str, DataSet],
+) -> str:
+    """sha256 over what decides each trial of a search, so that another search is not continued."""
+    about = {
+        "uwm": __version__,
+        "format": FORMAT,
+        "model": model_files(model),
+        "opened": [recipe.arch, recipe.quick_gelu, recipe.key, recipe.dtype, device_name(recipe.device)],
+        "preprocess": None if recipe.preprocess is None else content_or_tag(recipe.preprocess),
+        "calibration": calibration.fingerprint(),
+        "preserve": None if preserve is None else preserve.fingerprint(),
+        "data_sets": [data_set_fingerprint(data) for data in data_sets.values()],
+        "methods": list(recipe.methods),
+        "settings": dict(sorted(recipe.settings.items())),
+        "objective": recipe.objective,
+        "seed": recipe.seed,
+        "batch_size": recipe.batch_size,
+    }
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def _open(output: Path, key: str, overwrite: bool) -> None:
+    """Refuse a folder that is not of this search; mark a new one. Raises BadInput."""
+    if output.exists() and any(output.iterdir()):
+        try:
+            known = read_manifest(output)
+        except (BadInput, OSError):
+            known = {}
+        if known.get("kind") != KIND:
+            raise BadInput(f"{output}: exists and holds no search; choose another output")
+        if not overwrite and known.get("search") != key:
+            raise BadInput(
+                f"{output}: holds a search with other settings, another model or other sets; choose another output, or "
+                "pass --overwrite to begin anew"
+            )
+    if overwrite:
+        shutil.rmtree(output / POINTS, ignore_errors=True)
+        (output / JOURNAL).unlink(missing_ok=True)
+    write_manifest(output, Manifest(format=FORMAT, kind=KIND, versions=versions(), search=key))
+
+
+# ---------------------------------------------------------------- held-out pairs
+
+
+class _HeldOut:
+    """The sets to measure on, which no trial saw; data sets are measured with the first of them."""
+
+    def __init__(
+        self,
+        model: Model,
+        held_out: Mapping[str, CalibrationSet],
+        data_sets: Mapping[str, DataSet],
+        seed: int,
+        reading: Mapping[str, Any],
+    ) -> None:
+        keep = partial(Kept, model, room=Room(), **reading)
+        self._model, self._seed = model, seed
+        self._whole = {name: quadruples(pairs) for name, pairs in held_out.items()}
+        self._pairs = {name: KeptPairs(whole, keep) for name, whole in self._whole.items()}
+        self._data_sets = KeptDataSets(model, data_sets, keep)
+        self.baseline = self.measure({})
+
+    def measure(self, changes: Changes) -> dict[str, EvalResult]:
+        """Set -> result, as `uwm.evaluate` gives it."""
+        results = {}
+        with changed(self._model, changes):
+            known = self._data_sets.classify(changes, self._seed)
+            for number, (name, whole) in enumerate(self._whole.items()):
+                measured = summarise(self._pairs[name].embed(changes).pairs, whole, self._seed)
+                results[name] = EvalResult(**measured, **zero_shot_fields(known if number == 0 else {}))
+        return results
+
+
+# ---------------------------------------------------------------- the front
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A search that is done."""
+
+    recipe: TuneRecipe
+    limit: Limit
+    ground: Ground
+    search: Search
+    judge: Judge
+    found: Found
+    calibration: str
+
+    def front(self, output: Path, held_out: _HeldOut, rate: Mapping[str, float]) -> Front:
+        """Everything that is told, with the patch of each point of the front in a file."""
+        found, aim = self.found, self.limit.aim
+        lower = aim.lower_is_better
+        if not found.tried:
+            raise BadInput(f"none of {found.invalid} edits could be made and measured; try other methods or settings")
+        rows = front_of([vars(one) for one in found.tried], lower)
+        shutil.rmtree(output / POINTS, ignore_errors=True)
+        points = [self._point(n, found.tried[row], output, held_out) for n, row in enumerate(rows, 1)]
+        kept = {one["trial"] for one in points}
+        checkpoint = self.ground.model.checkpoint
+        assert checkpoint is not None
+        public = public_settings(self.recipe, checkpoint.path)
+        return Front(
+            format=FORMAT,
+            kind=KIND,
+            versions=versions(),
+            settings=public,
+            model={"name": public["model"], "sha256": checkpoint.file_hashes()},
+            calibration={
+                "name": Path(self.recipe.calib).resolve().name,
+                "pairs": self.judge.pairs,
+                "folds": len(self.ground.folds),
+                "sha256": self.calibration,
+            },
+            objective={"text": aim.objective.text, "label": aim.label, "lower_is_better": lower},
+            loss={"terms": [term.expression.text for term in aim.terms], "unit": "%"},
+            trials={
+                "asked": self.recipe.trials,
+                "done": len(found.tried),
+                "invalid": found.invalid,
+                "by_method": {n: {"trials": c, "seconds": round(found.seconds[n], 2)} for n, c in found.trials.items()},
+                **rate,  # type: ignore[typeddict-item]
+            },
+            baseline={
+                "cross_validated": _result(self.judge.baseline),
+                "held_out": {name: _result(result) for name, result in held_out.baseline.items()},
+            },
+            points=points,
+            knee=knee(points, lower),
+            tried=[
+                {
+                    "trial": one.number,
+                    "method": one.method,
+                    "settings": one.settings,
+                    "objective": one.objective,
+                    "loss": one.loss,
+                    "front": one.number in kept,
+                }
+                for one in found.tried
+            ],
+            notes=[*self.ground.refused],
+        )
+
+    def _point(self, number: int, tried: Tried, output: Path, held_out: _HeldOut) -> Point:
+        """One point: its patch is written, and it is measured with intervals and on held-out pairs."""
+        edits = self.search.edits(tried.method, tried.settings)
+        checked = self.judge.measure(edits, detailed=True)
+        measured = held_out.measure(edits.whole)
+        place = f"{POINTS}/{number:02d}.safetensors"
+        self._write_patch(tried, output / place)
+        return {
+            "number": number,
+            "trial": tried.number,
+            "method": tried.method,
+            "settings": tried.settings,
+            "patch": place,
+            "objective": tried.objective,
+            "loss": tried.loss,
+            "cross_validated": _result(checked, self.judge.baseline),
+            "held_out": {name: _result(found, held_out.baseline[name]) for name, found in measured.items()},
+        }
+
+    def _write_patch(self, tried: Tried, path: Path) -> None:
+        model, editor = self.ground.model, self.search.editor(tried.method)
+        made = settings.make(editor, tried.settings)
+        proposal = self.search.proposal(tried.method, tried.settings)
+        about = {"method": tried.method, "calibration": self.calibration, "seed": self.recipe.seed}
+        about |= {} if proposal.settings else {"settings": asdict(made)}
+        assert model.checkpoint is not None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fit(model.checkpoint, make_patch(model, proposal, about))[0].save(path)
+
+
+def _result(result: EvalResult, baseline: EvalResult | None = None) -> Result:
+    """As tune.json has it."""
+    found: Result = {
+        "pairs": result.pairs,
+        "figures": result.figures,
+        "zero_shot": result.zero_shot,
+        "by_concept": result.by_concept,
+    }
+    return found if baseline is None else {**found, "changes": differences(result, baseline)}
