@@ -94,7 +94,7 @@ def compare(
         UwmError: Of every kind; results that are there stay.
     """
     check_plotting()
-    prepared = _prepare(recipe, output)
+    prepared = prepare(recipe, output)
     _open(output, overwrite)
     bench, yardstick = prepared.bench, prepared.yardstick
     sets = [bench.calibration[recipe.seeds[0]], *yardstick.sets.values()]
@@ -108,11 +108,11 @@ def compare(
 
 def planned(recipe: CompareRecipe, output: Path) -> list[tuple[str, bool]]:
     """The runs of a comparison by name, and whether each is there already; nothing is run or written."""
-    runs = _prepare(recipe, output).runs
+    runs = prepare(recipe, output).runs
     return [(run.name(), path_of(output, run).is_file()) for run in runs]
 
 
-def _prepare(recipe: CompareRecipe, output: Path) -> _Prepared:
+def prepare(recipe: CompareRecipe, output: Path) -> _Prepared:
     """Read and check everything but models."""
     backends = find_backends()
     default = {"text_layers": recipe.text_layers, "vision_layers": recipe.vision_layers}

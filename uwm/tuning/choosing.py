@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..models import Model
 from ..statistics.batches import BATCH_SIZE, Progress
 from .folds import Folds, Profile, draw_folds
 from .judge import Judge
+from .kept_sets import Changes
 from .points import front_of
 from .search import Aim, Found, Search, Tried
 from .space import Space
@@ -106,26 +108,37 @@ class Ground:
             raise BadInput(f"--max-loss needs a model with both towers, to measure safety; {_only(model)}")
         return cls(model, draw_folds(calibration, preserve, seed), seed=seed, **others)
 
-    def search(self, wish: Wish, aim: Aim, journal: Path | None = None) -> tuple[Search, Judge]:
-        """The search, and what it measures by.
+    @cached_property
+    def judge(self) -> Judge:
+        """What edits are measured by."""
+        return Judge(self.model, self.folds, self.data_sets, seed=self.seed, **self._reading)
+
+    @cached_property
+    def profile(self) -> Profile:
+        """What editors are given."""
+        return Profile(self.model, self.folds, **self._reading)
+
+    @property
+    def _reading(self) -> dict[str, Any]:
+        return {"batch_size": self.batch_size, "workers": self.workers, "progress": self.progress}
+
+    def search(self, wish: Wish, aim: Aim, journal: Path | None = None) -> Search:
+        """A search over the methods that are wished.
 
         Raises:
             BadInput: No method can be tried with the model and the pairs, or one that was asked for cannot.
         """
-        reading: dict[str, Any] = {"batch_size": self.batch_size, "workers": self.workers, "progress": self.progress}
-        profile = Profile(self.model, self.folds, **reading)
-        spaces = self._possible(profile, wish)
-        judge = Judge(self.model, self.folds, self.data_sets, seed=self.seed, **reading)
-        _check_baseline(aim, judge.baseline)
-        return Search(self.model, profile, judge, spaces, aim, seed=self.seed, journal=journal), judge
+        spaces = self._possible(wish)
+        _check_baseline(aim, self.judge.baseline)
+        return Search(self.model, self.profile, self.judge, spaces, aim, seed=self.seed, journal=journal)
 
-    def _possible(self, profile: Profile, wish: Wish) -> dict[str, Space]:
+    def _possible(self, wish: Wish) -> dict[str, Space]:
         """The methods that the model and the pairs have what is needed for, after one pass for all of them."""
         spaces, asked = wish.spaces(self.model), []
         for name, space in [*spaces.items()]:
             made = settings.make(space.editor, {**space.start(), **space.given})
             try:
-                profile.check(space.editor, made)
+                self.profile.check(space.editor, made)
                 asked.append((space.editor, made))
             except BadInput as error:
                 if wish.methods:
@@ -134,7 +147,7 @@ class Ground:
                 del spaces[name]
         if not spaces:
             raise BadInput(f"no method can be tried: {'; '.join(self.refused)}")
-        profile.gather(asked)
+        self.profile.gather(asked)
         return spaces
 
 
@@ -144,17 +157,18 @@ class Choice:
 
     Attributes:
         chosen: The candidate.
+        changes: What it changes, from all pairs.
         found: Everything that was tried.
-        aim, folds, pairs: What for, and on how many folds and pairs it was measured.
+        aim, folds: What for, and on how many folds it was measured.
         result, baseline: Its figures and the unedited model's, by cross-validation, with intervals.
         front: The trade-offs that it was chosen from, by loss.
     """
 
     chosen: Tried
+    changes: Changes
     found: Found
     aim: Aim
     folds: int
-    pairs: int
     result: EvalResult
     baseline: EvalResult
     front: tuple[Tried, ...]
@@ -171,15 +185,16 @@ def choose(ground: Ground, wish: Wish, aim: Aim) -> Choice:
     Raises:
         BadInput: As `Ground.search`. InvalidResult: No candidate stays within the limit.
     """
-    search, judge = ground.search(wish, aim)
+    search = ground.search(wish, aim)
     found = search.run(wish.trials, ground.progress)
     within = [one for one in found.tried if one.loss <= 0]
     if not within:
         raise InvalidResult(_none_within(found, wish))
     chosen = max(within, key=lambda one: (aim.better(one.objective), -one.number))
-    result = judge.measure(search.edits(chosen.method, chosen.settings), detailed=True)
+    edits = search.edits(chosen.method, chosen.settings)
+    result = ground.judge.measure(edits, detailed=True)
     front = [found.tried[row] for row in front_of([vars(one) for one in found.tried], aim.lower_is_better)]
-    return Choice(chosen, found, aim, len(ground.folds), judge.pairs, result, judge.baseline, tuple(front))
+    return Choice(chosen, edits.whole, found, aim, len(ground.folds), result, ground.judge.baseline, tuple(front))
 
 
 def _none_within(found: Found, wish: Wish) -> str:

@@ -90,7 +90,7 @@ class Limit:
             "invalid": found.invalid,
             "cross_validated": {
                 "folds": choice.folds,
-                "pairs": choice.pairs,
+                "pairs": choice.result.pairs,
                 "before": self.aim.objective.value(choice.baseline),
                 "after": self.aim.objective.value(choice.result),
                 "terms": _terms(self.aim, choice.result, choice.baseline),

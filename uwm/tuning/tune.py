@@ -42,7 +42,6 @@ from ..statistics.batches import Progress
 from ..version import __version__
 from .choosing import OBJECTIVE, Ground, Wish
 from .front import FORMAT, KIND, Front, Point, Result, read_front
-from .judge import Judge
 from .kept import Kept, Room
 from .kept_sets import Changes, KeptDataSets, KeptPairs
 from .limits import Limit
@@ -112,12 +111,12 @@ def tune(recipe: TuneRecipe, output: Path, *, overwrite: bool = False, progress:
     told = checked.told + check_sets_with(recipe, model, {"calibration": calibration, **held_out}, data_sets)
     reading: dict[str, Any] = {"batch_size": recipe.batch_size, "workers": recipe.workers, "progress": progress}
     ground = Ground.of(model, calibration, preserve, recipe.seed, data_sets=limit.choosing, **reading)
-    search, judge = ground.search(wish, limit.aim, output / JOURNAL)
+    search = ground.search(wish, limit.aim, output / JOURNAL)
     begun = time.perf_counter()
     before = search.done
     found = search.run(recipe.trials, progress)
     spent = time.perf_counter() - begun
-    run = _Run(recipe, limit, ground, search, judge, found, calibration.fingerprint())
+    run = _Run(recipe, limit, ground, search, found, calibration.fingerprint())
     measured = _HeldOut(model, held_out, limit.measuring, recipe.seed, reading)
     front = run.front(output, measured, _rate(found, before, spent))
     write_front(output, front)
@@ -224,7 +223,6 @@ class _Run:
     limit: Limit
     ground: Ground
     search: Search
-    judge: Judge
     found: Found
     calibration: str
 
@@ -249,7 +247,7 @@ class _Run:
             model={"name": public["model"], "sha256": checkpoint.file_hashes()},
             calibration={
                 "name": Path(self.recipe.calib).resolve().name,
-                "pairs": self.judge.pairs,
+                "pairs": self.ground.judge.pairs,
                 "folds": len(self.ground.folds),
                 "sha256": self.calibration,
             },
@@ -263,7 +261,7 @@ class _Run:
                 **rate,  # type: ignore[typeddict-item]
             },
             baseline={
-                "cross_validated": _result(self.judge.baseline),
+                "cross_validated": _result(self.ground.judge.baseline),
                 "held_out": {name: _result(result) for name, result in held_out.baseline.items()},
             },
             points=points,
@@ -285,7 +283,7 @@ class _Run:
     def _point(self, number: int, tried: Tried, output: Path, held_out: _HeldOut) -> Point:
         """One point: its patch is written, and it is measured with intervals and on held-out pairs."""
         edits = self.search.edits(tried.method, tried.settings)
-        checked = self.judge.measure(edits, detailed=True)
+        checked = self.ground.judge.measure(edits, detailed=True)
         measured = held_out.measure(edits.whole)
         place = f"{POINTS}/{number:02d}.safetensors"
         self._write_patch(tried, output / place)
@@ -297,7 +295,7 @@ class _Run:
             "patch": place,
             "objective": tried.objective,
             "loss": tried.loss,
-            "cross_validated": _result(checked, self.judge.baseline),
+            "cross_validated": _result(checked, self.ground.judge.baseline),
             "held_out": {name: _result(found, held_out.baseline[name]) for name, found in measured.items()},
         }
 
