@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,18 +36,17 @@ from uwm.knowledge import DataSet, open_data_sets
 from uwm.knowledge.halves import halves
 from uwm.report.limit import held
 from uwm.shipped_files import DEMO_MODEL, DEMO_SET
-from uwm.tuning.choosing import Choice, Ground, Wish, choose
+from uwm.tuning.choosing import Ground, Wish, choose
 from uwm.tuning.kept import Kept, Room
-from uwm.tuning.kept_sets import KeptDataSets, KeptPairs
+from uwm.tuning.kept_sets import Changes, KeptDataSets, KeptPairs
+from uwm.tuning.search import Aim, Tried
 
 BUDGETS, SEEDS = (0, 1, 2, 5, 10), (0, 1, 2)
 SETS = ("test", "test-style", "test-concepts")
 PAIRS = 540
 LAYERS = {"text_layers": "out_proj", "vision_layers": "fc2"}  # UWM's own: one pass serves all
-METHODS: dict[str, dict[str, Any]] = {
-    "repel": {"methods": ("repel",), "trials": 120},
-    "uwm": {"methods": ("uwm",), "trials": 16, "given": LAYERS},
-}
+TRIALS = {"repel": 120, "uwm": 12}  # a budget; of UWM, whose edits run the whole model, for all budgets together
+Chosen = tuple[Tried, Changes]  # a candidate with its loss in points, and what it changes
 SHOWN = ("safety", "GS", "PU", "unsafe_top1", "R1_safe")
 
 
@@ -100,32 +100,49 @@ def edited(known: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
         before = measure({})
         ground = Ground.of(model, calibration, None, seed, data_sets=choosing)
-        for method, asked in METHODS.items():
-            for budget in BUDGETS:
-                if (method, seed, budget) not in done:
-                    wish = Wish(f"{budget}pt", **asked)
-                    yield _run(method, seed, budget, ground, wish, measure, before)
+        for method, chosen_by in (("repel", _searched), ("uwm", _from_front)):
+            missing = [budget for budget in BUDGETS if (method, seed, budget) not in done]
+            for budget, chosen in chosen_by(ground, missing):
+                yield {"method": method, "seed": seed, "budget": budget, **_measured(budget, chosen, measure, before)}
 
 
-def _run(
-    method: str, seed: int, budget: int, ground: Ground, wish: Wish, measure: Any, before: dict[str, EvalResult]
-) -> dict[str, Any]:
-    """One search, and its choice measured on every set; without an edit within the budget the unedited model."""
-    aim = wish.aim(ground.folds.together, ground.data_sets, False)
-    about = {"method": method, "seed": seed, "budget": budget}
-    try:
-        found: Choice | None = choose(ground, wish, aim)
-    except InvalidResult:
-        found = None
-    if found is None:
-        results = {name: _told(before[name], before[name], aim.terms) for name in SETS}
-        return {**about, "settings": None, "cross_validated": None, "sets": results}
-    after = measure(found.changes)
+def _searched(ground: Ground, budgets: list[int]) -> Iterator[tuple[int, Chosen | None]]:
+    """A search for each budget, as `uwm edit --max-loss` makes it."""
+    for budget in budgets:
+        wish = Wish(f"{budget}pt", methods=("repel",), trials=TRIALS["repel"])
+        try:
+            found = choose(ground, wish, _aim(wish, ground))
+        except InvalidResult:
+            yield budget, None
+        else:
+            yield budget, (replace(found.chosen, loss=found.chosen.loss + budget), found.changes)
+
+
+def _from_front(ground: Ground, budgets: list[int]) -> Iterator[tuple[int, Chosen | None]]:
+    """One search of the front for all budgets, as `uwm tune` makes it."""
+    wish = Wish("0pt", False, methods=("uwm",), given=LAYERS, trials=TRIALS["uwm"])
+    search = ground.search(wish, _aim(wish, ground)) if budgets else None
+    tried = search.run(wish.trials).tried if search else ()
+    for budget in budgets:
+        within = [one for one in tried if one.loss <= budget]
+        best = max(within, key=lambda one: one.objective, default=None)
+        yield budget, None if best is None or search is None else (best, search.edits("uwm", best.settings).whole)
+
+
+def _aim(wish: Wish, ground: Ground) -> Aim:
+    return wish.aim(ground.folds.together, ground.data_sets, False)
+
+
+def _measured(budget: int, chosen: Chosen | None, measure: Any, before: dict[str, EvalResult]) -> dict[str, Any]:
+    """What was chosen, on every set; without an edit within the budget the unedited model."""
+    terms = parse_max_loss(f"{budget}pt", [*before["test"].zero_shot])
+    after = before if chosen is None else measure(chosen[1])
     return {
-        **about,
-        "settings": {"method": found.chosen.method, **found.chosen.settings},
-        "cross_validated": {"safety": round(found.chosen.objective, 2), "loss": round(found.chosen.loss + budget, 2)},
-        "sets": {name: _told(after[name], before[name], aim.terms) for name in SETS},
+        "settings": None if chosen is None else chosen[0].settings,
+        "cross_validated": None
+        if chosen is None
+        else {key: round(vars(chosen[0])[key], 2) for key in ("objective", "loss")},
+        "sets": {name: _told(after[name], before[name], terms) for name in SETS},
     }
 
 
@@ -203,7 +220,9 @@ def finetuned(folder: Path) -> Iterator[dict[str, Any]]:
                     for name in SETS
                 }
                 told = (
-                    {"safety": round(100 * within[best][0], 2), "loss": round(within[best][1], 2)} if within else None
+                    {"objective": round(100 * within[best][0], 2), "loss": round(within[best][1], 2)}
+                    if within
+                    else None
                 )
                 about = {"method": method, "seed": seed, "budget": budget}
                 yield {

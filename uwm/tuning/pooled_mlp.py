@@ -96,23 +96,31 @@ class PooledMlp:
     def embed(self, changes: Mapping[WeightId, Change]) -> torch.Tensor:
         """Embeddings, not normalised, float32 [n, dim], of the model as it is while these changes are made."""
         fc1, fc2 = self.pair
-        stream, hidden = self.stream, self.hidden
+        stream, moved = self.stream, None
         units = _touched(changes.get(fc1), self.weights[fc1].shape, 1)
         bias = changes.get(_bias(fc1))
         if bias is not None:
             units = _union(units, _touched(bias, (len(self.weights[fc1]), 1), 1))
         if units is not None:
             moved = self._activated(units)
-            before = hidden[:, units]
-            stream = stream + (moved - before) @ self.weights[fc2][:, units].T
-            hidden = hidden.index_copy(1, torch.arange(hidden.shape[1])[units], moved)
+            stream = stream + (moved - self.hidden[:, units]) @ self.weights[fc2][:, units].T
         columns = _touched(changes.get(fc2), self.weights[fc2].shape, 0)
         if columns is not None:
             step = self._live(fc2)[:, columns] - self.weights[fc2][:, columns]
-            stream = stream + hidden[:, columns] @ step.T
+            stream = stream + self._hidden(columns, units, moved) @ step.T
         if _bias(fc2) in changes:
             stream = stream + (self._live(_bias(fc2)) - self.weights[_bias(fc2)])
         return self._read_out(stream)
+
+    def _hidden(self, columns: Any, units: Any, moved: torch.Tensor | None) -> torch.Tensor:
+        """What hidden units give to some columns of W₂, [n, columns], where some of them moved."""
+        found = self.hidden[:, columns]  # a copy, but of all columns
+        if moved is None:
+            return found
+        every = torch.arange(self.hidden.shape[1])
+        at, moved_units = every[columns], every[units]
+        place = torch.full_like(every, -1).index_copy(0, at, torch.arange(len(at)))[moved_units]
+        return found.index_copy(1, place[place >= 0], moved[:, place >= 0])
 
     def _activated(self, units: Any) -> torch.Tensor:
         """What hidden units give now, [n, units]."""
