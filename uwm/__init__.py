@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .models import Model, load
     from .recipe import Recipe, run
     from .statistics.batches import PairBatch
+    from .tuning.tune import Tuned, TuneRecipe, tune
 else:
     _PLACES = {
         "calibration": ("CalibrationPair", "CalibrationSet", "read_calibration"),
@@ -43,6 +44,7 @@ else:
         "models": ("Model", "load"),
         "recipe": ("Recipe", "run"),
         "statistics.batches": ("PairBatch",),
+        "tuning.tune": ("TuneRecipe", "Tuned", "tune"),
     }
     __getattr__ = lazily(__name__, {name: place for place, names in _PLACES.items() for name in names})
 
@@ -58,6 +60,8 @@ __all__ = [
     "Patch",
     "Recipe",
     "Scores",
+    "TuneRecipe",
+    "Tuned",
     "UwmError",
     "WeightId",
     "__version__",
@@ -75,6 +79,7 @@ __all__ = [
     "run",
     "score",
     "select",
+    "tune",
 ]
 
 

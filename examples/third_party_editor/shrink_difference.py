@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from uwm.editing.changes import AddLowRank
 from uwm.editing.editors import Pairs, Proposal, Statistics, random_control
-from uwm.editing.settings import setting
+from uwm.editing.settings import Range, setting
 from uwm.errors import BadInput, InvalidResult
 from uwm.weights import WeightId
 
@@ -19,9 +19,11 @@ EMBEDDINGS = "embeddings"
 
 @dataclass(frozen=True)
 class ShrinkSettings:
-    """Each field is a setting of ``--set`` and of `uwm compare`, and is in uwm.json."""
+    """Each field is a setting of ``--set`` and of `uwm compare`, and is in uwm.json; `uwm tune` tries its `search`."""
 
-    shrink: float = setting(0.5, float, "Share of the part along the difference that is removed  [default: 0.5]")
+    shrink: float = setting(
+        0.5, float, "Share of the part along the difference that is removed  [default: 0.5]", search=Range(0.05, 1)
+    )
 
 
 class ShrinkDifference:
