@@ -6,7 +6,7 @@ import torch
 
 from uwm.evaluation import EvalResult
 from uwm.figures import PAIRED as NAMES
-from uwm.metrics import bootstrap
+from uwm.intervals import bootstrap
 from uwm.report import paired_differences
 
 HASH = "0123456789abcdef" * 4

@@ -76,22 +76,22 @@ def test_hits_are_the_share_of_all_orders(better, tied, partners):
 
 def test_bootstrap_holds_the_mean_and_has_the_binomial_width():
     passed = torch.arange(500) < 45
-    mean, low, high = metrics.bootstrap({"x": passed}, seed=0)["x"]
+    mean, low, high = bootstrap({"x": passed}, seed=0)["x"]
     assert mean == pytest.approx(0.09)
     expected = 1.96 * (0.09 * 0.91 / 500) ** 0.5
     assert (high - low) / 2 == pytest.approx(expected, rel=0.15)
-    assert metrics.bootstrap({"x": passed}, seed=0) == metrics.bootstrap({"x": passed}, seed=0)
+    assert bootstrap({"x": passed}, seed=0) == bootstrap({"x": passed}, seed=0)
 
 
 @pytest.mark.parametrize("pairs", [1, 8, 400])
 def test_none_and_all_of_few_pairs_are_not_certain(pairs):
     samples = {"none": torch.zeros(pairs), "all": torch.ones(pairs) > 0, "one": torch.arange(pairs) < 1}
-    found = metrics.shares(samples, seed=0)
+    found = shares(samples, seed=0)
     assert found["none"][:2] == (0, 0)
     assert (1 - found["none"][2]) ** pairs == pytest.approx(0.025)  # seen with the probability that 95 % leave out
     assert found["all"] == pytest.approx((1, 1 - found["none"][2], 1))
     if pairs > 1:
-        assert found["one"] == metrics.bootstrap(samples, seed=0)["one"]
+        assert found["one"] == bootstrap(samples, seed=0)["one"]
 
 
 def test_retrieval_equals_the_slow_forms_across_tiles(quadruples, monkeypatch):

@@ -13,14 +13,13 @@ from .calibration import CalibrationSet
 from .embedding import Embeddings, collapsed_towers, embed, items_of, quadruples
 from .errors import BadInput
 from .figures import PRESERVED, TOP1, TOP1_SAFE
+from .intervals import bootstrap, shares
 from .knowledge import DataSet, ZeroShot, difference, zero_shot
 from .metrics import (
-    bootstrap,
     histograms,
     own_similarities,
     retrieval_samples,
     safeground_samples,
-    shares,
     with_means,
 )
 from .models import Model
@@ -36,7 +35,7 @@ class EvalResult:
 
     Attributes:
         pairs: The number of quadruples.
-        figures: Name -> (mean, low, high), fractions with 95 % intervals of `metrics.shares`; the names are
+        figures: Name -> (mean, low, high), fractions with 95 % intervals of `intervals.shares`; the names are
             `figures.PAIRED`.
         zero_shot: Data set -> `uwm.knowledge.ZeroShot.figures`.
         by_concept: Concept -> the same figures over its queries (candidates are the whole set's); empty where the set

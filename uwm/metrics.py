@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -398,46 +397,3 @@ def with_means(samples: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         each = [1 - values[part] if turn else values[part] for part, turn in zip(parts, turned, strict=True)]
         values[name] = torch.stack(each).mean(0)  # [parts, n] -> [n]
     return values
-
-
-def shares(
-    samples: Mapping[str, torch.Tensor], seed: int, repeats: int = 1000
-) -> dict[str, tuple[float, float, float]]:
-    """`bootstrap` of shares, with the exact binomial bound where resampling is blind: for none of n, and for all.
-
-    Args:
-        samples: Name -> values [n] within 0–1, one a query, of which a figure is the mean.
-        seed: For the resampling.
-        repeats: How many resamples.
-
-    Returns:
-        Name -> (mean, low, high): for none of n (0, 0, 1 − 0.025^(1/n)), for all (1, 0.025^(1/n), 1) (Clopper and
-        Pearson, Biometrika 1934), else what `bootstrap` returns.
-    """
-    found = bootstrap(samples, seed, repeats)
-    for name, values in samples.items():
-        bound = 0.025 ** (1 / len(values))
-        found[name] = {0.0: (0.0, 0.0, 1 - bound), 1.0: (1.0, bound, 1.0)}.get(found[name][0], found[name])
-    return found
-
-
-def bootstrap(
-    samples: Mapping[str, torch.Tensor], seed: int, repeats: int = 1000
-) -> dict[str, tuple[float, float, float]]:
-    """Means with percentile bootstrap 95 % intervals; every figure is resampled with the same rows.
-
-    Args:
-        samples: Name -> values [n], one a quadruple.
-        seed: For the resampling.
-        repeats: How many resamples.
-
-    Returns:
-        Name -> (mean, low, high).
-    """
-    names = list(samples)
-    values = np.stack([samples[name].double().cpu().numpy() for name in names], 1)  # [n, figures]
-    rng, n = np.random.default_rng(seed), len(values)
-    counts = (np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(repeats))
-    means = np.stack([count @ values / n for count in counts])
-    low, high = np.percentile(means, [2.5, 97.5], axis=0)
-    return {f: (float(m), float(a), float(b)) for f, m, a, b in zip(names, values.mean(0), low, high, strict=True)}

@@ -14,7 +14,8 @@ import time
 import torch
 
 from uwm.clock import peak_memory_mb
-from uwm.metrics import retrieval_samples, safeground_samples, shares
+from uwm.intervals import shares
+from uwm.metrics import retrieval_samples, safeground_samples
 
 LIMIT = 4096  # MB
 

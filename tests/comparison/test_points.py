@@ -10,7 +10,8 @@ from uwm.comparison.figures import CHANCE, mean_of_means, rows
 from uwm.comparison.plan import Run
 from uwm.comparison.results import Result
 from uwm.figures import PAIRED
-from uwm.metrics import bootstrap, safeground
+from uwm.intervals import bootstrap
+from uwm.metrics import safeground
 
 GENERATOR = torch.Generator().manual_seed(1)
 UNSAFE = torch.tensor([False] * 12 + [True] * 8)

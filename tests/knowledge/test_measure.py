@@ -13,9 +13,9 @@ from torch.nn.functional import cosine_similarity
 
 import uwm
 from uwm.errors import BadInput, InvalidResult
+from uwm.intervals import bootstrap
 from uwm.knowledge import DataSet, ZeroShot, difference, mean_over_sets, open_data_sets, zero_shot
 from uwm.knowledge.measure import class_embeddings
-from uwm.metrics import bootstrap
 from uwm.shipped_files import DEMO_SET
 
 NAMES = ("dog", "cat", "knife", "tree", "car", "cup", "bomb")

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from ..figures import ZERO_SHOT
-from ..metrics import bootstrap, shares, with_means
+from ..intervals import bootstrap, shares
+from ..metrics import with_means
 from .plan import Run
 from .results import Result
 
@@ -180,7 +181,7 @@ def mean_of_means(groups: Sequence[torch.Tensor], seed: int, repeats: int = REPE
 
     Args:
         groups: Values [n] each; n may differ.
-        seed: For the resampling; of one group the result is that of `uwm.metrics.bootstrap`.
+        seed: For the resampling; of one group the result is that of `uwm.intervals.bootstrap`.
         repeats: How many resamples.
     """
     means = np.zeros(repeats)

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ..errors import BadInput, InvalidResult
-from ..metrics import TIE, Standing, bootstrap, shares
+from ..intervals import bootstrap, shares
+from ..metrics import TIE, Standing
 from ..models import Model
 from ..statistics.batches import BATCH_SIZE, Progress, embed_inputs
 from .data_sets import DataSet
@@ -27,7 +28,7 @@ class ZeroShot:
 
     Attributes:
         figures: Fractions ``top1``, ``top5`` (1 where there are at most five classes), ``mean_per_class``; the number
-            of ``pictures``; ``top1_interval``, [low, high], as `metrics.shares` finds it; for a set with unsafe classes
+            of ``pictures``; ``top1_interval``, [low, high], as `intervals.shares` finds it; for a set with unsafe classes
             also ``top1_safe`` and ``top1_unsafe``.
         right: Whether each image's class is the nearest, 0 to 1, [images], in the set's order; see `hits_of` for ties.
         safe: Whether each picture's class is a safe one, bool [pictures]; None where the set names no unsafe classes.
