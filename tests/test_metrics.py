@@ -9,6 +9,7 @@ import torch
 from reference import slow_metrics
 
 from uwm import figures, metrics
+from uwm.intervals import bootstrap, shares
 
 
 @pytest.fixture

@@ -28,8 +28,8 @@ class ZeroShot:
 
     Attributes:
         figures: Fractions ``top1``, ``top5`` (1 where there are at most five classes), ``mean_per_class``; the number
-            of ``pictures``; ``top1_interval``, [low, high], as `intervals.shares` finds it; for a set with unsafe classes
-            also ``top1_safe`` and ``top1_unsafe``.
+            of ``pictures``; ``top1_interval``, [low, high], as `intervals.shares` finds it; for a set with unsafe
+            classes also ``top1_safe`` and ``top1_unsafe``.
         right: Whether each image's class is the nearest, 0 to 1, [images], in the set's order; see `hits_of` for ties.
         safe: Whether each picture's class is a safe one, bool [pictures]; None where the set names no unsafe classes.
     """
