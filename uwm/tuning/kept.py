@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ..editing.changes import Change
+from ..editing.live import changed
 from ..errors import InvalidResult
 from ..models import Model
 from ..statistics.batches import PairBatch, Progress, embed_inputs
@@ -115,7 +116,13 @@ class Kept:
         run_pass(self._model, batches, [inputs, embeddings], [self._tower])
         (rows,) = embeddings.sides(self._tower)
         pooled = PooledMlp.of(self._model, self._tower, {name: inputs.sides(name)[0] for name in named}, rows)
-        return F.normalize(rows, dim=-1), pooled
+        return F.normalize(rows, dim=-1), pooled if pooled is not None and self._agrees(pooled) else None
+
+    @torch.no_grad()
+    def _agrees(self, pooled: PooledMlp) -> bool:
+        """Whether an edit of the MLP does to the first batch what it does to the tower."""
+        with changed(self._model, pooled.probe()):
+            return pooled.agrees(embed_inputs(self._model, *next(self._inputs())).cpu())
 
     @property
     def _batches(self) -> int:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..editing.changes import Change
+from ..editing.changes import Change, Scale
 from ..models import Model
 from ..statistics.passes import RESIDUAL
 from ..weights import WeightId
 
 CLOSE = 1e-4  # of an embedding's length: what the short way may differ from the tower
+PROBE = 0.5  # the factor of both matrices in the edit by which the short way is compared with the tower
 ACTIVATIONS: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
     lambda x: x * torch.sigmoid(1.702 * x),
     F.gelu,
@@ -34,7 +37,7 @@ def pooled_weights(model: Model, tower: str) -> dict[WeightId, str]:
     Empty where the tower has no such MLP.
     """
     pair = None if tower not in model.editable else model.last_mlp(tower)
-    if pair is None or model.dtype != torch.float32 or model.pools(tower) == "all":
+    if pair is None or model.dtype != torch.float32:
         return {}
     seen = {pair[0]: "x", pair[1]: "hidden"}
     return seen if pair[0].block is None else {**seen, WeightId(tower, pair[0].block, RESIDUAL): "stream"}
@@ -45,8 +48,9 @@ class PooledMlp:
     """The last MLP of a tower and what follows it, at the pooled token of every sample.
 
     The embedding is P · norm(s + Δ), s the residual stream after the unedited MLP, Δ how much an edit changes what the
-    MLP writes, norm the final LayerNorm and P the projection where there are such. That this is so, and which
-    activation it is, is found by comparing with the tower itself.
+    MLP writes, norm the final LayerNorm and P the projection where there are such; of an attention-pooling head it is
+    s + Δ. That this is so, and which activation it is, is found by comparing with the tower itself: unedited in `of`,
+    edited in `agrees`.
 
     Attributes:
         x: Inputs of W₁, [n, width].
@@ -84,13 +88,36 @@ class PooledMlp:
             made = cls(model, tower, pair, parts["x"], parts["hidden"], stream, weights, activation)
             if made._holds(embeddings):
                 return made
-        logger.info("the %s tower is not worked out at the pooled token; edits run its blocks", tower)
         return None
+
+    def probe(self) -> dict[WeightId, Change]:
+        """An edit of both matrices; `agrees` compares what it does.
+
+        In blocks that end with a LayerNorm, or scale what the MLP writes, it does something else than described here,
+        which the unedited embeddings do not show.
+        """
+        return {name: Scale(np.arange(math.prod(self.weights[name].shape)), PROBE) for name in self.pair}
+
+    def agrees(self, embeddings: torch.Tensor) -> bool:
+        """Whether the edited tower's own embeddings of the first samples come out, [first, dim].
+
+        The model is edited as `probe` says, and was when it gave them.
+        """
+        found = self.embed(self.probe())[: len(embeddings)]
+        if found.shape == embeddings.shape and _close(found, embeddings):
+            return True
+        logger.info("the %s tower is not worked out at the pooled token; edits run its blocks", self.tower)
+        return False
 
     def covers(self, names: Iterable[WeightId]) -> bool:
         """Whether an edit of these tensors changes nothing before this MLP."""
-        late = {WeightId(self.tower, None, slot) for slot in ("norm", "norm.bias", "proj", "proj.bias")}
-        return {*names} <= {*self.weights, *late}
+        return {*names} <= {*self.weights, *self._late}
+
+    @property
+    def _late(self) -> list[WeightId]:
+        """What follows the MLP; nothing follows that of an attention-pooling head."""
+        slots = () if self.pair[0].block is None else ("norm", "norm.bias", "proj", "proj.bias")
+        return [WeightId(self.tower, None, slot) for slot in slots]
 
     @torch.no_grad()
     def embed(self, changes: Mapping[WeightId, Change]) -> torch.Tensor:

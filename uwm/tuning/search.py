@@ -312,7 +312,17 @@ def _storage(journal: Path | None) -> BaseStorage:
 
     if journal is None:
         return InMemoryStorage()
+    _clear(journal)
     return JournalStorage(JournalFileBackend(str(journal), lock_obj=JournalFileOpenLock(str(journal))))
+
+
+def _clear(journal: Path) -> None:
+    """Take away what a killed search may have left: its lock, for which Optuna waits half a minute, and half a line."""
+    Path(f"{journal}.lock").unlink(missing_ok=True)  # JournalFileOpenLock's
+    if not journal.exists():
+        return
+    with journal.open("rb+") as file:
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _end_unfinished(study: Study) -> None:
