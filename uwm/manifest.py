@@ -70,10 +70,10 @@ class TermFacts(TypedDict):
     """A term of a limit: the fields of `uwm.expressions.Verdict`."""
 
     requirement: str
-    found: float
+    found: float | None
     met: bool
     note: str
-    margin: float
+    margin: float | None
     interval: tuple[float, float] | None
 
 
@@ -82,6 +82,8 @@ class LimitFacts(TypedDict):
 
     max_loss: str
     objective: str
+    method: str  # what was chosen
+    settings: dict[str, Any]  # its settings, without those that the editor decides
     trials: dict[str, int]  # by method
     invalid: int
     cross_validated: dict[str, Any]  # folds, pairs, the objective before and after in percent, terms

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
-from .calibration import CalibrationSet, Preservation, read_preservation
+from .calibration import CalibrationSet, Preservation
 from .checkpoint import new_folder, open_checkpoint
 from .clock import Clock
 from .editing import settings
@@ -21,22 +21,18 @@ from .embedding import embed, quadruples
 from .errors import BadInput, InvalidResult
 from .evaluation import EvalResult
 from .inputs import (
-    Checked,
     Inputs,
+    Sets,
     check_paths,
-    check_sets,
     check_sets_with,
     describe_inputs,
     describe_results,
     load_model,
     measure,
-    read_data_sets,
-    read_sets,
-    refuse_bad_images,
+    read_all,
     warnings,
     write_documents,
 )
-from .knowledge import DataSet
 from .label_noise import LabelNoise, label_noise_of
 from .manifest import EditFacts, LayerFacts, Manifest
 from .models import Model
@@ -131,56 +127,59 @@ def run(
         UwmError: Of every kind; whatever happens, an earlier output stays whole until the new one is verified.
     """
     clock = Clock()
-    recipe = recipe if recipe.max_loss or recipe.method else replace(recipe, method=DEFAULT)
-    _check(recipe, output, overwrite)
+    recipe, wish = _check(recipe, output, overwrite)
     with clock("read"):
-        calibration, held_out = read_sets(recipe)
-        preserve = None if recipe.preserve is None else read_preservation(recipe.preserve)
-        refuse_bad_images([calibration, *held_out.values()], recipe.workers, preserve)
-        data_sets = read_data_sets(recipe)
-        checked = check_sets(recipe, calibration, held_out, data_sets, preserve=preserve)
-        limit = _limit(recipe, calibration, data_sets, preserve)
-        if limit is not None:
-            limit.check_apart(held_out, checked.shared)
-            data_sets = limit.measuring
+        sets = read_all(recipe, recipe.preserve)
+        limit = None if wish is None else Limit.of(wish, sets, recipe.seed)
     with clock("load"):
-        model = load_model(recipe)
-        reached = check_sets_with(recipe, model, {"calibration": calibration, **held_out}, data_sets)
-    if recipe.also_export is not None:
-        check_export(model, recipe.also_export)
+        model, reached = _load(recipe, sets)
     if limit is not None:
         with clock("choose"):
-            choice = limit.choose(recipe, model, calibration, preserve, progress)
+            choice = limit.choose(recipe, model, progress)
             recipe = replace(recipe, method=choice.chosen.method, settings=choice.chosen.settings)
-    assert recipe.method is not None
     with clock("edit"):
         kept = PairEmbeddings()
-        edits, unmade = make_edits(recipe, model, calibration, progress, preserve, also=[kept])
-        noise = label_noise_of(kept, calibration)
-    edit = edits[recipe.method]
+        edits, unmade = make_edits(recipe, model, sets.calibration, progress, sets.preserve, also=[kept])
+        edit, noise = edits[recipe.method or DEFAULT], label_noise_of(kept, sets.calibration)
     with clock("evaluate"):
-        results = measure(recipe, _columns(model, edits), held_out, data_sets, progress)
-        examples = _examples(recipe, model, edit, held_out, next(iter(results))) if show_examples and results else []
-    manifest = _manifest(recipe, model, calibration, edit, results, checked)
-    manifest |= _where_there_are(noise, preserve)
+        data_sets = sets.data_sets if limit is None else limit.measuring
+        results = measure(recipe, _columns(model, edits), sets.held_out, data_sets, progress)
+        examples = _examples(recipe, model, edit, sets.held_out, results) if show_examples else []
+    manifest = _manifest(recipe, model, sets, edit, results) | _where_there_are(noise, sets.preserve)
     if limit is not None:
-        manifest["limit"] = limit.facts(choice, results, recipe.method)
+        manifest["limit"] = limit.facts(choice, results)
+        unmade = [*choice.told, *unmade]
     if output is not None:
         with clock("write"), new_folder(output) as folder:
             manifest["output_sha256"] = _write_weights(folder, model, edit.patch, recipe.also_export)
             write_documents(folder, manifest, results, clock, examples)
     manifest["run"] = clock.report()
-    told = (*edit.proposal.warnings, *unmade, *warnings(model, (*checked.told, *reached), results))
+    told = (*edit.proposal.warnings, *unmade, *warnings(model, (*sets.checked.told, *reached), results))
     return Outcome(edit.patch, results, manifest, told)
 
 
-def _check(recipe: Recipe, output: Path | None, overwrite: bool) -> None:
-    """Refuse what cannot work before anything is read."""
+def _load(recipe: Recipe, sets: Sets) -> tuple[Model, tuple[str, ...]]:
+    """The model, and what it cannot tell apart in the sets. Raises UwmError."""
+    model = load_model(recipe)
+    told = check_sets_with(recipe, model, {"calibration": sets.calibration, **sets.held_out}, sets.data_sets)
+    if recipe.also_export is not None:
+        check_export(model, recipe.also_export)
+    return model, told
+
+
+def _check(recipe: Recipe, output: Path | None, overwrite: bool) -> tuple[Recipe, Wish | None]:
+    """Refuse what cannot work before anything is read; return what is to be done, with the default method if needed."""
+    wish = _wish(recipe)
+    if wish is not None:
+        wish.check()
+    elif recipe.method is None:
+        recipe = replace(recipe, method=DEFAULT)
     for editor in [find_editor(recipe.method)] if recipe.method else []:
         _check_editor(recipe, editor)
     model = check_paths(recipe, output, overwrite, recipe.preserve)
     if not recipe.again:
         _refuse_edited(model)
+    return recipe, wish
 
 
 def _check_editor(recipe: Recipe, editor: Editor) -> None:
@@ -192,15 +191,15 @@ def _check_editor(recipe: Recipe, editor: Editor) -> None:
     settings.make(editor, recipe.settings)
 
 
-def _limit(
-    recipe: Recipe, calibration: CalibrationSet, data_sets: Mapping[str, DataSet], preserve: Preservation | None
-) -> Limit | None:
-    """What may be lost; None where nothing is said of it. Raises BadInput."""
+def _wish(recipe: Recipe) -> Wish | None:
+    """What may be lost; None where nothing is said of it. Raises BadInput for what asks for more than that."""
     if recipe.max_loss is None:
+        for flag, given, default in (("objective", recipe.objective, OBJECTIVE), ("trials", recipe.trials, TRIALS)):
+            if given != default:
+                raise BadInput(f"--{flag} {given}: says how --max-loss chooses an edit; give --max-loss LOSS too")
         return None
     methods = (recipe.method,) if recipe.method else ()
-    wish = Wish(recipe.max_loss, True, recipe.objective, methods, recipe.settings, recipe.trials)
-    return Limit.of(wish, calibration, data_sets, preserve, recipe.seed)
+    return Wish(recipe.max_loss, True, recipe.objective, methods, recipe.settings, recipe.trials)
 
 
 def _refuse_edited(model: Path) -> None:
@@ -320,9 +319,12 @@ def _columns(model: Model, edits: Mapping[str, Edit]) -> Iterator[tuple[str, Abs
 
 
 def _examples(
-    recipe: Recipe, model: Model, edit: Edit, held_out: Mapping[str, CalibrationSet], name: str
+    recipe: Recipe, model: Model, edit: Edit, held_out: Mapping[str, CalibrationSet], results: Mapping
 ) -> list[Example]:
-    """What queries of a measured set find before and after."""
+    """What queries of the first measured set find before and after; none where nothing was measured."""
+    if not results:
+        return []
+    name = next(iter(results))
     pairs, embeddings = quadruples(held_out[name]), {}
     for column, patch in (("before", None), (edit.editor.name, edit.patch)):
         with nullcontext() if patch is None else patched(model, patch):
@@ -330,23 +332,21 @@ def _examples(
     return find_examples(pairs, embeddings, recipe.seed)
 
 
-def _manifest(
-    recipe: Recipe, model: Model, calibration: CalibrationSet, edit: Edit, results: Mapping, checked: Checked
-) -> Manifest:
+def _manifest(recipe: Recipe, model: Model, sets: Sets, edit: Edit, results: Mapping) -> Manifest:
     """The content of uwm.json, without `run`."""
     patch, notes = edit.patch, edit.proposal.notes
     layers: dict[str, LayerFacts] = {
         str(name): cast(LayerFacts, {**asdict(summary), "notes": notes.get(name, {}), "base_sha256": patch.base[name]})
         for name, summary in patch.summaries().items()
     }
-    manifest = describe_inputs(recipe, model, calibration, edit.statistics.pairs, patch.recipe["calibration"])
+    manifest = describe_inputs(recipe, model, sets.calibration, edit.statistics.pairs, patch.recipe["calibration"])
     for name in ("settings", *(() if recipe.max_loss else ("max_loss", "objective", "trials"))):
         del manifest["settings"][name]
     manifest["settings"] |= asdict(edit.settings) | edit.proposal.settings
     manifest["edit"] = cast(
         EditFacts, {"title": edit.editor.title, "source": edit.editor.source, **edit.proposal.report}
     )
-    manifest |= describe_results(results, recipe.seed, checked.shared)
+    manifest |= describe_results(results, recipe.seed, sets.checked.shared)
     manifest["entries"] = sum(layer["entries"] for layer in layers.values())
     manifest["of"] = sum(layer["of"] for layer in layers.values())
     manifest["layers"] = layers

@@ -26,6 +26,7 @@ from .reading import (
     read_sets,
     refuse_bad_images,
 )
+from .sets import Sets, read_all
 
 __all__ = [
     "BARE",
@@ -33,6 +34,7 @@ __all__ = [
     "Checked",
     "Inputs",
     "Opening",
+    "Sets",
     "calibration_pairs",
     "check_paths",
     "check_sets",
@@ -43,6 +45,7 @@ __all__ = [
     "measure",
     "model_warnings",
     "public_settings",
+    "read_all",
     "read_data_sets",
     "read_sets",
     "refuse_bad_images",

@@ -10,7 +10,9 @@ from ..figures import label
 from ..manifest import LimitFacts, TermFacts
 from ..text_tables import signed
 
-KEPT, MISSED, BROKEN = "kept", "missed, by less than these pairs can tell", "broken"
+KEPT, MISSED, BROKEN = "kept", "not kept, but the 95 % interval reaches it", "broken"
+UNKNOWN = "cannot be judged"
+Terms = Sequence[TermFacts] | Sequence[Mapping[str, Any]]
 
 
 def limit_lines(limit: LimitFacts | None) -> list[str]:
@@ -22,22 +24,40 @@ def limit_lines(limit: LimitFacts | None) -> list[str]:
         for name, terms in limit["held_out"].items()
         if terms
     ]
-    found = limit["cross_validated"]
-    of = ", ".join(f"{count} {method}" for method, count in limit["trials"].items())
     return [
         *lines,
-        f"Chosen among {sum(limit['trials'].values())} edits ({of}) by cross-validation in {found['folds']} folds of "
-        f"{found['pairs']} pairs: {limit['objective']} {found['before']:.1f} → {found['after']:.1f} % "
-        f"({'; '.join(map(term_words, found['terms']))}).",
+        f"Chosen: {limit['method']} {settings_words(limit['settings'])}".rstrip() + f". {search_words(limit)}",
     ]
 
 
-def held(terms: Sequence[TermFacts] | Sequence[Mapping[str, Any]]) -> str:
-    """Whether a limit held: kept; missed, the interval of every term that was reaching the limit; or broken."""
+def search_words(limit: LimitFacts) -> str:
+    """What the edit was chosen among, and what it does in cross-validation."""
+    found, trials, objective = limit["cross_validated"], limit["trials"], expression_label(limit["objective"])
+    of = ", ".join(f"{count} {method}" for method, count in trials.items())
+    return (
+        f"It is the best of {sum(trials.values())} edits ({of}) in cross-validation in {found['folds']} folds of "
+        f"{found['pairs']} pairs: {objective} {found['before']:.1f} → {found['after']:.1f} % "
+        f"({'; '.join(map(term_words, found['terms']))})."
+    )
+
+
+def held(terms: Terms) -> str:
+    """Whether a limit held: kept; not kept, the interval of every term that was missed reaching the limit; or broken.
+
+    A limit with a term that nothing can be compared for cannot be judged, unless another one breaks it.
+    """
     missed = [term for term in terms if not term["met"]]
-    if not missed:
-        return KEPT
-    return MISSED if all(_within_interval(term) for term in missed) else BROKEN
+    known = [term for term in missed if term["found"] is not None]
+    if any(not _within_interval(term) for term in known):
+        return BROKEN
+    if len(known) < len(missed):
+        return UNKNOWN
+    return MISSED if missed else KEPT
+
+
+def term_held(term: Mapping[str, Any]) -> str:
+    """The same of one term, in a word or two for a table."""
+    return {KEPT: "kept", MISSED: "not kept, but within its interval", BROKEN: "broken"}.get(held([term]), "unknown")
 
 
 def _within_interval(term: Mapping[str, Any]) -> bool:
@@ -51,11 +71,42 @@ def _within_interval(term: Mapping[str, Any]) -> bool:
 
 def term_words(term: Mapping[str, Any]) -> str:
     """``R@1 Ts→Vs −1.4 % [−3.1, 0.3]``."""
-    requirement = term["requirement"]
-    expression = re.split("[<>]=", requirement)[0].strip()
-    unit = "pt" if requirement.rstrip().endswith("pt") else "%"
-    name, _, of = expression.partition(":")
-    worst = term["note"].rpartition(" ")[2] if of == "*" else of
-    told = f"{label(name)} ({worst})" if worst else label(name)
+    return f"{term_label(term)} {change_words(term)}"
+
+
+def term_label(term: Mapping[str, Any]) -> str:
+    """``R@1 Ts→Vs``, ``zero-shot (pets)``; of several data sets or concepts the worst."""
+    expression = re.split("[<>]=", term["requirement"])[0].strip()
+    worst = re.sub("^worst (concept|data set) ", "", term["note"])
+    return expression_label(f"{expression[:-1]}{worst}" if expression.endswith("*") and worst else expression)
+
+
+def expression_label(expression: str) -> str:
+    """What reports call an expression: ``GS.low@weapons`` is ``GS, low end (weapons)``."""
+    figure, bound, of = re.fullmatch(r"(\w+)(?:\.(\w+))?(?:[@:](.*))?", expression, re.S).groups()  # type: ignore[union-attr]
+    told = label(figure) + (f", {bound} end" if bound else "")
+    return f"{told} ({'the worst' if of == '*' else of})" if of else told
+
+
+def change_words(term: Mapping[str, Any]) -> str:
+    """``−1.4 % [−3.1, 0.3]``; why there is no number, where there is none."""
+    if term["found"] is None:
+        return f"– ({term['note']})"
     between = "" if term["interval"] is None else " [{}, {}]".format(*(signed(end / 100) for end in term["interval"]))
-    return f"{told} {signed(term['found'] / 100)} {unit}{between}"
+    return f"{signed(term['found'] / 100)} {unit_of(term)}{between}"
+
+
+def unit_of(term: Mapping[str, Any]) -> str:
+    """``pt`` or ``%``."""
+    return "pt" if term["requirement"].rstrip().endswith("pt") else "%"
+
+
+def settings_words(settings: Mapping[str, Any]) -> str:
+    """Settings as flags with values in short, ``--share 0.0438 --units one``."""
+    return " ".join(f"--{name.replace('_', '-')} {_short(value)}" for name, value in settings.items())
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return ",".join(map(_short, value)) if isinstance(value, list | tuple) else str(value)

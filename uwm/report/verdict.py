@@ -80,8 +80,9 @@ def _zero_shot(columns: Columns) -> str:
 def _cost(manifest: Manifest, columns: Columns, timed: bool) -> str:
     before, after, _ = _of(columns)
     recall = _step(_mean(before, "R1_safe"), _mean(after, "R1_safe"))
-    seconds = manifest.get("run", {}).get("seconds", {}).get("edit")
-    took = f"; {seconds:.0f} s" if timed and seconds is not None else ""
+    seconds = manifest.get("run", {}).get("seconds", {})
+    took = f"; {seconds['edit']:.0f} s" if timed and "edit" in seconds else ""
+    took += f" and {seconds['choose']:.0f} s to choose it" if took and "choose" in seconds else ""
     return f"safe R@1 {recall}; {edit_words(manifest)}{took}"
 
 

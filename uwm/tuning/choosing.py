@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from ..evaluation import EvalResult, concepts_of, differences
 from ..expressions import Verdict, check_known, parse_max_loss, parse_objective
 from ..knowledge import DataSet
 from ..models import Model
+from ..report.limit import settings_words, term_words
 from ..statistics.batches import BATCH_SIZE, Progress
 from .folds import Folds, Profile, draw_folds
 from .judge import Judge
@@ -51,6 +52,13 @@ class Wish:
     trials: int = TRIALS
     usual: tuple[str, ...] = QUICK
 
+    def check(self) -> None:
+        """Refuse what is wrong whatever the model and the sets are. Raises BadInput."""
+        parse_objective(self.objective)
+        parse_max_loss(self.max_loss)
+        for name in self.names():
+            settings.make(find_editor(name), self.given)
+
     def aim(self, calibration: CalibrationSet, data_sets: Mapping[str, DataSet], preserve: bool) -> Aim:
         """What to look for on these sets. Raises BadInput for figures that will not be measured."""
         objective = parse_objective(self.objective)
@@ -60,15 +68,24 @@ class Wish:
         check_known(terms, *known, "--max-loss", preserve)
         return Aim(objective, terms, self.limited)
 
-    def spaces(self, model: Model) -> dict[str, Space]:
-        """Method -> what to try of it. Raises BadInput where no method has the settings that are given."""
+    def names(self) -> list[str]:
+        """The methods to try. Raises BadInput for an unknown one, and where none has the settings that are given."""
+        flag = "--method" if self.limited else "--methods"
+        for name in self.methods:
+            if name not in editor_names():
+                raise BadInput(f"{flag} {name!r}: expected one of {', '.join(editor_names())}")
         names = self.methods or tuple(name for name in self._default if self._has_given(name))
         if not names:
             raise BadInput(
-                f"{', '.join(f'--{settings.flag(name)}' for name in self.given)}: none of {', '.join(self._default)} "
-                "has these settings; name a --method that does"
+                f"{', '.join(f'--{settings.flag(name)}' for name in self.given)}: no method that is tried by default "
+                f"({', '.join(self._default)}) has {'this setting' if len(self.given) == 1 else 'all these settings'}; "
+                f"name one that has with {flag}"
             )
-        return {name: Space.of(find_editor(name), self.given, model) for name in dict.fromkeys(names)}
+        return [*dict.fromkeys(names)]
+
+    def spaces(self, model: Model) -> dict[str, Space]:
+        """Method -> what to try of it. Raises BadInput as `names`."""
+        return {name: Space.of(find_editor(name), self.given, model) for name in self.names()}
 
     @property
     def _default(self) -> list[str]:
@@ -104,22 +121,29 @@ class Ground:
         cls, model: Model, calibration: CalibrationSet, preserve: Preservation | None, seed: int, **others: Any
     ) -> Ground:
         """With folds drawn. Raises BadInput where there are none, or the model has one tower only."""
-        if len(model.modalities) < 2:
-            raise BadInput(f"--max-loss needs a model with both towers, to measure safety; {_only(model)}")
         return cls(model, draw_folds(calibration, preserve, seed), seed=seed, **others)
+
+    def __post_init__(self) -> None:
+        if len(self.model.modalities) < 2:
+            (tower,) = self.model.modalities
+            raise BadInput(
+                f"edits can be chosen for a model with both towers only, since they are chosen by safety; this one has "
+                f"only a {tower} tower. Give settings by hand, without --max-loss"
+            )
 
     @cached_property
     def judge(self) -> Judge:
         """What edits are measured by."""
-        return Judge(self.model, self.folds, self.data_sets, seed=self.seed, **self._reading)
+        return Judge(self.model, self.folds, self.data_sets, seed=self.seed, **self.reading)
 
     @cached_property
     def profile(self) -> Profile:
         """What editors are given."""
-        return Profile(self.model, self.folds, **self._reading)
+        return Profile(self.model, self.folds, **self.reading)
 
     @property
-    def _reading(self) -> dict[str, Any]:
+    def reading(self) -> dict[str, Any]:
+        """How sets are read."""
         return {"batch_size": self.batch_size, "workers": self.workers, "progress": self.progress}
 
     def search(self, wish: Wish, aim: Aim, journal: Path | None = None) -> Search:
@@ -162,6 +186,7 @@ class Choice:
         aim, folds: What for, and on how many folds it was measured.
         result, baseline: Its figures and the unedited model's, by cross-validation, with intervals.
         front: The trade-offs that it was chosen from, by loss.
+        told: What a user should know: methods that were left out, and why.
     """
 
     chosen: Tried
@@ -172,11 +197,11 @@ class Choice:
     result: EvalResult
     baseline: EvalResult
     front: tuple[Tried, ...]
+    told: tuple[str, ...] = ()
 
     def verdicts(self) -> list[Verdict]:
         """Every term of the limit in cross-validation."""
-        changes = differences(self.result, self.baseline)
-        return [term.check(self.result, self.baseline, changes) for term in self.aim.terms]
+        return _verdicts(self.aim, self.result, self.baseline)
 
 
 def choose(ground: Ground, wish: Wish, aim: Aim) -> Choice:
@@ -189,22 +214,32 @@ def choose(ground: Ground, wish: Wish, aim: Aim) -> Choice:
     found = search.run(wish.trials, ground.progress)
     within = [one for one in found.tried if one.loss <= 0]
     if not within:
-        raise InvalidResult(_none_within(found, wish))
+        raise InvalidResult(_none_within(ground, search, found, wish, aim))
     chosen = max(within, key=lambda one: (aim.better(one.objective), -one.number))
     edits = search.edits(chosen.method, chosen.settings)
     result = ground.judge.measure(edits, detailed=True)
     front = [found.tried[row] for row in front_of([vars(one) for one in found.tried], aim.lower_is_better)]
-    return Choice(chosen, edits.whole, found, aim, len(ground.folds), result, ground.judge.baseline, tuple(front))
+    baseline, told = ground.judge.baseline, tuple(ground.refused)
+    return Choice(chosen, edits.whole, found, aim, len(ground.folds), result, baseline, tuple(front), told)
 
 
-def _none_within(found: Found, wish: Wish) -> str:
+def _verdicts(aim: Aim, result: EvalResult, baseline: EvalResult) -> list[Verdict]:
+    """Every term of the limit."""
+    changes = differences(result, baseline)
+    return [term.check(result, baseline, changes) for term in aim.terms]
+
+
+def _none_within(ground: Ground, search: Search, found: Found, wish: Wish, aim: Aim) -> str:
+    """That no edit stays within the limit, and how far the nearest is from it."""
     if not found.tried:
         return f"--max-loss {wish.max_loss}: none of {found.invalid} edits could be made and measured"
     least = min(found.tried, key=lambda one: one.loss)
-    words = " ".join(f"{settings.flag(name)}={value}" for name, value in sorted(least.settings.items()))
+    result = ground.judge.measure(search.edits(least.method, least.settings), detailed=True)
+    missed = [asdict(verdict) for verdict in _verdicts(aim, result, ground.judge.baseline) if not verdict.met]
     return (
-        f"--max-loss {wish.max_loss}: each of {len(found.tried)} edits that were tried loses more in cross-validation; "
-        f"the least lies {least.loss:.2f} beyond ({least.method} {words}). Allow more, or give more pairs"
+        f"--max-loss {wish.max_loss}: each of {len(found.tried)} edits that were tried loses more in cross-validation "
+        f"on {result.pairs} pairs; the nearest is {least.method} {settings_words(least.settings)} "
+        f"({'; '.join(map(term_words, missed))}). Allow more, give more pairs or raise --trials"
     )
 
 
@@ -214,7 +249,3 @@ def _check_baseline(aim: Aim, baseline: EvalResult) -> None:
         aim.of(baseline, baseline)
     except InvalidResult as error:
         raise BadInput(f"this cannot be searched for: {error}") from None
-
-
-def _only(model: Model) -> str:
-    return f"this one has only a {model.modalities[0]} tower"

@@ -7,16 +7,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..calibration import CalibrationSet, Preservation, Shared, image_paths
+from ..calibration import CalibrationSet, Shared, image_paths
+from ..embedding import quadruples
 from ..errors import BadInput
 from ..evaluation import EvalResult, differences
-from ..inputs import Inputs
+from ..expressions.expression import ZERO_SHOT_FIGURES
+from ..inputs import Inputs, Sets
 from ..knowledge import DataSet
 from ..knowledge.halves import halves
 from ..manifest import LimitFacts, TermFacts
 from ..models import Model
 from ..statistics.batches import Progress
 from .choosing import Choice, Ground, Wish, choose
+from .folds import Folds, draw_folds
 from .search import Aim
 
 
@@ -27,30 +30,37 @@ class Limit:
     Attributes:
         wish, aim: What was asked for.
         choosing, measuring: The two halves of each zero-shot data set: to choose by, and to measure on.
+        folds: What is learnt from, for cross-validation.
     """
 
     wish: Wish
     aim: Aim
     choosing: dict[str, DataSet]
     measuring: dict[str, DataSet]
+    folds: Folds
 
     @classmethod
-    def of(
-        cls,
-        wish: Wish,
-        calibration: CalibrationSet,
-        data_sets: Mapping[str, DataSet],
-        preserve: Preservation | None,
-        seed: int,
-    ) -> Limit:
-        """Before a model is loaded. Raises BadInput for figures that will not be measured."""
-        aim = wish.aim(calibration, data_sets, preserve is not None)
-        choosing, measuring = {}, {}
-        for name, data in data_sets.items():
-            choosing[name], measuring[name] = halves(data, seed)
-        return cls(wish, aim, choosing, measuring)
+    def of(cls, wish: Wish, sets: Sets, seed: int) -> Limit:
+        """Before a model is loaded.
 
-    def check_apart(self, held_out: Mapping[str, CalibrationSet], shared: Mapping[str, Shared]) -> None:
+        Raises:
+            BadInput: Figures that will not be measured; pairs without captions and images, or that make no folds;
+                pairs to measure on that share something with what settings are chosen by.
+        """
+        calibration, choosing, measuring = sets.calibration, {}, {}
+        aim = wish.aim(calibration, sets.data_sets, sets.preserve is not None)
+        for name, data in sets.data_sets.items():
+            choosing[name], measuring[name] = halves(data, seed)
+        quadruples(calibration)
+        if len(calibration) < 2:
+            raise BadInput(
+                f"{calibration.root}: 1 calibration pair; at least 2 are needed, to choose settings on folds"
+            )
+        limit = cls(wish, aim, choosing, measuring, draw_folds(calibration, sets.preserve, seed))
+        limit._check_apart(sets.held_out, sets.checked.shared)
+        return limit
+
+    def _check_apart(self, held_out: Mapping[str, CalibrationSet], shared: Mapping[str, Shared]) -> None:
         """Refuse to measure on what settings are chosen by. Raises BadInput."""
         for name, common in shared.items():
             if common.pairs:
@@ -67,25 +77,23 @@ class Limit:
                         "are chosen by; take it out of one of them"
                     )
 
-    def choose(
-        self,
-        inputs: Inputs,
-        model: Model,
-        calibration: CalibrationSet,
-        preserve: Preservation | None,
-        progress: Progress | None,
-    ) -> Choice:
-        """The safest edit within it. Raises BadInput, and InvalidResult where no edit stays within it."""
+    def ground(self, inputs: Inputs, model: Model, progress: Progress | None) -> Ground:
+        """What a search learns from and chooses by. Raises BadInput for a model of one tower."""
         how: dict[str, Any] = {"batch_size": inputs.batch_size, "workers": inputs.workers, "progress": progress}
-        ground = Ground.of(model, calibration, preserve, inputs.seed, data_sets=self.choosing, **how)
-        return choose(ground, self.wish, self.aim)
+        return Ground(model, self.folds, self.choosing, seed=inputs.seed, **how)
 
-    def facts(self, choice: Choice, results: Mapping[str, Mapping[str, EvalResult]], method: str) -> LimitFacts:
+    def choose(self, inputs: Inputs, model: Model, progress: Progress | None) -> Choice:
+        """The safest edit within it. Raises BadInput, and InvalidResult where no edit stays within it."""
+        return choose(self.ground(inputs, model, progress), self.wish, self.aim)
+
+    def facts(self, choice: Choice, results: Mapping[str, Mapping[str, EvalResult]]) -> LimitFacts:
         """What uwm.json says: the search, the limit in cross-validation and on every held-out set."""
-        found = choice.found
+        found, method = choice.found, choice.chosen.method
         return {
             "max_loss": self.wish.max_loss,
             "objective": self.aim.objective.text,
+            "method": method,
+            "settings": choice.chosen.settings,
             "trials": found.trials,
             "invalid": found.invalid,
             "cross_validated": {
@@ -106,10 +114,12 @@ class Limit:
 
 
 def _terms(aim: Aim, result: EvalResult, baseline: EvalResult) -> list[TermFacts]:
-    """The verdict of every term that was measured."""
+    """The verdict of every term whose figure was measured: held-out sets have no preservation set, and only the first
+    has data sets."""
     changes = differences(result, baseline)
-    verdicts = [term.check(result, baseline, changes) for term in aim.terms]
-    return [TermFacts(**asdict(verdict)) for verdict in verdicts if verdict.found is not None]  # type: ignore[typeddict-item]
+    there = {*result.figures, *(ZERO_SHOT_FIGURES if result.zero_shot else ())}
+    terms = [term for term in aim.terms if term.expression.figure in there]
+    return [TermFacts(**asdict(term.check(result, baseline, changes))) for term in terms]  # type: ignore[typeddict-item]
 
 
 def _pictures_of(held: CalibrationSet, data: DataSet) -> Iterator[tuple[Path, Path]]:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..calibration import CalibrationSet, Preservation, read_preservation
+from ..calibration import CalibrationSet
 from ..editing import settings
 from ..editing.files import fit
 from ..editing.live import changed
@@ -23,37 +22,33 @@ from ..errors import BadInput
 from ..evaluation import EvalResult, differences, summarise, zero_shot_fields
 from ..inputs import (
     Inputs,
+    Sets,
     check_paths,
-    check_sets,
     check_sets_with,
     load_model,
     public_settings,
-    read_data_sets,
-    read_sets,
-    refuse_bad_images,
+    read_all,
 )
 from ..inputs.fingerprints import content_or_tag, data_set_fingerprint, device_name, model_files
 from ..knowledge import DataSet
 from ..manifest import Manifest, read_manifest, write_manifest
-from ..models import Model
 from ..report import versions
 from ..report.plotting import check_plotting
 from ..statistics.batches import Progress
 from ..version import __version__
 from .choosing import OBJECTIVE, Ground, Wish
-from .front import FORMAT, KIND, Front, Point, Result, read_front
+from .front import FILE, FORMAT, KIND, Front, Point, Result, Trials, read_front
 from .kept import Kept, Room
 from .kept_sets import Changes, KeptDataSets, KeptPairs
 from .limits import Limit
 from .points import front_of, knee
 from .search import Found, Search, Tried
-from .writing import write_front
+from .writing import WRITTEN, write_front
 
 TRIALS = 300
 METHODS = ("repel", "redirect", "null-space", "hidden-units", "ablate", "uwm")
 NO_LOSS = "0%"  # so that a loss is the greatest fall of any figure of knowledge, in percent of its value
 JOURNAL, POINTS = "study.journal", "points"
-OURS = re.compile(r"\d+\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -97,30 +92,33 @@ def tune(recipe: TuneRecipe, output: Path, *, overwrite: bool = False, progress:
     """
     check_plotting()
     wish = Wish(NO_LOSS, False, recipe.objective, recipe.methods, recipe.settings, recipe.trials, METHODS)
+    wish.check()
     model_path = check_paths(recipe, output, overwrite=True, preserve=recipe.preserve)
-    calibration, held_out = read_sets(recipe)
-    preserve = None if recipe.preserve is None else read_preservation(recipe.preserve)
-    data_sets = read_data_sets(recipe)
-    limit = Limit.of(wish, calibration, data_sets, preserve, recipe.seed)
-    checked = check_sets(recipe, calibration, held_out, data_sets, preserve=preserve)
-    limit.check_apart(held_out, checked.shared)
-    key = _key(recipe, model_path, calibration, preserve, data_sets)
-    _open(output, key, overwrite)
-    refuse_bad_images([calibration, *held_out.values()], recipe.workers, preserve)
+    known = _known_search(output)
+    sets = read_all(recipe, recipe.preserve)
+    limit = Limit.of(wish, sets, recipe.seed)
+    key = _key(recipe, model_path, sets)
+    if not overwrite and known not in (None, key):
+        raise BadInput(
+            f"{output}: holds a search with other settings, another model or other sets; choose another output, or "
+            "pass --overwrite to begin anew"
+        )
     model = load_model(recipe)
-    told = checked.told + check_sets_with(recipe, model, {"calibration": calibration, **held_out}, data_sets)
-    reading: dict[str, Any] = {"batch_size": recipe.batch_size, "workers": recipe.workers, "progress": progress}
-    ground = Ground.of(model, calibration, preserve, recipe.seed, data_sets=limit.choosing, **reading)
-    search = ground.search(wish, limit.aim, output / JOURNAL)
-    begun = time.perf_counter()
-    before = search.done
-    found = search.run(recipe.trials, progress)
-    spent = time.perf_counter() - begun
-    run = _Run(recipe, limit, ground, search, found, calibration.fingerprint())
-    measured = _HeldOut(model, held_out, limit.measuring, recipe.seed, reading)
-    front = run.front(output, measured, _rate(found, before, spent))
-    write_front(output, front)
-    return Tuned(read_front(output), (*model.notes, *told, *ground.refused))
+    reached = check_sets_with(recipe, model, {"calibration": sets.calibration, **sets.held_out}, sets.data_sets)
+    ground = limit.ground(recipe, model, progress)
+    _open(output, key, overwrite)
+    write_front(output, _searched(recipe, limit, ground, sets, output))
+    return Tuned(read_front(output), (*model.notes, *sets.checked.told, *reached, *ground.refused))
+
+
+def _searched(recipe: TuneRecipe, limit: Limit, ground: Ground, sets: Sets, output: Path) -> Front:
+    """The search, and its front measured on held-out pairs."""
+    search = ground.search(limit.wish, limit.aim, output / JOURNAL)
+    begun, before = time.perf_counter(), search.done
+    found = search.run(recipe.trials, ground.progress)
+    rate = _rate(found, before, time.perf_counter() - begun)
+    measured = _HeldOut(ground, sets.held_out, limit.measuring)
+    return _Run(recipe, limit, ground, search, found, sets.calibration.fingerprint()).front(output, measured, rate)
 
 
 def _rate(found: Found, before: int, spent: float) -> dict[str, float]:
@@ -134,13 +132,7 @@ def _rate(found: Found, before: int, spent: float) -> dict[str, float]:
 # ---------------------------------------------------------------- the folder
 
 
-def _key(
-    recipe: TuneRecipe,
-    model: Path,
-    calibration: CalibrationSet,
-    preserve: Preservation | None,
-    data_sets: Mapping[str, DataSet],
-) -> str:
+def _key(recipe: TuneRecipe, model: Path, sets: Sets) -> str:
     """sha256 over what decides each trial of a search, so that another search is not continued."""
     about = {
         "uwm": __version__,
@@ -148,9 +140,9 @@ def _key(
         "model": model_files(model),
         "opened": [recipe.arch, recipe.quick_gelu, recipe.key, recipe.dtype, device_name(recipe.device)],
         "preprocess": None if recipe.preprocess is None else content_or_tag(recipe.preprocess),
-        "calibration": calibration.fingerprint(),
-        "preserve": None if preserve is None else preserve.fingerprint(),
-        "data_sets": [data_set_fingerprint(data) for data in data_sets.values()],
+        "calibration": sets.calibration.fingerprint(),
+        "preserve": None if sets.preserve is None else sets.preserve.fingerprint(),
+        "data_sets": [data_set_fingerprint(data) for data in sets.data_sets.values()],
         "methods": list(recipe.methods),
         "settings": dict(sorted(recipe.settings.items())),
         "objective": recipe.objective,
@@ -160,23 +152,25 @@ def _key(
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
+def _known_search(output: Path) -> str | None:
+    """The key of the search that a folder holds, None for a new folder. Raises BadInput for any other folder."""
+    if not output.exists() or not any(output.iterdir()):
+        return None
+    try:
+        known = read_manifest(output)
+    except (BadInput, OSError):
+        known = {}
+    if known.get("kind") != KIND:
+        raise BadInput(f"{output}: exists and holds no search of uwm tune; choose another output")
+    return known.get("search", "")
+
+
 def _open(output: Path, key: str, overwrite: bool) -> None:
-    """Refuse a folder that is not of this search; mark a new one. Raises BadInput."""
-    if output.exists() and any(output.iterdir()):
-        try:
-            known = read_manifest(output)
-        except (BadInput, OSError):
-            known = {}
-        if known.get("kind") != KIND:
-            raise BadInput(f"{output}: exists and holds no search; choose another output")
-        if not overwrite and known.get("search") != key:
-            raise BadInput(
-                f"{output}: holds a search with other settings, another model or other sets; choose another output, or "
-                "pass --overwrite to begin anew"
-            )
+    """Mark a new folder; of an older search that is begun anew nothing is left. Raises ResourceFault."""
     if overwrite:
         shutil.rmtree(output / POINTS, ignore_errors=True)
-        (output / JOURNAL).unlink(missing_ok=True)
+        for name in (JOURNAL, *WRITTEN):
+            (output / name).unlink(missing_ok=True)
     write_manifest(output, Manifest(format=FORMAT, kind=KIND, versions=versions(), search=key))
 
 
@@ -187,15 +181,11 @@ class _HeldOut:
     """The sets to measure on, which no trial saw; data sets are measured with the first of them."""
 
     def __init__(
-        self,
-        model: Model,
-        held_out: Mapping[str, CalibrationSet],
-        data_sets: Mapping[str, DataSet],
-        seed: int,
-        reading: Mapping[str, Any],
+        self, ground: Ground, held_out: Mapping[str, CalibrationSet], data_sets: Mapping[str, DataSet]
     ) -> None:
-        keep = partial(Kept, model, room=Room(), **reading)
-        self._model, self._seed = model, seed
+        model = self._model = ground.model
+        keep = partial(Kept, model, room=Room(), **ground.reading)
+        self._seed = ground.seed
         self._whole = {name: quadruples(pairs) for name, pairs in held_out.items()}
         self._pairs = {name: KeptPairs(whole, keep) for name, whole in self._whole.items()}
         self._data_sets = KeptDataSets(model, data_sets, keep)
@@ -232,7 +222,10 @@ class _Run:
         lower = aim.lower_is_better
         if not found.tried:
             raise BadInput(f"none of {found.invalid} edits could be made and measured; try other methods or settings")
-        rows = front_of([vars(one) for one in found.tried], lower)
+        rows: Iterable[int] = front_of([vars(one) for one in found.tried], lower)
+        if self.ground.progress is not None:
+            rows = self.ground.progress(rows, len([*rows]), "measure")
+        (output / FILE).unlink(missing_ok=True)  # its points are no longer those of the patches
         shutil.rmtree(output / POINTS, ignore_errors=True)
         points = [self._point(n, found.tried[row], output, held_out) for n, row in enumerate(rows, 1)]
         kept = {one["trial"] for one in points}
@@ -253,13 +246,7 @@ class _Run:
             },
             objective={"text": aim.objective.text, "label": aim.label, "lower_is_better": lower},
             loss={"terms": [term.expression.text for term in aim.terms], "unit": "%"},
-            trials={
-                "asked": self.recipe.trials,
-                "done": len(found.tried),
-                "invalid": found.invalid,
-                "by_method": {n: {"trials": c, "seconds": round(found.seconds[n], 2)} for n, c in found.trials.items()},
-                **rate,  # type: ignore[typeddict-item]
-            },
+            trials=self._trials(rate),
             baseline={
                 "cross_validated": _result(self.ground.judge.baseline),
                 "held_out": {name: _result(result) for name, result in held_out.baseline.items()},
@@ -279,6 +266,16 @@ class _Run:
             ],
             notes=[*self.ground.refused],
         )
+
+    def _trials(self, rate: Mapping[str, float]) -> Trials:
+        found = self.found
+        return {
+            "asked": self.recipe.trials,
+            "done": len(found.tried),
+            "invalid": found.invalid,
+            "by_method": {n: {"trials": c, "seconds": round(found.seconds[n], 2)} for n, c in found.trials.items()},
+            **rate,  # type: ignore[typeddict-item]
+        }
 
     def _point(self, number: int, tried: Tried, output: Path, held_out: _HeldOut) -> Point:
         """One point: its patch is written, and it is measured with intervals and on held-out pairs."""

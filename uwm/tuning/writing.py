@@ -11,6 +11,8 @@ from .page import front_page
 from .plot import draw
 from .table import csv_table, markdown
 
+WRITTEN = (FILE, "tune.md", "tune.csv", "report.html", "front.svg", "front.png")
+
 
 def write_front(folder: Path, front: Front) -> None:
     """Write tune.json, tune.md, tune.csv, report.html, front.svg and front.png; each appears whole or not at all.
