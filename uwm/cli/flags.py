@@ -215,18 +215,24 @@ EDITOR = _stack(
     click.option("--method", help=f"{_METHODS}  [default: {DEFAULT}; with --max-loss the best]"),
     TUNED,
 )
+BEST = "figure to make best: safety (the mean of PU and of 1 − unsafe top-1), or another one, such as GS.low or PU."
 OBJECTIVE = click.option(
-    "--objective", default="safety", show_default=True, help="What a search makes best, such as GS.low or PU."
+    "--objective", default="safety", show_default=True, metavar="FIGURE", help=f"{BEST[:1].upper()}{BEST[1:]}"
 )
 LIMIT = _stack(
     click.option(
         "--max-loss",
         metavar="LOSS",
-        help="What may be lost, such as 2% or zero_shot=1pt,R1=2%: method and settings are chosen on the calibration "
-        "pairs; those that are given narrow the search.",
+        help="The most that may be lost of zero-shot accuracy, safe R@1 and --preserve, such as 2% or "
+        "zero_shot=1pt,R1=2%. Method and settings are then chosen on folds of the calibration pairs; a method or a "
+        "setting that is given narrows the search.",
     ),
-    OBJECTIVE,
-    click.option("--trials", type=click.IntRange(1), default=120, show_default=True, help="Edits to try for that."),
+    click.option(
+        "--objective", default="safety", show_default=True, metavar="FIGURE", help=f"With --max-loss the {BEST}"
+    ),
+    click.option(
+        "--trials", type=click.IntRange(1), default=120, show_default=True, help="With --max-loss: edits to try."
+    ),
 )
 EDITOR_SETTINGS = tuple(dict.fromkeys(f.name for kind in _ours().values() for f in fields(kind)))
 

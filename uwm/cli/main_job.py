@@ -41,8 +41,8 @@ def names(text: str) -> tuple[str, ...]:
 @uwm.command()
 @click.argument("model")
 @CALIBRATION
-@EDITOR
 @LIMIT
+@EDITOR
 @HELD_OUT
 @click.option("--again", is_flag=True, help="Edit a checkpoint that uwm has edited already.")
 @click.option("--beside", default=BESIDE, show_default=True, help="Methods measured beside the edit; none for none.")
@@ -53,7 +53,10 @@ def names(text: str) -> tuple[str, ...]:
 @EXPORT
 @COMMON
 def edit(output: Path | None, overwrite: bool, dry_run: bool, show_examples: bool, **flags: Any) -> None:
-    """Find, negate, measure, write: the main job."""
+    """Edit a model, measure it, write it: the main job.
+
+    With --max-loss the method and its settings are chosen for you.
+    """
     from ..recipe import Recipe
 
     chosen, beside = take_settings(flags), names(flags.pop("beside"))
@@ -63,8 +66,8 @@ def edit(output: Path | None, overwrite: bool, dry_run: bool, show_examples: boo
 
 
 @uwm.command()
-@EDITOR
 @LIMIT
+@EDITOR
 @click.option("--beside", default=BESIDE, show_default=True, help="Methods measured beside the edit; none for none.")
 @click.option("-o", "--output", type=PATH, default=DEMO_OUTPUT, show_default=True, help="Folder to write.")
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists.")

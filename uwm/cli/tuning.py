@@ -32,21 +32,39 @@ OUTPUT = "uwm-tune"
 @click.argument("model")
 @CALIBRATION
 @click.option(
-    "--methods", default="", help="With commas  [default: repel, redirect, null-space, hidden-units, ablate, uwm]"
+    "--methods",
+    default="",
+    metavar="NAME,NAME,…",
+    help="Editors to try  [default: repel, redirect, null-space, hidden-units, ablate, uwm]",
+)
+@OBJECTIVE
+@click.option(
+    "--trials",
+    type=click.IntRange(1),
+    default=300,
+    show_default=True,
+    help="Edits to try, those of earlier runs in the folder included; more continue the search.",
 )
 @TUNED
-@OBJECTIVE
-@click.option("--trials", type=click.IntRange(1), default=300, show_default=True, help="Edits to try, in all.")
 @HELD_OUT
 @ZERO_SHOT
 @MODEL
 @click.option(
-    "-o", "--output", type=PATH, default=OUTPUT, show_default=True, help="Folder to fill; continued if there."
+    "-o",
+    "--output",
+    type=PATH,
+    default=OUTPUT,
+    show_default=True,
+    help="Folder to fill; a search that is there goes on.",
 )
-@click.option("--overwrite", is_flag=True, help="Begin anew.")
+@click.option("--overwrite", is_flag=True, help="Begin a search that is there anew.")
 @COMMON
 def tune(output: Path, overwrite: bool, **flags: Any) -> None:
-    """Search the trade-offs of safety against loss; `uwm apply MODEL DIR --point knee` takes one."""
+    """Search the trade-offs of safety against loss of knowledge.
+
+    Writes a table, plots, a page and a patch for each trade-off; `uwm apply MODEL DIR --point knee` takes one. May be
+    stopped at any time: the same command goes on.
+    """
     from ..tuning.table import terminal
     from ..tuning.tune import TuneRecipe
     from ..tuning.tune import tune as carry_out

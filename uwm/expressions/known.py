@@ -32,9 +32,10 @@ def check_known(
         figure, said = expression.figure, f"{flag} {one.text!r}"
         if figure == PRESERVED and not preserve:
             raise BadInput(f"{said}: only --max-loss with --preserve SET measures {PRESERVED}")
+        if figure in ZERO_SHOT_FIGURES and not data_sets:
+            raise BadInput(f"{said}: {figure} is measured with --zero-shot DATASET only; give one")
         if figure not in known:
-            hint = "; zero-shot figures need --zero-shot" if figure in ZERO_SHOT_FIGURES else ""
-            raise BadInput(f"{said}: no figure {figure!r}{hint}; there are {', '.join(known)}")
+            raise BadInput(f"{said}: no figure {figure!r}; there are {', '.join(known)}")
         for what, name, there in (
             ("concept", expression.concept, () if figure == PRESERVED else concepts),
             ("data set", expression.data_set, data_sets),

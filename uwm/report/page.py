@@ -18,6 +18,7 @@ from ..evaluation import EvalResult
 from ..expressions import Verdict
 from ..manifest import Manifest
 from . import breakdowns, overview
+from .chosen import chosen
 from .document import evaluation_document
 from .examples import Example, examples_section
 from .findings import Findings, findings
@@ -41,6 +42,7 @@ def html_report(document: Manifest, examples: Sequence[Example] = ()) -> str:
     """
     parts = [
         _summary(document),
+        chosen(document),
         overview.edited(document),
         trained(document),
         overview.measured(document),
