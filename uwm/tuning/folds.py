@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,7 +39,12 @@ class Folds:
     @property
     def together(self) -> CalibrationSet:
         """All pairs, fold by fold."""
-        return replace(self.pairs[0], pairs=tuple(pair for part in self.pairs for pair in part.pairs))
+        return self.others(None)
+
+    def others(self, fold: int | None) -> CalibrationSet:
+        """The pairs of the other folds, fold by fold; of all for None."""
+        parts = [self.pairs[number] for number in self.without(fold)]
+        return replace(self.pairs[0], pairs=tuple(pair for part in parts for pair in part.pairs))
 
     def without(self, fold: int | None) -> tuple[int, ...]:
         """The numbers of the other folds; of all for None."""
@@ -135,12 +140,8 @@ class Profile:
 
     def _unfed(self, editor: Editor, settings: Any) -> list[Statistics]:
         """Of all pairs, and without each fold."""
-        made = []
-        for fold in (None, *range(len(self._folds))):
-            parts = [self._folds.pairs[number] for number in self._folds.without(fold)]
-            pairs = replace(parts[0], pairs=tuple(pair for part in parts for pair in part.pairs))
-            made.append(editor.statistics(self._model, about(pairs), settings))
-        return made
+        told = [about(self._folds.others(fold)) for fold in (None, *range(len(self._folds)))]
+        return [editor.statistics(self._model, pairs, settings) for pairs in told]
 
     def _at_once(self, group: list[list[Statistics]], towers: Sequence[str]) -> None:
         """One pass: the pairs of a fold feed all statistics but those without it."""
@@ -173,12 +174,8 @@ class Profile:
     def _apart(self, statistics: list[Statistics]) -> None:
         """A pass for each, of an editor that needs all of its pairs in one."""
         for fold, made in zip((None, *range(len(self._folds))), statistics, strict=True):
-            made.feed(self._model, self._joint_batches(fold, made.towers))
-
-    def _joint_batches(self, fold: int | None, towers: Sequence[str]) -> Iterator[Any]:
-        for number in self._folds.without(fold):
-            pairs = self._folds.pairs[number]
-            yield from pair_batches(self._model, pairs, towers=_modalities(towers), joint=True, **self._reading)
+            towers, pairs = _modalities(made.towers), self._folds.others(fold)
+            made.feed(self._model, pair_batches(self._model, pairs, towers=towers, joint=True, **self._reading))
 
 
 def _modalities(towers: Sequence[str]) -> list[str]:
