@@ -293,11 +293,11 @@ def test_fewer_pairs_than_folds_make_fewer_folds(common, run_uwm):
     assert "in 2 folds of 2 pairs" in text
 
 
-def test_a_model_of_one_tower_is_refused(tiny_set, run_uwm, tmp_path):
+def test_a_model_of_one_tower_is_refused(tiny_set, run_uwm, tmp_path, capsys):
     FAMILIES["clip text"].make(tmp_path / "in")
-    found = run_uwm(
-        "edit", tmp_path / "in", "--calib", tiny_set, "--eval-split", "test", "--dry-run", "--max-loss", "2%"
-    )
+    capsys.readouterr()  # a bar of transformers
+    flags = ("--calib", tiny_set, "--eval-split", "test", "--dry-run", "--max-loss", "2%")
+    found = run_uwm("edit", tmp_path / "in", *flags)
     refused(found, 2, "both towers", "only a text tower", "without --max-loss")
 
 
