@@ -148,7 +148,7 @@ def run(
     manifest = _manifest(recipe, model, sets, edit, results) | _where_there_are(noise, sets.preserve)
     if limit is not None:
         manifest["limit"] = limit.facts(choice, results)
-        unmade = [*choice.told, *unmade]
+        unmade = [*limit.told, *choice.told, *unmade]
     if output is not None:
         with clock("write"), new_folder(output) as folder:
             manifest["output_sha256"] = _write_weights(folder, model, edit.patch, recipe.also_export)

@@ -8,7 +8,15 @@ from typing import Any
 from markupsafe import Markup
 
 from ..manifest import LimitFacts, Manifest, TermFacts
-from .limit import change_words, expression_label, held, search_words, settings_words, term_held, term_label
+from .limit import (
+    change_words,
+    chosen_words,
+    expression_label,
+    held,
+    search_words,
+    settings_words,
+    term_label,
+)
 from .markup import join, tag
 from .parts import folded, section, table
 
@@ -21,11 +29,10 @@ def chosen(document: Manifest) -> Markup | None:
     limit = document.get("limit")
     if limit is None:
         return None
-    edit = f"{limit['method']} {settings_words(limit['settings'])}".rstrip()
-    about = tag("p", "Chosen: ", tag("code", edit), f". {search_words(limit)}")
+    about = tag("p", "Chosen: ", tag("code", chosen_words(limit)), f". {search_words(limit)}.")
     apart = (
-        "The edit was chosen on the calibration pairs alone, each fold measured under an edit that was made without "
-        "it. Held-out pairs were measured once, after the choice. In brackets: 95 % intervals."
+        "To choose, each fold was measured under an edit that was made without it, and half of each zero-shot data "
+        "set. Held-out pairs and the other half were measured once, after the choice. In brackets: 95 % intervals."
     )
     parts = [about, tag("p", apart), _terms(limit), *_of_all_trials(limit)]
     return section(f"The limit {limit['max_loss']}", "limit", *parts)
@@ -55,7 +62,7 @@ def _named(by_set: Mapping[str, Mapping[str, TermFacts]], requirement: str) -> s
 def _cell(term: TermFacts | None) -> object:
     if term is None:
         return UNMEASURED
-    verdict = term_held(term)
+    verdict = held([term])
     return join([change_words(term), *_worst(term), " ", _marked(verdict, verdict)])
 
 

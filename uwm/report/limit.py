@@ -24,10 +24,13 @@ def limit_lines(limit: LimitFacts | None) -> list[str]:
         for name, terms in limit["held_out"].items()
         if terms
     ]
-    return [
-        *lines,
-        f"Chosen: {limit['method']} {settings_words(limit['settings'])}".rstrip() + f". {search_words(limit)}",
-    ]
+    told = "; ".join(map(term_words, limit["cross_validated"]["terms"]))
+    return [*lines, f"Chosen: {chosen_words(limit)}. {search_words(limit)} ({told})."]
+
+
+def chosen_words(limit: LimitFacts) -> str:
+    """``repel --share 0.0438``."""
+    return f"{limit['method']} {settings_words(limit['settings'])}".rstrip()
 
 
 def search_words(limit: LimitFacts) -> str:
@@ -35,9 +38,8 @@ def search_words(limit: LimitFacts) -> str:
     found, trials, objective = limit["cross_validated"], limit["trials"], expression_label(limit["objective"])
     of = ", ".join(f"{count} {method}" for method, count in trials.items())
     return (
-        f"It is the best of {sum(trials.values())} edits ({of}) in cross-validation in {found['folds']} folds of "
-        f"{found['pairs']} pairs: {objective} {found['before']:.1f} → {found['after']:.1f} % "
-        f"({'; '.join(map(term_words, found['terms']))})."
+        f"Of {sum(trials.values())} edits ({of}) it is the best within the limit, in cross-validation in "
+        f"{found['folds']} folds of {found['pairs']} pairs: {objective} {found['before']:.1f} → {found['after']:.1f} %"
     )
 
 
@@ -53,11 +55,6 @@ def held(terms: Terms) -> str:
     if len(known) < len(missed):
         return UNKNOWN
     return MISSED if missed else KEPT
-
-
-def term_held(term: Mapping[str, Any]) -> str:
-    """The same of one term, in a word or two for a table."""
-    return {KEPT: "kept", MISSED: "not kept, but within its interval", BROKEN: "broken"}.get(held([term]), "unknown")
 
 
 def _within_interval(term: Mapping[str, Any]) -> bool:

@@ -12,6 +12,7 @@ from ..embedding import quadruples
 from ..errors import BadInput
 from ..evaluation import EvalResult, differences
 from ..expressions.expression import ZERO_SHOT_FIGURES
+from ..figures import LEAST_FIRM_PAIRS
 from ..inputs import Inputs, Sets
 from ..knowledge import DataSet
 from ..knowledge.halves import halves
@@ -59,6 +60,15 @@ class Limit:
         limit = cls(wish, aim, choosing, measuring, draw_folds(calibration, sets.preserve, seed))
         limit._check_apart(sets.held_out, sets.checked.shared)
         return limit
+
+    @property
+    def told(self) -> list[str]:
+        """What a user should know of the pairs to choose by."""
+        pairs = len(quadruples(self.folds.together))
+        few = (
+            f"edits are chosen by the figures of only {pairs} pairs; those of fewer than {LEAST_FIRM_PAIRS} tell little"
+        )
+        return [few] if pairs < LEAST_FIRM_PAIRS else []
 
     def _check_apart(self, held_out: Mapping[str, CalibrationSet], shared: Mapping[str, Shared]) -> None:
         """Refuse to measure on what settings are chosen by. Raises BadInput."""

@@ -108,7 +108,7 @@ def tune(recipe: TuneRecipe, output: Path, *, overwrite: bool = False, progress:
     ground = limit.ground(recipe, model, progress)
     _open(output, key, overwrite)
     write_front(output, _searched(recipe, limit, ground, sets, output))
-    return Tuned(read_front(output), (*model.notes, *sets.checked.told, *reached, *ground.refused))
+    return Tuned(read_front(output), (*model.notes, *sets.checked.told, *reached, *limit.told, *ground.refused))
 
 
 def _searched(recipe: TuneRecipe, limit: Limit, ground: Ground, sets: Sets, output: Path) -> Front:
