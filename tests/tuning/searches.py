@@ -1,0 +1,47 @@
+"""A small search over real editors: 24 pairs, a tiny model. Run as a program it keeps a journal, to be killed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import uwm
+from uwm.tuning.choosing import Ground, Wish
+
+READING = {"data_sets": {}, "batch_size": 16, "workers": 1}
+
+
+def ground_of(model_path, calib_path):
+    calib = uwm.read_calibration(calib_path)
+    return Ground.of(uwm.load(model_path), calib, None, 0, **READING), calib
+
+
+def search_of(ground, calib, journal=None, seed=0, **wish):
+    """A search; ``max_loss`` and the rest as `Wish` has them."""
+    wanted = Wish(**{"max_loss": "30pt", "methods": ("null-space", "hidden-units"), **wish})
+    aim = wanted.aim(calib, {}, False)
+    if seed:
+        from dataclasses import replace
+
+        ground = replace(ground, seed=seed)
+    return ground.search(wanted, aim, journal)
+
+
+def outcome(found):
+    """What a search tried, without what the clock says."""
+    return found.tried, found.invalid, found.trials
+
+
+def main() -> None:
+    """MODEL CALIB JOURNAL TRIALS: prints a line a trial that is done."""
+    model, calib, journal, trials = sys.argv[1:]
+    ground, pairs = ground_of(model, calib)
+    search = search_of(ground, pairs, Path(journal))
+    print(f"begins with {search.done}", flush=True)
+    for number in range(search.done, int(trials)):
+        search.run(number + 1)
+        print(f"done {number}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
