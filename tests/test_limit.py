@@ -309,7 +309,8 @@ def test_a_method_that_cannot_work_is_an_error_by_name_and_left_out_by_default(c
         raise BadInput("repel: no use here")
 
     monkeypatch.setattr(type(find_editor("repel")), "statistics", refuse)
-    refused(run_uwm(*common, "--dry-run", *TRIALS, "--max-loss", "90pt", "--method", "repel"), 2, "no use here")
+    line = refused(run_uwm(*common, "--dry-run", *TRIALS, "--max-loss", "90pt", "--method", "repel"), 2, "no use here")
+    assert "is not tried" not in line
     code, text, told = run_uwm(*common, "--dry-run", *TRIALS, "--max-loss", "90pt")
     assert code == 0
     assert "repel is not tried: repel: no use here" in told
