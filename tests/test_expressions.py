@@ -314,7 +314,7 @@ def test_what_there_will_not_be_is_refused(text, words):
 def test_concepts_and_data_sets_of_a_set_without_any():
     for text, words in (
         ("GS@*>=1", "no concept '\\*'; there are none"),
-        ("zero_shot>=1", "no figure 'zero_shot'; zero-shot figures need --zero-shot; there are P_ts"),
+        ("zero_shot>=1", "zero_shot is measured with --zero-shot DATASET only; give one"),
     ):
         with pytest.raises(BadInput, match=words):
             check_known([require(text)], [], [], "--require")

@@ -309,7 +309,8 @@ def test_a_method_that_cannot_work_is_an_error_by_name_and_left_out_by_default(c
         raise BadInput("repel: no use here")
 
     monkeypatch.setattr(type(find_editor("repel")), "statistics", refuse)
-    refused(run_uwm(*common, "--dry-run", *TRIALS, "--max-loss", "90pt", "--method", "repel"), 2, "no use here")
+    line = refused(run_uwm(*common, "--dry-run", *TRIALS, "--max-loss", "90pt", "--method", "repel"), 2, "no use here")
+    assert "is not tried" not in line
     code, text, told = run_uwm(*common, "--dry-run", *TRIALS, "--max-loss", "90pt")
     assert code == 0
     assert "repel is not tried: repel: no use here" in told
@@ -325,3 +326,11 @@ def test_weights_that_are_not_numbers_are_refused(tiny_hf, tiny_set, run_uwm, tm
     code, _, told = run_uwm(*arguments, "--max-loss", "2%")
     assert code == 1
     assert "NaN" in told
+
+
+def test_what_preserve_names_counts_as_knowledge(common, run_uwm, tmp_path):
+    (tmp_path / "keep.txt").write_text("a dog and a tree\na cup\na car and a cat\na cat in a cup\n")
+    flags = ("--dry-run", "--json", "-q", *TRIALS, "--method", "redirect", "--preserve", tmp_path / "keep.txt")
+    limit = json.loads(done(run_uwm(*common, *flags, "--max-loss", "100pt")))["limit"]
+    assert "preserved>=-100pt" in [term["requirement"] for term in limit["cross_validated"]["terms"]]
+    assert "preserved>=-100pt" not in [term["requirement"] for term in limit["held_out"]["test"]]

@@ -183,6 +183,7 @@ def test_stopped_while_points_are_written_no_point_can_be_taken_for_another(
         patch.setattr(jobs._Run, "_write_patch", stopping)
         with pytest.raises(KeyboardInterrupt):
             tune(recipe, copy)
+    assert not (copy / "tune.json").exists()
     refused(run_uwm("apply", tiny_hf, copy, "--point", "1", "--dry-run"), 2)
     tune(recipe, copy)
     done(run_uwm("apply", tiny_hf, copy, "--point", "1", "--dry-run"))
