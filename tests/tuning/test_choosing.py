@@ -206,7 +206,7 @@ def test_figures_that_the_unedited_model_has_none_of_are_refused(tiny):
     ):  # fmt: skip
         with pytest.raises(BadInput, match=message):
             Wish(max_loss, objective=objective).aim(calib, {}, False)
-    zero = replace(ground.judge.baseline, figures={n: (0.0, 0.0, 0.0) for n in ground.judge.baseline.figures})
+    zero = replace(ground.judge.baseline, figures=dict.fromkeys(ground.judge.baseline.figures, (0.0, 0.0, 0.0)))
     blind = replace(ground)
     blind.__dict__["judge"] = type("Blind", (), {"baseline": zero})()
     with pytest.raises(BadInput, match="this cannot be searched for: R1_ts_vs>=-2%: the baseline's R1_ts_vs is 0"):

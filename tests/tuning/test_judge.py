@@ -173,7 +173,7 @@ def slow_preserved(model, folds, edits):
         ):
             for name in names:
                 row = own.index(name)
-                first = max(range(len(other_before)), key=lambda n: float(before[row] @ other_before[n]))  # noqa: B023
+                first = max(range(len(other_before)), key=lambda n: float(before[row] @ other_before[n]))
                 cosines = [float(now[row] @ other) for other in other_now]
                 kept.append(float(cosines[first] >= max(cosines) - TIE))
     return kept
