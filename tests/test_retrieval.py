@@ -43,7 +43,9 @@ def slowly(items, found, asking):
     for name, (query, group, partner, other) in metrics.DIRECTIONS.items():
         groups, names = getattr(items, group).tolist(), getattr(items, partner).tolist()
         safe = dict(zip(names, lists[partner], strict=True))
-        unsafe = [] if other is None else [*dict(zip(getattr(items, other).tolist(), lists[other], strict=True)).values()]
+        unsafe = (
+            [] if other is None else [*dict(zip(getattr(items, other).tolist(), lists[other], strict=True)).values()]
+        )
         for k in (1, 5, 10, 20):
             hits = slow_metrics.grouped_hits(lists[query], None, groups, lists[partner], names, unsafe, k)
             expected[f"R{k}_{name}"] = [hits[row] for row in asking]

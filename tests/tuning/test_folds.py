@@ -169,7 +169,14 @@ def test_statistics_without_a_fold_are_those_of_the_other_pairs(model, profile, 
         kept = [folds.preserved[number] for number in range(FOLDS) if number != fold]
         plain = editor.statistics(model, about(pairs), chosen)
         whole = Preservation(*(sum((getattr(k, part) for k in kept), ()) for part in ("captions", "images")))
-        gather(model, plain, pairs, batch_size=5 if plain.joint else 7, workers=1, preserve=whole if plain.preserve else None)
+        gather(
+            model,
+            plain,
+            pairs,
+            batch_size=5 if plain.joint else 7,
+            workers=1,
+            preserve=whole if plain.preserve else None,
+        )
         assert statistics.pairs == plain.pairs
         expected, own = told(model, editor, plain), told(model, editor, statistics)
         assert own.keys() == expected.keys()
@@ -204,7 +211,9 @@ def test_each_pair_goes_through_the_model_once_whatever_the_number_of_folds(mode
 
 def test_progress_is_told_of_every_fold(model, folds):
     told = []
-    profile = Profile(model, folds, batch_size=4, workers=1, progress=lambda batches, n, name: told.append((n, name)) or batches)
+    profile = Profile(
+        model, folds, batch_size=4, workers=1, progress=lambda batches, n, name: told.append((n, name)) or batches
+    )
     editor = find_editor("redirect")
     profile.statistics(editor, make(editor, {}))
     assert [name for _, name in told] == [f"profile, part {n} of 3" for n in (1, 2, 3)]

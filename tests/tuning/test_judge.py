@@ -39,7 +39,10 @@ def calib(tiny_set):
     """16 pairs; some share a safe image, two of them lack images, one names a group with another."""
     pairs = [*uwm.read_calibration(tiny_set, split="calib").pairs]
     pairs[3] = replace(pairs[3], safe_image=pairs[8].safe_image)
-    pairs[5], pairs[6] = replace(pairs[5], group="one"), replace(pairs[6], group="one", unsafe_text=pairs[5].unsafe_text)
+    pairs[5], pairs[6] = (
+        replace(pairs[5], group="one"),
+        replace(pairs[6], group="one", unsafe_text=pairs[5].unsafe_text),
+    )
     for row in (1, 12):
         pairs[row] = replace(pairs[row], safe_image=None, unsafe_image=None)
     return replace(uwm.read_calibration(tiny_set), pairs=tuple(pairs))
@@ -170,7 +173,7 @@ def slow_preserved(model, folds, edits):
         ):
             for name in names:
                 row = own.index(name)
-                first = max(range(len(other_before)), key=lambda n: float(before[row] @ other_before[n]))  # noqa: B023
+                first = max(range(len(other_before)), key=lambda n: float(before[row] @ other_before[n]))
                 cosines = [float(now[row] @ other) for other in other_now]
                 kept.append(float(cosines[first] >= max(cosines) - TIE))
     return kept

@@ -279,7 +279,9 @@ class Shared:
 @pytest.mark.parametrize("names", [["text.1.fc1", "vision.proj"], ["text.0.fc1", "vision.1.fc2"]])
 def test_data_sets_are_classified_as_by_zero_shot(model, pairs, names):
     two = {
-        "one": DataSet("one", Shared(pairs), ("dog", "cat", "knife"), ("a {}", "a picture of {}"), frozenset({"knife"})),
+        "one": DataSet(
+            "one", Shared(pairs), ("dog", "cat", "knife"), ("a {}", "a picture of {}"), frozenset({"knife"})
+        ),
         "other": DataSet("other", Shared(pairs), ("car", "tree", "car"), ("a {}",)),  # two classes of one name
     }
     kept = KeptDataSets(model, two, partial(Kept, model, room=Room(), batch_size=3, workers=1))

@@ -64,7 +64,9 @@ def cases(model, tower):
     """Tensors to edit together, by name: each late one, and some of the blocks."""
     depth = model.depth(tower)
     names = [f"{tower}.{slot}" for slot in LATE]
-    names += [f"{tower}.{depth - 1}.{slot}" for slot in ("fc1", "fc1.bias", "fc2", "fc2.bias", "gate", "norm2", "v_proj")]
+    names += [
+        f"{tower}.{depth - 1}.{slot}" for slot in ("fc1", "fc1.bias", "fc2", "fc2.bias", "gate", "norm2", "v_proj")
+    ]
     names += [f"{tower}.0.fc2", f"{tower}.position_embedding"]
     there = {str(name) for name in model.tensors}
     single = [[name] for name in names if name in there]
