@@ -67,7 +67,7 @@ class SharedFacts(TypedDict):
 
 
 class TermFacts(TypedDict):
-    """A term of a limit: the fields of `uwm.expressions.Verdict`."""
+    """A term of a budget: the fields of `uwm.expressions.Verdict`."""
 
     requirement: str
     found: float | None
@@ -77,8 +77,8 @@ class TermFacts(TypedDict):
     interval: tuple[float, float] | None
 
 
-class LimitFacts(TypedDict):
-    """How an edit was chosen within a limit of loss, and whether the limit held."""
+class BudgetFacts(TypedDict):
+    """How an edit was chosen within a budget of loss, and whether the budget held."""
 
     max_loss: str
     objective: str
@@ -133,7 +133,7 @@ class Manifest(TypedDict, total=False):
     of: int
     layers: dict[str, LayerFacts]
     label_noise: dict[str, Any]
-    limit: LimitFacts
+    budget: BudgetFacts
     # finetune
     training: TrainingFacts
     # apply and revert

@@ -42,8 +42,8 @@ from .shipped_files import DEMO_SET
 from .statistics.batches import Progress
 from .statistics.embeddings import PairEmbeddings
 from .statistics.passes import Reducer
+from .tuning.budgets import Budget
 from .tuning.choosing import OBJECTIVE, TRIALS, Wish
-from .tuning.limits import Limit
 
 DEMO_MASS = 0.1  # chosen on the split val by calibration/build/choose_demo.py
 
@@ -130,25 +130,25 @@ def run(
     recipe, wish = _check(recipe, output, overwrite)
     with clock("read"):
         sets = read_all(recipe, recipe.preserve)
-        limit = None if wish is None else Limit.of(wish, sets, recipe.seed)
+        budget = None if wish is None else Budget.of(wish, sets, recipe.seed)
     with clock("load"):
         model, reached = _load(recipe, sets)
-    if limit is not None:
+    if budget is not None:
         with clock("choose"):
-            choice = limit.choose(recipe, model, progress)
+            choice = budget.choose(recipe, model, progress)
             recipe = replace(recipe, method=choice.chosen.method, settings=choice.chosen.settings)
     with clock("edit"):
         kept = PairEmbeddings()
         edits, unmade = make_edits(recipe, model, sets.calibration, progress, sets.preserve, also=[kept])
         edit, noise = edits[recipe.method or DEFAULT], label_noise_of(kept, sets.calibration)
     with clock("evaluate"):
-        data_sets = sets.data_sets if limit is None else limit.measuring
+        data_sets = sets.data_sets if budget is None else budget.measuring
         results = measure(recipe, _columns(model, edits), sets.held_out, data_sets, progress)
         examples = _examples(recipe, model, edit, sets.held_out, results) if show_examples else []
     manifest = _manifest(recipe, model, sets, edit, results) | _where_there_are(noise, sets.preserve)
-    if limit is not None:
-        manifest["limit"] = limit.facts(choice, results)
-        unmade = [*limit.told, *choice.told, *unmade]
+    if budget is not None:
+        manifest["budget"] = budget.facts(choice, results)
+        unmade = [*budget.told, *choice.told, *unmade]
     if output is not None:
         with clock("write"), new_folder(output) as folder:
             manifest["output_sha256"] = _write_weights(folder, model, edit.patch, recipe.also_export)

@@ -34,7 +34,7 @@ from uwm.evaluation import EvalResult, differences, summarise, summary, zero_sho
 from uwm.expressions import Verdict, parse_max_loss
 from uwm.knowledge import DataSet, open_data_sets
 from uwm.knowledge.halves import halves
-from uwm.report.limit import held
+from uwm.report.budget import held
 from uwm.shipped_files import DEMO_MODEL, DEMO_SET
 from uwm.tuning.choosing import Ground, Wish, choose
 from uwm.tuning.kept import Kept, Room

@@ -1,4 +1,4 @@
-"""What is chosen: the best objective within the limit, never a destroyed model."""
+"""What is chosen: the best objective within the budget, never a destroyed model."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_destroyed_model_has_the_best_objective_and_is_not_chosen(demo, object
     assert {one.loss > 50 for one in choice.front} == {True, False}  # the front shows what it cost
 
 
-# ---------------------------------------------------------------- which of those within the limit
+# ---------------------------------------------------------------- which of those within the budget
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def test_where_nothing_could_be_measured_that_is_said(tiny, monkeypatch):
         chosen_of(tiny, WISH)
 
 
-# ---------------------------------------------------------------- objectives and limits in detail
+# ---------------------------------------------------------------- objectives and budgets in detail
 
 
 @pytest.mark.parametrize(

@@ -254,7 +254,7 @@ def test_slow_methods_alone_take_turns(model):
         (True, lambda name, n: {"a": (50.0, 0.1), "b": (40.0, -1.0 if n > 3 else 1.0), "c": (30.0, 0.0)}[name]),
         (False, lambda name, n: {"a": (50.0, 9.0), "b": (40.0 - n, 8.0 - n), "c": (1.0, 10.0)}[name]),
     ],
-    ids=["the best within the limit", "the most points of the front"],
+    ids=["the best within the budget", "the most points of the front"],
 )
 def test_after_some_rounds_the_leader_gets_most_trials(model, limited, objective):
     quick = dict.fromkeys("abc", True)

@@ -11,9 +11,9 @@ from ..evaluation import EvalResult
 from ..figures import SAFEGROUND, label
 from ..manifest import Manifest
 from ..text_tables import clean, markdown_table
+from .budget import budget_lines
 from .evaluation import plain
 from .findings import findings, roles
-from .limit import limit_lines
 from .tables import LEGEND, RANDOM_LEGEND, edit_words, rows, shared_words
 from .training import trained_words
 
@@ -39,7 +39,7 @@ def model_card(manifest: Manifest, results: Mapping[str, Mapping[str, EvalResult
         about,
         "## What it did",
         *_judgements(manifest),
-        *map(plain, limit_lines(manifest.get("limit"))),
+        *map(plain, budget_lines(manifest.get("budget"))),
         *(_measured(set_name, columns, shared_words(manifest, set_name)) for set_name, columns in results.items()),
         *(
             [LEGEND if done == "fine-tuned" else f"{LEGEND} {RANDOM_LEGEND}"]

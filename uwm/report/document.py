@@ -22,7 +22,7 @@ EVAL_SETTINGS = (
     "dtype",
     "revision",
     "split",
-    "limit",
+    "budget",
     "seed",
     "ensemble",
     "batch_size",

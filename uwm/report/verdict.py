@@ -9,8 +9,8 @@ from ..figures import MEANS, accuracy_of
 from ..knowledge import mean_over_sets
 from ..manifest import Columns, Manifest
 from ..text_tables import percent
+from .budget import budget_lines
 from .findings import better, findings, roles
-from .limit import limit_lines
 from .tables import edit_words
 
 SHOWN = ("GS", "PU")
@@ -31,8 +31,8 @@ def verdict_lines(manifest: Manifest, timed: bool = False) -> list[str]:
             f"Zero-shot accuracy: {_zero_shot(columns)}.",
             f"Cost: {_cost(manifest, columns, timed)}.",
         ]
-        return [*lines, *limit_lines(manifest.get("limit")), *_better_methods(columns, differences)]
-    return limit_lines(manifest.get("limit"))
+        return [*lines, *budget_lines(manifest.get("budget")), *_better_methods(columns, differences)]
+    return budget_lines(manifest.get("budget"))
 
 
 def _of(columns: Columns) -> tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any] | None]:

@@ -16,7 +16,7 @@ from ..evaluation import EvalResult, concepts_of, differences
 from ..expressions import Verdict, check_known, parse_max_loss, parse_objective
 from ..knowledge import DataSet
 from ..models import Model
-from ..report.limit import settings_words, term_words
+from ..report.budget import settings_words, term_words
 from ..statistics.batches import BATCH_SIZE, Progress
 from .folds import Folds, Profile, draw_folds
 from .judge import Judge
@@ -36,7 +36,7 @@ class Wish:
 
     Attributes:
         max_loss: As in `uwm.expressions.parse_max_loss`.
-        limited: It is a limit; otherwise its figures are what a trade-off is with.
+        limited: It is a budget; otherwise its figures are what a trade-off is with.
         objective: As in `uwm.expressions.parse_objective`.
         methods: Those to try; none for the usual ones, or those of them that have all settings which are given.
         given: Settings by hand.
@@ -177,7 +177,7 @@ class Ground:
 
 @dataclass(frozen=True)
 class Choice:
-    """The safest candidate whose loss stays within the limit.
+    """The safest candidate whose loss stays within the budget.
 
     Attributes:
         chosen: The candidate.
@@ -200,15 +200,15 @@ class Choice:
     told: tuple[str, ...] = ()
 
     def verdicts(self) -> list[Verdict]:
-        """Every term of the limit in cross-validation."""
+        """Every term of the budget in cross-validation."""
         return _verdicts(self.aim, self.result, self.baseline)
 
 
 def choose(ground: Ground, wish: Wish, aim: Aim) -> Choice:
-    """Search, and take the candidate with the best objective among those within the limit; of equal ones the first.
+    """Search, and take the candidate with the best objective among those within the budget; of equal ones the first.
 
     Raises:
-        BadInput: As `Ground.search`. InvalidResult: No candidate stays within the limit.
+        BadInput: As `Ground.search`. InvalidResult: No candidate stays within the budget.
     """
     search = ground.search(wish, aim)
     found = search.run(wish.trials, ground.progress)
@@ -224,13 +224,13 @@ def choose(ground: Ground, wish: Wish, aim: Aim) -> Choice:
 
 
 def _verdicts(aim: Aim, result: EvalResult, baseline: EvalResult) -> list[Verdict]:
-    """Every term of the limit."""
+    """Every term of the budget."""
     changes = differences(result, baseline)
     return [term.check(result, baseline, changes) for term in aim.terms]
 
 
 def _none_within(ground: Ground, search: Search, found: Found, wish: Wish, aim: Aim) -> str:
-    """That no edit stays within the limit, and how far the nearest is from it."""
+    """That no edit stays within the budget, and how far the nearest is from it."""
     if not found.tried:
         return f"--max-loss {wish.max_loss}: none of {found.invalid} edits could be made and measured"
     least = min(found.tried, key=lambda one: one.loss)

@@ -27,7 +27,7 @@ from .kept_sets import Changes, Embedded, KeptDataSets, KeptPairs
 
 MOST_PAIRS = 1000  # measured in a trial; ranks among more cost more than they tell
 
-FIRST = (1,)  # the cut-off of recall that most objectives and limits need
+FIRST = (1,)  # the cut-off of recall that most objectives and budgets need
 
 
 @dataclass(frozen=True)

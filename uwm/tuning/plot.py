@@ -66,7 +66,7 @@ def _held_out(panel: Any, front: Front, name: str, marker: str) -> None:
 
 
 def _frame(panel: Any, front: Front) -> None:
-    """The limits, ticks and names of the axes; what lies outside is counted."""
+    """The budgets, ticks and names of the axes; what lies outside is counted."""
     (least, most), (low, high) = axes.window(front)
     left, right = axes.stretched(least), axes.stretched(most)
     width, height = right - left, high - low

@@ -36,11 +36,11 @@ from ..report import versions
 from ..report.plotting import check_plotting
 from ..statistics.batches import Progress
 from ..version import __version__
+from .budgets import Budget
 from .choosing import OBJECTIVE, Ground, Wish
 from .front import FILE, FORMAT, KIND, Front, Point, Result, Trials, read_front
 from .kept import Kept, Room
 from .kept_sets import Changes, KeptDataSets, KeptPairs
-from .limits import Limit
 from .points import front_of, knee
 from .search import Found, Search, Tried
 from .writing import WRITTEN, write_front
@@ -96,7 +96,7 @@ def tune(recipe: TuneRecipe, output: Path, *, overwrite: bool = False, progress:
     model_path = check_paths(recipe, output, overwrite=True, preserve=recipe.preserve)
     known = _known_search(output)
     sets = read_all(recipe, recipe.preserve)
-    limit = Limit.of(wish, sets, recipe.seed)
+    budget = Budget.of(wish, sets, recipe.seed)
     key = _key(recipe, model_path, sets)
     if not overwrite and known not in (None, key):
         raise BadInput(
@@ -105,20 +105,20 @@ def tune(recipe: TuneRecipe, output: Path, *, overwrite: bool = False, progress:
         )
     model = load_model(recipe)
     reached = check_sets_with(recipe, model, {"calibration": sets.calibration, **sets.held_out}, sets.data_sets)
-    ground = limit.ground(recipe, model, progress)
+    ground = budget.ground(recipe, model, progress)
     _open(output, key, overwrite)
-    write_front(output, _searched(recipe, limit, ground, sets, output))
-    return Tuned(read_front(output), (*model.notes, *sets.checked.told, *reached, *limit.told, *ground.refused))
+    write_front(output, _searched(recipe, budget, ground, sets, output))
+    return Tuned(read_front(output), (*model.notes, *sets.checked.told, *reached, *budget.told, *ground.refused))
 
 
-def _searched(recipe: TuneRecipe, limit: Limit, ground: Ground, sets: Sets, output: Path) -> Front:
+def _searched(recipe: TuneRecipe, budget: Budget, ground: Ground, sets: Sets, output: Path) -> Front:
     """The search, and its front measured on held-out pairs."""
-    search = ground.search(limit.wish, limit.aim, output / JOURNAL)
+    search = ground.search(budget.wish, budget.aim, output / JOURNAL)
     begun, before = time.perf_counter(), search.done
     found = search.run(recipe.trials, ground.progress)
     rate = _rate(found, before, time.perf_counter() - begun)
-    measured = _HeldOut(ground, sets.held_out, limit.measuring)
-    return _Run(recipe, limit, ground, search, found, sets.calibration.fingerprint()).front(output, measured, rate)
+    measured = _HeldOut(ground, sets.held_out, budget.measuring)
+    return _Run(recipe, budget, ground, search, found, sets.calibration.fingerprint()).front(output, measured, rate)
 
 
 def _rate(found: Found, before: int, spent: float) -> dict[str, float]:
@@ -210,7 +210,7 @@ class _Run:
     """A search that is done."""
 
     recipe: TuneRecipe
-    limit: Limit
+    budget: Budget
     ground: Ground
     search: Search
     found: Found
@@ -218,7 +218,7 @@ class _Run:
 
     def front(self, output: Path, held_out: _HeldOut, rate: Mapping[str, float]) -> Front:
         """Everything that is told, with the patch of each point of the front in a file."""
-        found, aim = self.found, self.limit.aim
+        found, aim = self.found, self.budget.aim
         lower = aim.lower_is_better
         if not found.tried:
             raise BadInput(f"none of {found.invalid} edits could be made and measured; try other methods or settings")

@@ -1,4 +1,4 @@
-"""An edit within a limit of loss: chosen on the calibration pairs, judged on held-out ones."""
+"""An edit within a budget of loss: chosen on the calibration pairs, judged on held-out ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..figures import LEAST_FIRM_PAIRS
 from ..inputs import Inputs, Sets
 from ..knowledge import DataSet
 from ..knowledge.halves import halves
-from ..manifest import LimitFacts, TermFacts
+from ..manifest import BudgetFacts, TermFacts
 from ..models import Model
 from ..statistics.batches import Progress
 from .choosing import Choice, Ground, Wish, choose
@@ -25,7 +25,7 @@ from .search import Aim
 
 
 @dataclass(frozen=True)
-class Limit:
+class Budget:
     """What may be lost, and what it is judged by.
 
     Attributes:
@@ -41,7 +41,7 @@ class Limit:
     folds: Folds
 
     @classmethod
-    def of(cls, wish: Wish, sets: Sets, seed: int) -> Limit:
+    def of(cls, wish: Wish, sets: Sets, seed: int) -> Budget:
         """Before a model is loaded.
 
         Raises:
@@ -57,9 +57,9 @@ class Limit:
             raise BadInput(
                 f"{calibration.root}: 1 calibration pair; at least 2 are needed, to choose settings on folds"
             )
-        limit = cls(wish, aim, choosing, measuring, draw_folds(calibration, sets.preserve, seed))
-        limit._check_apart(sets.held_out, sets.checked.shared)
-        return limit
+        budget = cls(wish, aim, choosing, measuring, draw_folds(calibration, sets.preserve, seed))
+        budget._check_apart(sets.held_out, sets.checked.shared)
+        return budget
 
     @property
     def told(self) -> list[str]:
@@ -96,8 +96,8 @@ class Limit:
         """The safest edit within it. Raises BadInput, and InvalidResult where no edit stays within it."""
         return choose(self.ground(inputs, model, progress), self.wish, self.aim)
 
-    def facts(self, choice: Choice, results: Mapping[str, Mapping[str, EvalResult]]) -> LimitFacts:
-        """What uwm.json says: the search, the limit in cross-validation and on every held-out set."""
+    def facts(self, choice: Choice, results: Mapping[str, Mapping[str, EvalResult]]) -> BudgetFacts:
+        """What uwm.json says: the search, the budget in cross-validation and on every held-out set."""
         found, method = choice.found, choice.chosen.method
         return {
             "max_loss": self.wish.max_loss,

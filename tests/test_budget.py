@@ -1,4 +1,4 @@
-"""`uwm edit --max-loss`: an edit chosen within a limit, what is written of it, and what is refused."""
+"""`uwm edit --max-loss`: an edit chosen within a budget, what is written of it, and what is refused."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from terminal import done, refused
 from uwm import recipe as recipes
 from uwm.inputs import Inputs, read_all
 from uwm.recipe import Recipe, run
-from uwm.report.limit import BROKEN, KEPT, MISSED, UNKNOWN, held, limit_lines, settings_words, term_words
+from uwm.report.budget import BROKEN, KEPT, MISSED, UNKNOWN, budget_lines, held, settings_words, term_words
+from uwm.tuning.budgets import Budget
 from uwm.tuning.choosing import Wish
-from uwm.tuning.limits import Limit
 
 TRIALS = ("--trials", "5", "--beside", "none")
 FEW = "edits are chosen by the figures of only 16 pairs"
@@ -41,7 +41,7 @@ def pets(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def chosen(tiny_hf, tiny_set, pets, tmp_path_factory):
-    """An edit within a limit, as a folder and its outcome."""
+    """An edit within a budget, as a folder and its outcome."""
     folder = tmp_path_factory.mktemp("outputs") / "chosen"
     recipe = Recipe(
         model=str(tiny_hf),
@@ -64,46 +64,46 @@ def manifest_of(folder):
 def test_the_chosen_edit_is_the_best_within_the_limit_and_its_settings_are_told(chosen):
     folder, outcome = chosen
     manifest = manifest_of(folder)
-    limit = manifest["limit"]
-    assert sum(limit["trials"].values()) == 6
-    within = [one for one in limit["front"] if one["loss"] <= 0]
+    budget = manifest["budget"]
+    assert sum(budget["trials"].values()) == 6
+    within = [one for one in budget["front"] if one["loss"] <= 0]
     best = max(within, key=lambda one: one["objective"])
-    assert (limit["method"], limit["settings"]) == (best["method"], best["settings"])
-    assert limit["cross_validated"]["after"] == pytest.approx(best["objective"])
-    assert manifest["settings"]["method"] == limit["method"]
-    assert limit["settings"].items() <= manifest["settings"].items()
-    assert [*manifest["results"]["test"]] == ["before", limit["method"], "random"]
+    assert (budget["method"], budget["settings"]) == (best["method"], best["settings"])
+    assert budget["cross_validated"]["after"] == pytest.approx(best["objective"])
+    assert manifest["settings"]["method"] == budget["method"]
+    assert budget["settings"].items() <= manifest["settings"].items()
+    assert [*manifest["results"]["test"]] == ["before", budget["method"], "random"]
     terms = ["zero_shot:*>=-90pt", "R1_ts_vs>=-95pt", "R1_vs_ts>=-95pt"]
-    assert [term["requirement"] for term in limit["cross_validated"]["terms"]] == terms
-    assert [term["requirement"] for term in limit["held_out"]["test"]] == terms
-    before, after = (manifest["results"]["test"][column]["figures"] for column in ("before", limit["method"]))
+    assert [term["requirement"] for term in budget["cross_validated"]["terms"]] == terms
+    assert [term["requirement"] for term in budget["held_out"]["test"]] == terms
+    before, after = (manifest["results"]["test"][column]["figures"] for column in ("before", budget["method"]))
     changes = [100 * (after[name][0] - before[name][0]) for name in ("R1_ts_vs", "R1_vs_ts")]
-    assert [term["found"] for term in limit["held_out"]["test"][1:]] == pytest.approx(changes)
+    assert [term["found"] for term in budget["held_out"]["test"][1:]] == pytest.approx(changes)
     assert any(FEW in line for line in outcome.warnings)
 
 
 def test_the_chosen_settings_given_by_hand_write_the_same_weights(chosen, common, run_uwm, out):
     folder, _ = chosen
-    limit = manifest_of(folder)["limit"]
-    by_hand = [f"--set={name}={value}" for name, value in limit["settings"].items()]
-    done(run_uwm(*common, "-o", out, "--method", limit["method"], *by_hand, "--beside", "none"))
+    budget = manifest_of(folder)["budget"]
+    by_hand = [f"--set={name}={value}" for name, value in budget["settings"].items()]
+    done(run_uwm(*common, "-o", out, "--method", budget["method"], *by_hand, "--beside", "none"))
     for name in ("model.safetensors", "uwm_patch.safetensors"):
         assert (out / name).read_bytes() == (folder / name).read_bytes()
-    assert "limit" not in manifest_of(out)
+    assert "budget" not in manifest_of(out)
     assert not {"max_loss", "objective", "trials"} & manifest_of(out)["settings"].keys()
 
 
 def test_card_and_page_say_whether_the_limit_held_and_what_was_chosen(chosen):
     folder, _ = chosen
-    limit = manifest_of(folder)["limit"]
+    budget = manifest_of(folder)["budget"]
     card, page = ((folder / name).read_text("utf-8") for name in ("README.md", "report.html"))
-    assert "Limit 90pt,R1=95pt on test: kept" in card
-    assert f"Chosen: {limit['method']} --" in card
-    assert '<section id="limit"><h2>The limit 90pt,R1=95pt</h2>' in page
-    assert f"<code>{limit['method']} {settings_words(limit['settings'])}</code>" in page
+    assert "Budget 90pt,R1=95pt on test: kept" in card
+    assert f"Chosen: {budget['method']} --" in card
+    assert '<section id="budget"><h2>The budget 90pt,R1=95pt</h2>' in page
+    assert f"<code>{budget['method']} {settings_words(budget['settings'])}</code>" in page
     assert '<th scope="row">R@1 Ts→Vs: −95pt</th>' in page
-    if len(limit["front"]) > 1:
-        assert f"{limit['method']} (chosen)" in page
+    if len(budget["front"]) > 1:
+        assert f"{budget['method']} (chosen)" in page
 
 
 def test_the_terminal_says_it_too_and_json_has_it(common, run_uwm):
@@ -111,25 +111,25 @@ def test_the_terminal_says_it_too_and_json_has_it(common, run_uwm):
     code, text, told = run_uwm(*arguments)
     assert code == 0
     assert FEW in told
-    assert "Limit 90pt on test: kept (R@1 Ts→Vs" in text
+    assert "Budget 90pt on test: kept (R@1 Ts→Vs" in text
     assert "Chosen: hidden-units --towers" in text
     assert "s to choose it." in text
     as_json = json.loads(done(run_uwm(*arguments, "--json", "-q")))
-    assert as_json["limit"]["trials"] == {"hidden-units": 5}
+    assert as_json["budget"]["trials"] == {"hidden-units": 5}
 
 
 def test_a_setting_by_hand_narrows_the_search_to_methods_that_have_it_and_is_kept(common, run_uwm):
     found = json.loads(
         done(run_uwm(*common, "--dry-run", "--json", "-q", *TRIALS, "--max-loss", "90pt", "--factor", "-0.5"))
     )
-    assert found["limit"]["trials"] == {"hidden-units": 5}
-    assert found["settings"]["factor"] == found["limit"]["settings"]["factor"] == -0.5
+    assert found["budget"]["trials"] == {"hidden-units": 5}
+    assert found["settings"]["factor"] == found["budget"]["settings"]["factor"] == -0.5
 
 
 def test_the_half_that_is_chosen_by_is_not_measured(tiny_hf, tiny_set, pets):
     sets = read_all(Inputs(str(tiny_hf), str(tiny_set), eval_splits=("test",), zero_shot=(str(pets),)), None)
-    limit = Limit.of(Wish("2%"), sets, 0)
-    names = [{path for path, _ in half["pets"].pictures.samples} for half in (limit.choosing, limit.measuring)]
+    budget = Budget.of(Wish("2%"), sets, 0)
+    names = [{path for path, _ in half["pets"].pictures.samples} for half in (budget.choosing, budget.measuring)]
     assert not names[0] & names[1]
     assert names[0] | names[1] == {path for path, _ in sets.data_sets["pets"].pictures.samples}
 
@@ -168,7 +168,7 @@ def test_terms_are_told_with_their_labels_units_and_intervals():
 
 
 def test_nothing_is_said_of_a_limit_where_none_was_set():
-    assert limit_lines(None) == []
+    assert budget_lines(None) == []
 
 
 # ---------------------------------------------------------------- mistakes that are told before a model is loaded
@@ -331,6 +331,6 @@ def test_weights_that_are_not_numbers_are_refused(tiny_hf, tiny_set, run_uwm, tm
 def test_what_preserve_names_counts_as_knowledge(common, run_uwm, tmp_path):
     (tmp_path / "keep.txt").write_text("a dog and a tree\na cup\na car and a cat\na cat in a cup\n")
     flags = ("--dry-run", "--json", "-q", *TRIALS, "--method", "redirect", "--preserve", tmp_path / "keep.txt")
-    limit = json.loads(done(run_uwm(*common, *flags, "--max-loss", "100pt")))["limit"]
-    assert "preserved>=-100pt" in [term["requirement"] for term in limit["cross_validated"]["terms"]]
-    assert "preserved>=-100pt" not in [term["requirement"] for term in limit["held_out"]["test"]]
+    budget = json.loads(done(run_uwm(*common, *flags, "--max-loss", "100pt")))["budget"]
+    assert "preserved>=-100pt" in [term["requirement"] for term in budget["cross_validated"]["terms"]]
+    assert "preserved>=-100pt" not in [term["requirement"] for term in budget["held_out"]["test"]]

@@ -1,4 +1,4 @@
-"""What is said of a limit of loss: how the edit was chosen within it, and whether it held on held-out pairs."""
+"""What is said of a budget of loss: how the edit was chosen within it, and whether it held on held-out pairs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..figures import label
-from ..manifest import LimitFacts, TermFacts
+from ..manifest import BudgetFacts, TermFacts
 from ..text_tables import signed
 
 KEPT, MISSED, BROKEN = "kept", "not kept, but the 95 % interval reaches it", "broken"
@@ -15,38 +15,38 @@ UNKNOWN = "cannot be judged"
 Terms = Sequence[TermFacts] | Sequence[Mapping[str, Any]]
 
 
-def limit_lines(limit: LimitFacts | None) -> list[str]:
-    """A line for every held-out set, and one for how the edit was chosen; none where no limit was set."""
-    if limit is None:
+def budget_lines(budget: BudgetFacts | None) -> list[str]:
+    """A line for every held-out set, and one for how the edit was chosen; none where no budget was set."""
+    if budget is None:
         return []
     lines = [
-        f"Limit {limit['max_loss']} on {name}: {held(terms)} ({'; '.join(map(term_words, terms))})."
-        for name, terms in limit["held_out"].items()
+        f"Budget {budget['max_loss']} on {name}: {held(terms)} ({'; '.join(map(term_words, terms))})."
+        for name, terms in budget["held_out"].items()
         if terms
     ]
-    told = "; ".join(map(term_words, limit["cross_validated"]["terms"]))
-    return [*lines, f"Chosen: {chosen_words(limit)}. {search_words(limit)} ({told})."]
+    told = "; ".join(map(term_words, budget["cross_validated"]["terms"]))
+    return [*lines, f"Chosen: {chosen_words(budget)}. {search_words(budget)} ({told})."]
 
 
-def chosen_words(limit: LimitFacts) -> str:
+def chosen_words(budget: BudgetFacts) -> str:
     """``repel --share 0.0438``."""
-    return f"{limit['method']} {settings_words(limit['settings'])}".rstrip()
+    return f"{budget['method']} {settings_words(budget['settings'])}".rstrip()
 
 
-def search_words(limit: LimitFacts) -> str:
+def search_words(budget: BudgetFacts) -> str:
     """What the edit was chosen among, and what it does in cross-validation."""
-    found, trials, objective = limit["cross_validated"], limit["trials"], expression_label(limit["objective"])
+    found, trials, objective = budget["cross_validated"], budget["trials"], expression_label(budget["objective"])
     of = ", ".join(f"{count} {method}" for method, count in trials.items())
     return (
-        f"Of {sum(trials.values())} edits ({of}) it is the best within the limit, in cross-validation in "
+        f"Of {sum(trials.values())} edits ({of}) it is the best within the budget, in cross-validation in "
         f"{found['folds']} folds of {found['pairs']} pairs: {objective} {found['before']:.1f} → {found['after']:.1f} %"
     )
 
 
 def held(terms: Terms) -> str:
-    """Whether a limit held: kept; not kept, the interval of every term that was missed reaching the limit; or broken.
+    """Whether a budget held: kept; not kept, the interval of every term that was missed reaching the budget; or broken.
 
-    A limit with a term that nothing can be compared for cannot be judged, unless another one breaks it.
+    A budget with a term that nothing can be compared for cannot be judged, unless another one breaks it.
     """
     missed = [term for term in terms if not term["met"]]
     known = [term for term in missed if term["found"] is not None]
@@ -58,7 +58,7 @@ def held(terms: Terms) -> str:
 
 
 def _within_interval(term: Mapping[str, Any]) -> bool:
-    """Whether the 95 % interval of a term that was missed reaches the limit."""
+    """Whether the 95 % interval of a term that was missed reaches the budget."""
     if term["interval"] is None:
         return False
     low, high = term["interval"]
