@@ -34,7 +34,7 @@ from uwm.evaluation import EvalResult, differences, summarise, summary, zero_sho
 from uwm.expressions import Verdict, parse_max_loss
 from uwm.knowledge import DataSet, open_data_sets
 from uwm.knowledge.halves import halves
-from uwm.report.budget import held
+from uwm.report.budget import BROKEN, KEPT, MISSED, held
 from uwm.shipped_files import DEMO_MODEL, DEMO_SET
 from uwm.tuning.choosing import Ground, Wish, choose
 from uwm.tuning.kept import Kept, Room
@@ -285,7 +285,7 @@ def tables(runs: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _state(words: str) -> int:
-    return 0 if words == "kept" else 1 if words.startswith("missed") else 2
+    return [KEPT, MISSED, BROKEN].index(words)
 
 
 if __name__ == "__main__":
