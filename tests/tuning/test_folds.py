@@ -73,6 +73,14 @@ def test_pairs_that_share_an_image_lie_in_one_fold(tmp_path):
     assert (folds.without(None), folds.without(1)) == ((0, 1, 2), (0, 2))
 
 
+def test_folds_of_uneven_groups_are_balanced():
+    """Groups of 5, 4, 3, 3 and 3 pairs: 8 and 10, where taking turns gives 11 and 7."""
+    captions = [f"a dog {group}" for group, size in enumerate((5, 4, 3, 3, 3)) for _ in range(size)]
+    pairs = [CalibrationPair(str(n), safe_text=text, unsafe_text=f"a knife {n}") for n, text in enumerate(captions)]
+    folds = draw_folds(CalibrationSet(tuple(pairs), Path("made")), None, seed=0, count=2)
+    assert sorted(len(part) for part in folds.pairs) == [8, 10]
+
+
 def test_the_seed_draws_the_folds(tmp_path):
     calib = uwm.read_calibration(five_a_image(tmp_path / "five"))
     drawn = [draw_folds(calib, None, seed) for seed in (0, 0, 1)]

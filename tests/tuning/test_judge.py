@@ -26,6 +26,7 @@ from uwm.tuning import judge as judging
 from uwm.tuning.folds import Folds, draw_folds
 from uwm.tuning.judge import Edits, Judge
 
+NAMES = ("dog", "cat", "knife", "tree", "car", "cup", "bomb")
 READING = {"batch_size": 5, "workers": 1}
 
 
@@ -51,21 +52,22 @@ def calib(tiny_set):
 @pytest.fixture(scope="module")
 def preserve(tiny_set):
     others = uwm.read_calibration(tiny_set, split="test").pairs
-    return Preservation(tuple(p.unsafe_text for p in others), tuple(p.safe_image for p in others[:5]))
+    images = [path for p in others for path in (p.safe_image, p.unsafe_image)]
+    return Preservation(tuple(p.unsafe_text for p in others), tuple(images))
 
 
 @pytest.fixture(scope="module")
 def data_sets(tiny_set):
-    images = [p.unsafe_image for p in uwm.read_calibration(tiny_set, split="test").pairs]
+    images = [path for p in uwm.read_calibration(tiny_set).pairs for path in (p.safe_image, p.unsafe_image)]
 
     class Pictures:
         def __len__(self):
             return len(images)
 
         def __getitem__(self, index):
-            return load_image(images[index]), index % 3
+            return load_image(images[index]), index % 7
 
-    return {"noise": DataSet("noise", Pictures(), ("dog", "cat", "knife"), ("a {}",), frozenset({"knife"}))}
+    return {"noise": DataSet("noise", Pictures(), NAMES, ("a {}",), frozenset({"knife"}))}
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +84,7 @@ def judge(model, folds, data_sets):
 def edits(model):
     """Each fold's edit is another: worked out at the pooled token, by running blocks, and of one tower alone."""
     return Edits(
-        changes_of(model, ["text.1.fc2", "vision.2.fc2"]),
+        changes_of(model, ["text.proj", "vision.proj"], "set"),
         (
             changes_of(model, ["text.1.fc1", "vision.proj"]),
             changes_of(model, ["text.0.out_proj", "vision.1.fc2"], "add"),
@@ -147,6 +149,7 @@ def test_data_sets_are_measured_under_the_whole_edit(model, judge, data_sets, ed
     assert len(interval) == 2
     assert result.zero_shot["noise"] == expected.figures
     assert judge.baseline.right["noise"].equal(zero_shot(model, data_sets["noise"]).right)
+    assert not judge.baseline.right["noise"].equal(expected.right)
 
 
 @torch.no_grad()
@@ -183,10 +186,10 @@ def test_preserved_equals_an_obvious_loop(model, judge, folds, edits):
     result = judge.measure(edits, detailed=True)
     expected = slow_preserved(model, folds, edits)
     assert result.preserved.tolist() == expected
-    assert 0 < sum(expected) < len(expected) == 13
-    assert result.figures[PRESERVED][0] == pytest.approx(sum(expected) / 13)
+    assert 0 < sum(expected) < len(expected) == 24
+    assert result.figures[PRESERVED][0] == pytest.approx(sum(expected) / 24)
     assert judge.baseline.figures[PRESERVED][0] == 1
-    assert judge.measure(edits, detailed=False).figures[PRESERVED][0] == pytest.approx(sum(expected) / 13)
+    assert judge.measure(edits, detailed=False).figures[PRESERVED][0] == pytest.approx(sum(expected) / 24)
 
 
 def test_the_model_is_unedited_afterwards(model, judge, edits, tiny_hf):
@@ -212,7 +215,7 @@ def test_many_pairs_are_drawn_fold_by_fold(model, folds, monkeypatch):
     places = [n for p in drawn[0]._whole.pairs for n, part in enumerate(folds.pairs) if p in part.pairs]
     assert places == sorted(places)
     assert {*places} == {0, 1, 2}
-    assert drawn[0].baseline.preserved.tolist() == [1] * 13
+    assert drawn[0].baseline.preserved.tolist() == [1] * 24
 
 
 def test_a_fold_without_complete_pairs_is_not_measured_and_none_at_all_refused(model, folds):

@@ -104,6 +104,11 @@ def test_given_settings_never_change(search):
     found = search(methods=("hidden-units",), given={"top": "0.1", "towers": "text"}).run(12)
     assert all((one.settings["top"], one.settings["towers"]) == ("0.1", "text") for one in found.tried)
     assert len({one.settings["factor"] for one in found.tried}) == 12
+    made = search(methods=("hidden-units",), given={"top": "0.1", "towers": "text"})
+    for one in found.tried:
+        result = made._judge.measure(made.edits("hidden-units", one.settings), detailed=False)
+        assert made._aim.of(result, made._judge.baseline)[0] == one.objective
+    assert len({one.objective for one in found.tried}) > 1
 
 
 @pytest.mark.parametrize(

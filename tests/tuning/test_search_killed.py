@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from optuna.trial import TrialState
 from tuning import searches
 from tuning.searches import ground_of, outcome, search_of
 
@@ -77,6 +78,17 @@ def test_a_journal_that_ends_anywhere_is_gone_on_with(ground_and_calib, whole, t
         kept = whole[1][: whole[1][:end].rfind(b"\n") + 1]
         assert journal.read_bytes().startswith(kept)
         assert all(map(json.loads, journal.read_bytes().splitlines()))
+
+
+def test_a_journal_that_ends_in_the_first_trials_is_gone_on_with(ground_and_calib, whole, tmp_path):
+    """Where a trial is asked for, but not begun, and where it is begun, but not done."""
+    journal, lines = tmp_path / "study.journal", whole[1].splitlines(keepends=True)
+    for end in range(1, 16):
+        journal.write_bytes(b"".join(lines[:end]))
+        search = search_of(*ground_and_calib, journal)
+        assert search.run(5).tried == tuple(one for one in whole[0][0] if one.number < 5), end
+        states = {trial.state for study in search._studies.values() for trial in study.get_trials()}
+        assert states <= {TrialState.COMPLETE, TrialState.FAIL}, end
 
 
 def test_a_lock_that_was_left_is_no_reason_to_wait(ground_and_calib, whole, tmp_path):
