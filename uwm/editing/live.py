@@ -50,16 +50,27 @@ def changed(model: Model, changes: Mapping[WeightId, Change]) -> Iterator[Model]
 def _values(model: Model, name: WeightId, change: Change) -> torch.Tensor:
     """The live values that a change may touch: [n], or the whole tensor."""
     live, touched = model.parameter(name), change.touched()
-    return live if touched is None else live[_places(live, touched)]
+    if touched is None:
+        return live
+    flat = _flat(live)
+    return live[_places(live, touched)] if flat is None else flat[torch.as_tensor(touched, device=live.device)]
 
 
 def _write(model: Model, name: WeightId, change: Change, values: torch.Tensor) -> None:
     live, touched = model.parameter(name), change.touched()
     values = values.to(device=live.device, dtype=live.dtype)
+    flat = _flat(live)
     if touched is None:
         live.copy_(values)
-    else:
+    elif flat is None:
         live[_places(live, touched)] = values
+    else:
+        flat[torch.as_tensor(touched, device=live.device)] = values
+
+
+def _flat(live: torch.Tensor) -> torch.Tensor | None:
+    """A tensor's values as one row that writes to it; None where it is a transposed view."""
+    return live.view(-1) if live.is_contiguous() else None
 
 
 def _places(live: torch.Tensor, touched: object) -> tuple[torch.Tensor, ...]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,6 +57,7 @@ class Model(ABC):
         self.notes: list[str] = [] if checkpoint is None else [*checkpoint.notes]
         self.end_tokens: dict[str, EndToken | None] = {}
         self.nameless: dict[str, str] = {}
+        self._stored: dict[WeightId, torch.Tensor] | None = None
         self._parameters = dict(module.named_parameters())
         self.layout = recognise(self._parameters, type(module).__name__)
         self.tensors = find_tensors(self.layout, self._parameters)
@@ -98,7 +100,22 @@ class Model(ABC):
 
     def stored(self, weight: WeightId) -> torch.Tensor:
         """The unedited values, a matrix as [out, in]: the checkpoint's, or those in memory where there is none."""
-        return self.parameter(weight).cpu() if self.checkpoint is None else self.checkpoint.matrix(weight)
+        if self.checkpoint is None:
+            return self.parameter(weight).cpu()
+        if self._stored is None:
+            return self.checkpoint.matrix(weight)
+        if weight not in self._stored:
+            self._stored[weight] = self.checkpoint.matrix(weight)
+        return self._stored[weight].clone()
+
+    @contextmanager
+    def stored_at_hand(self) -> Iterator[None]:
+        """Read each stored tensor once while the body runs, for edits that are made again and again."""
+        before, self._stored = self._stored, self._stored or {}
+        try:
+            yield
+        finally:
+            self._stored = before
 
     @property
     def reshaped(self) -> tuple[WeightId, ...]:

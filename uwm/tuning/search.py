@@ -165,9 +165,10 @@ class Search:
         left: Iterable[int] = range(done, trials)
         if progress is not None and done < trials:
             left = progress(left, trials - done, "search")
-        for number in left:
-            with quiet():
-                self._try(number, self._next_method())
+        with self._model.stored_at_hand():
+            for number in left:
+                with quiet():
+                    self._try(number, self._next_method())
         return self._found()
 
     @property
