@@ -63,3 +63,16 @@ def test_the_gate_for_ci_runs_as_it_stands(tmp_path):
     failed = sum(case.find("failure") is not None for case in cases)
     assert done.stderr.count("::error title=uwm eval::") == failed
     assert (tmp_path / "summary.md").read_text("utf-8").count("| not met |") == failed
+
+
+def test_the_page_on_budgets_has_the_tables_of_its_results():
+    folder = ROOT / "examples" / "budgets"
+    command = [sys.executable, str(folder / "budgets.py"), str(folder / "budgets.json"), "--table"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    )
+    assert done.stdout == (folder / "budgets.md").read_text("utf-8")
+    rows = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert len(rows) == 3 * 5 + 5
+    page = (folder / "README.md").read_text("utf-8")
+    assert [row for row in rows if row not in page] == []
