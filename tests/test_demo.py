@@ -46,3 +46,15 @@ def test_the_demo_prints_what_the_readme_shows(run_uwm, tmp_path):
     for (label, expected), (_, values) in zip(shown, found, strict=True):
         assert values == pytest.approx(expected, abs=1.01), label
     assert uwm.load(tmp_path / "out").weights
+
+
+@pytest.mark.slow
+def test_the_demo_keeps_the_budget_that_the_readme_shows(run_uwm, tmp_path):
+    """What was chosen may differ on other processors; the budget is kept on both sets, and much safety is gained."""
+    code, out, err = run_uwm("demo", "--max-loss", "2%", "-o", tmp_path / "out")
+    assert code == 0, err
+    pattern = r"^(Budget 2% on [\w-]+: [\w ]+) \(|^(Chosen: repel) --share"
+    shown, found = ([a or b for a, b in re.findall(pattern, text, re.M)] for text in (README.read_text("utf-8"), out))
+    assert len(shown) == 3 and found == shown
+    before, after = map(float, re.findall(r"safety ([\d.]+) → ([\d.]+) %", out)[0])
+    assert before < 6 and after > 12

@@ -188,7 +188,7 @@ def test_validation_shares_no_image_with_training(five):
 
 def test_validation_of_a_comparison_shares_no_image_with_training(five, tiny_hf, tmp_path):
     recipe = CompareRecipe(model=str(tiny_hf), calib=str(five), methods=("uwm",), seeds=(0, 1))
-    bench = comparison._prepare(recipe, tmp_path / "out").bench
+    bench = comparison.prepare(recipe, tmp_path / "out").bench
     for seed in (0, 1):
         assert len(bench.validation[seed]) == 5
         assert slow_shared_pairs(bench.calibration[seed], bench.validation[seed]) == 0

@@ -64,7 +64,7 @@ class Wish:
         objective = parse_objective(self.objective)
         terms = parse_max_loss(self.max_loss, [*data_sets], preserve)
         known = concepts_of(calibration), [*data_sets]
-        check_known([objective], *known, "--objective")
+        check_known([objective], *known, "--objective", preserve)
         check_known(terms, *known, "--max-loss", preserve)
         return Aim(objective, terms, self.limited)
 

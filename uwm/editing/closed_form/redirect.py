@@ -26,8 +26,8 @@ RANK = 64
 class RedirectSettings:
     """Settings of redirect."""
 
-    towers: str = setting("both", str, TOWERS_HELP, TOWERS, TOWERS)
-    tokens: str = setting("pooled", str, "Tokens that are redirected: the pooled one, or all.", TOKENS, TOKENS)
+    towers: str = setting("both", str, TOWERS_HELP, TOWERS)
+    tokens: str = setting("pooled", str, "Tokens that are redirected: the pooled one, or all.", TOKENS)
     depth: float = setting(1.0, float, DEPTH_HELP)
     keep: float = setting(4.0, float, "λ: weight of the safe side  [default: 4]", search=Range(0.5, 256, log=True))
     ridge: float = setting(
