@@ -55,6 +55,7 @@ def test_the_demo_keeps_the_budget_that_the_readme_shows(run_uwm, tmp_path):
     assert code == 0, err
     pattern = r"^(Budget 2% on [\w-]+: [\w ]+) \(|^(Chosen: repel) --share"
     shown, found = ([a or b for a, b in re.findall(pattern, text, re.M)] for text in (README.read_text("utf-8"), out))
-    assert len(shown) == 3 and found == shown
+    assert found == shown
+    assert len(shown) == 3
     before, after = map(float, re.findall(r"safety ([\d.]+) → ([\d.]+) %", out)[0])
-    assert before < 6 and after > 12
+    assert (before < 6, after > 12) == (True, True)
