@@ -271,3 +271,24 @@ def test_a_search_in_which_no_edit_can_be_made_says_so(recipe, tmp_path, monkeyp
     monkeypatch.setattr(Search, "edits", never)
     with pytest.raises(UwmError, match="none of 6 edits could be made"):
         tune(recipe, tmp_path / "front")
+
+
+# ---------------------------------------------------------------- what destroys the model
+
+
+def test_what_loses_too_much_is_no_point_of_the_front(recipe, copy, monkeypatch):
+    before = front_of(copy)
+    losses = sorted(one["loss"] for one in before["tried"])
+    most = losses[len(losses) // 2]
+    beyond = sum(loss > most for loss in losses)
+    assert beyond
+    monkeypatch.setattr(jobs, "MOST_LOSS", most)
+    after = tune(recipe, copy).front
+    assert len(after["tried"]) == len(before["tried"])
+    assert max(point["loss"] for point in after["points"]) <= most
+    assert after["notes"] == [
+        f"{beyond} trials lose more than {most:g} % of what the model knows; they are no points of the front"
+    ]
+    monkeypatch.setattr(jobs, "MOST_LOSS", losses[0] - 1)
+    with pytest.raises(BadInput, match="without losing more than"):
+        tune(recipe, copy)

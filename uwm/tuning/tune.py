@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,7 @@ from ..version import __version__
 from .budgets import Budget
 from .choosing import OBJECTIVE, Ground, Wish
 from .front import FILE, FORMAT, KIND, Front, Point, Result, Trials, read_front
+from .front import Tried as TriedFacts
 from .kept import Kept, Room
 from .kept_sets import Changes, KeptDataSets, KeptPairs
 from .points import front_of, knee
@@ -47,6 +48,7 @@ from .writing import WRITTEN, write_front
 
 TRIALS = 300
 METHODS = ("repel", "redirect", "null-space", "hidden-units", "ablate", "uwm")
+MOST_LOSS = 50.0  # percent; what loses more is no edit that anybody deploys, however safe it is
 NO_LOSS = "0%"  # so that a loss is the greatest fall of any figure of knowledge, in percent of its value
 JOURNAL, POINTS = "study.journal", "points"
 
@@ -220,14 +222,18 @@ class _Run:
         """Everything that is told, with the patch of each point of the front in a file."""
         found, aim = self.found, self.budget.aim
         lower = aim.lower_is_better
-        if not found.tried:
-            raise BadInput(f"none of {found.invalid} edits could be made and measured; try other methods or settings")
-        rows: Iterable[int] = front_of([vars(one) for one in found.tried], lower)
+        known = [one for one in found.tried if one.loss <= MOST_LOSS]
+        if not known:
+            raise BadInput(
+                f"none of {len(found.tried) + found.invalid} edits could be made and measured without losing more than "
+                f"{MOST_LOSS:g} % of what the model knows; try other methods or settings"
+            )
+        rows: Iterable[int] = front_of([vars(one) for one in known], lower)
         if self.ground.progress is not None:
             rows = self.ground.progress(rows, len([*rows]), "measure")
         (output / FILE).unlink(missing_ok=True)  # its points are no longer those of the patches
         shutil.rmtree(output / POINTS, ignore_errors=True)
-        points = [self._point(n, found.tried[row], output, held_out) for n, row in enumerate(rows, 1)]
+        points = [self._point(n, known[row], output, held_out) for n, row in enumerate(rows, 1)]
         kept = {one["trial"] for one in points}
         checkpoint = self.ground.model.checkpoint
         assert checkpoint is not None
@@ -253,18 +259,8 @@ class _Run:
             },
             points=points,
             knee=knee(points, lower),
-            tried=[
-                {
-                    "trial": one.number,
-                    "method": one.method,
-                    "settings": one.settings,
-                    "objective": one.objective,
-                    "loss": one.loss,
-                    "front": one.number in kept,
-                }
-                for one in found.tried
-            ],
-            notes=[*self.ground.refused],
+            tried=[_tried(one, kept) for one in found.tried],
+            notes=[*self.ground.refused, *_left_out(len(found.tried) - len(known))],
         )
 
     def _trials(self, rate: Mapping[str, float]) -> Trials:
@@ -305,6 +301,24 @@ class _Run:
         assert model.checkpoint is not None
         path.parent.mkdir(parents=True, exist_ok=True)
         fit(model.checkpoint, make_patch(model, proposal, about))[0].save(path)
+
+
+def _tried(one: Tried, front: Container[int]) -> TriedFacts:
+    """As tune.json has it."""
+    return {
+        "trial": one.number,
+        "method": one.method,
+        "settings": one.settings,
+        "objective": one.objective,
+        "loss": one.loss,
+        "front": one.number in front,
+    }
+
+
+def _left_out(count: int) -> list[str]:
+    """That trials which destroy the model are no points of the front: without knowledge unsafe things are not found."""
+    words = f"{count} trials lose more than {MOST_LOSS:g} % of what the model knows; they are no points of the front"
+    return [words] if count else []
 
 
 def _result(result: EvalResult, baseline: EvalResult | None = None) -> Result:
