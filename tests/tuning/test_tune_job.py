@@ -277,18 +277,24 @@ def test_a_search_in_which_no_edit_can_be_made_says_so(recipe, tmp_path, monkeyp
 
 
 def test_what_loses_too_much_is_no_point_of_the_front(recipe, copy, monkeypatch):
-    before = front_of(copy)
-    losses = sorted(one["loss"] for one in before["tried"])
-    most = losses[len(losses) // 2]
-    beyond = sum(loss > most for loss in losses)
-    assert beyond
-    monkeypatch.setattr(jobs, "MOST_LOSS", most)
-    after = tune(recipe, copy).front
-    assert len(after["tried"]) == len(before["tried"])
-    assert max(point["loss"] for point in after["points"]) <= most
-    assert after["notes"] == [
-        f"{beyond} trials lose more than {most:g} % of what the model knows; they are no points of the front"
-    ]
-    monkeypatch.setattr(jobs, "MOST_LOSS", losses[0] - 1)
-    with pytest.raises(BadInput, match="without losing more than"):
+    def lossy(count):
+        """The first trials lose 80 %."""
+
+        def run(search, *args):
+            found = real(search, *args)
+            return replace(
+                found, tried=tuple(replace(one, loss=80.0 if one.number < count else one.loss) for one in found.tried)
+            )
+
+        return run
+
+    real = Search.run
+    monkeypatch.setattr(Search, "run", lossy(4))
+    front = tune(recipe, copy).front
+    assert [one["loss"] for one in front["tried"][:4]] == [80.0] * 4
+    assert max(point["loss"] for point in front["points"]) <= 50
+    assert {point["trial"] for point in front["points"]} <= {4, 5}
+    assert front["notes"] == ["4 trials lose more than 50 % of what the model knows; they are no points of the front"]
+    monkeypatch.setattr(Search, "run", lossy(6))
+    with pytest.raises(BadInput, match="none of 6 edits could be made and measured without losing more than 50 %"):
         tune(recipe, copy)
