@@ -96,7 +96,7 @@ def made_up_front(trials: int = 300, seed: int = 0, held_out=("held-out",), data
         "points": points,
         "knee": knee(points),
         "tried": tried,
-        "notes": ["3 trials gave no usable model."],
+        "notes": ["3 trials could not be measured."],
     }  # fmt: skip
 
 

@@ -92,5 +92,7 @@ def _trials(front: Front) -> Markup:
         for name, found in methods.items()
     ]  # fmt: skip
     trials = front["trials"]
-    about = f"{trials['asked']} trials were asked for, {trials['done']} gave a usable model, {trials['invalid']} none."
+    about = (
+        f"{trials['asked']} trials were asked for, {trials['done']} could be measured, {trials['invalid']} could not."
+    )
     return section("Trials", "trials", tag("p", about), table(head, body, "Trials by method", "numbers"))

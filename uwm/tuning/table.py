@@ -33,11 +33,11 @@ WIDTH = 120  # columns of a terminal
 def summary(front: Front) -> list[str]:
     """What was done and how to read it, in plain sentences."""
     trials, pairs = front["trials"], front["calibration"]
-    methods = ", ".join(f"{name} {found['trials']:.0f}" for name, found in trials["by_method"].items())
+    methods = "; ".join(f"{name} {_rate(**found)}" for name, found in trials["by_method"].items())
     name, lower = front["objective"]["label"], front["objective"]["lower_is_better"]
     of = "the unedited model's value" if front["loss"]["unit"] == "%" else "points"
     lines = [
-        f"{trials['done']} of {trials['asked']} trials gave a usable model. They took {trials['seconds']:.0f} seconds, "
+        f"{trials['done']} of {trials['asked']} trials could be measured. They took {trials['seconds']:.0f} seconds, "
         f"that is {trials['per_minute']:.0f} a minute ({methods}).",
         f"No other trial has a {'lower' if lower else 'higher'} {name} at the same loss or less than a point of the "
         "front has.",
@@ -211,6 +211,11 @@ def terminal(front: Front) -> str:
     trials = front["trials"]
     told = f"{trials['done']} trials, {trials['per_minute']:.0f} a minute; {len(front['points'])} on the front"
     return "\n\n".join([*parts, textwrap.fill(f"{told}. {LEGEND.format(extra)}", WIDTH)])
+
+
+def _rate(trials: float, seconds: float) -> str:
+    """How many trials, and how many a minute where they took time."""
+    return f"{trials:.0f}" + (f", {60 * trials / seconds:.0f} a minute" if seconds else "")
 
 
 def _narrow(front: Front, name: str) -> list[list[str]]:
