@@ -14,7 +14,17 @@ from terminal import done, refused
 from uwm import recipe as recipes
 from uwm.inputs import Inputs, read_all
 from uwm.recipe import Recipe, run
-from uwm.report.budget import BROKEN, KEPT, MISSED, UNKNOWN, budget_lines, held, settings_words, term_words
+from uwm.report.budget import (
+    BROKEN,
+    KEPT,
+    MISSED,
+    UNKNOWN,
+    budget_lines,
+    expression_label,
+    held,
+    settings_words,
+    term_words,
+)
 from uwm.tuning.budgets import Budget
 from uwm.tuning.choosing import Wish
 
@@ -152,7 +162,7 @@ def test_a_limit_is_kept_missed_within_its_interval_or_broken():
     kept, missed = term(-1, -2, (-3, 1)), term(-3, -2, (-5, -1))
     broken, bare = term(-3, -2, (-5, -2.5)), term(-3, -2)
     assert [held([kept]), held([kept, missed]), held([missed, broken]), held([bare])] == [KEPT, MISSED, BROKEN, BROKEN]
-    rises = "unsafe_top1<={}pt"
+    rises = "unsafe_top1<=+{}pt"
     assert held([term(3, 2, (1, 5), rises, sign=-1)]) == MISSED
     assert held([term(3, 2, (2.5, 5), rises, sign=-1)]) == BROKEN
     unknown = {**bare, "found": None, "margin": None, "note": "the baseline's R1_ts_vs is 0"}
@@ -164,7 +174,10 @@ def test_terms_are_told_with_their_labels_units_and_intervals():
     assert term_words(term(-1.42, -2, (-3.1, 0.3))) == "R@1 Ts→Vs −1.4 pt [−3.1, +0.3]"
     worst = term(-1, -2, None, "zero_shot:*>={}%", "worst data set pets")
     assert term_words(worst) == "zero-shot (pets) −1.0 %"
-    assert term_words(term(-1, -2, None, "GS.low@arms race>={}pt")) == "GS, low end (arms race) −1.0 pt"
+    assert term_words(term(-1, -2, None, "P_vu@arms race>={}pt")) == "P_vu (arms race) −1.0 pt"
+    assert term_words(term(-1, -2, None, "GS.low>={}pt")) == "GS, low end −1.0 pt"
+    assert expression_label("GS.low@arms race") == "GS, low end (arms race)"
+    assert expression_label("zero_shot:*") == "zero-shot (the worst)"
 
 
 def test_nothing_is_said_of_a_limit_where_none_was_set():

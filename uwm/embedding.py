@@ -45,7 +45,7 @@ def items_of(whole: CalibrationSet) -> Items:
 
     Pairs that name a `group` are partners of each other; of the others those that have the image in common.
     """
-    texts, images = ([keys_of(whole, modality, side) for side in SIDES] for modality in ("text", "image"))
+    texts, images = ([_keys(whole, modality, side) for side in SIDES] for modality in ("text", "image"))
     groups = [[(p.group,) if p.group else key for p, key in zip(whole.pairs, keys, strict=True)] for keys in images]
     return Items(*map(_numbers, texts), *map(_numbers, images), *map(_numbers, groups))
 
@@ -56,10 +56,26 @@ def _numbers(keys: Sequence[Any]) -> torch.Tensor:
     return torch.tensor([known.setdefault(key, len(known)) for key in keys])
 
 
-def keys_of(calibration: CalibrationSet, modality: str, side: str) -> list[str]:
+def _keys(calibration: CalibrationSet, modality: str, side: str) -> list[str]:
     """The caption, or the sha256 of the image's file, of one side of each pair."""
     sources = [getattr(pair, f"{side}_{modality}") for pair in calibration.pairs]
     return sources if modality == "text" else [calibration.hashed(path) for path in sources]
+
+
+def different_items(calibration: CalibrationSet, modality: str) -> tuple[list[Any], list[torch.Tensor]]:
+    """Every different caption, or image by its content, once; and which of them each pair has, int64 [n] for each side.
+
+    Args:
+        calibration: Pairs that all have both sides.
+        modality: ``text`` or ``image``.
+    """
+    keys = [_keys(calibration, modality, side) for side in SIDES]
+    items: dict[str, Any] = {}
+    for side, own in zip(SIDES, keys, strict=True):
+        for pair, key in zip(calibration.pairs, own, strict=True):
+            items.setdefault(key, getattr(pair, f"{side}_{modality}"))
+    number = {key: place for place, key in enumerate(items)}
+    return [*items.values()], [torch.tensor([number[key] for key in own]) for own in keys]
 
 
 def collapsed_towers(embeddings: Embeddings, items: Items) -> Iterator[str]:
@@ -120,17 +136,12 @@ def embed_tower(
     pairs = tuple(p for p in calibration.pairs if getattr(p, f"has_{modality}"))
     if not pairs:
         return []
-    sides = [keys_of(replace(calibration, pairs=pairs), modality, side) for side in SIDES]
-    sources: dict[str, Any] = {}  # every different caption, or image by its content
-    for side, keys in zip(SIDES, sides, strict=True):
-        for pair, key in zip(pairs, keys, strict=True):
-            sources.setdefault(key, getattr(pair, f"{side}_{modality}"))
-    batches: Iterable = _inputs(model, [*sources.values()], batch_size, workers)
+    sources, sides = different_items(replace(calibration, pairs=pairs), modality)
+    batches: Iterable = _inputs(model, sources, batch_size, workers)
     if progress is not None:
         batches = progress(batches, -(-len(sources) // batch_size), f"embed {tower}")
     rows = torch.cat([F.normalize(embed_inputs(model, *inputs), dim=-1).cpu() for inputs in batches])
-    place = {key: row for row, key in enumerate(sources)}
-    embedded = [rows[[place[key] for key in keys]] for keys in sides]
+    embedded = [rows[own] for own in sides]
     bad = ~torch.isfinite(torch.cat(embedded, 1)).all(1)
     if bad.any():
         raise InvalidResult(f"{tower} tower: NaN or infinite embeddings at pair {pairs[int(bad.nonzero()[0])].id!r}")

@@ -15,7 +15,7 @@ from .editing import settings
 from .editing.editors import DEFAULT, Editor, Proposal, Statistics, find_editor
 from .editing.files import fit, write_patched
 from .editing.live import patched
-from .editing.making import about, gather, make_patch
+from .editing.making import about, gather, make_patch, recipe_of
 from .editing.patch import PATCH_FILE, Patch
 from .embedding import embed, quadruples
 from .errors import BadInput, InvalidResult
@@ -273,12 +273,8 @@ def _edited(
     recipe: Recipe, model: Model, calibration: CalibrationSet, editor: Editor, chosen: Any, statistics: Statistics
 ) -> Edit:
     """What an editor makes of fed statistics."""
-    about: dict[str, Any] = {"method": editor.name}
-    variant = getattr(statistics, "variant", None)
-    about |= {} if variant is None else {"variant": variant}
-    about |= {"calibration": calibration.fingerprint(), "pairs": statistics.pairs}
     proposal = editor.edit(model, statistics, chosen, recipe.seed)
-    about |= {} if proposal.settings else {"settings": asdict(chosen), "seed": recipe.seed}
+    about = recipe_of(editor, chosen, statistics, proposal, calibration.fingerprint(), recipe.seed)
     control = editor.control(model, statistics, chosen, recipe.seed)
     drawn = {"method": "random", "seed": recipe.seed}
     assert model.checkpoint is not None

@@ -206,7 +206,7 @@ def test_invalid_candidates_are_counted_and_not_chosen(search, tmp_path, caplog)
     assert all(1 <= one.settings["weight"] <= 1.6 for one in found.tried)
     told = "\n".join(caplog.messages)
     assert "too little" in told
-    assert "does not fit, or is not finite" in told
+    assert "the proposed change does not fit a tensor of [24, 32], or is not finite" in told
     whole = search(journals[1], methods=("null-space",))
     whole._spaces["null-space"] = replace(whole._spaces["null-space"], editor=Stubborn(find_editor("null-space")))
     assert outcome(whole.run(30)) == outcome(found)

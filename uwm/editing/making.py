@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from ..calibration import CalibrationSet, Preservation, demand_signal
@@ -10,7 +11,8 @@ from ..errors import BadInput, InvalidResult
 from ..models import Model
 from ..statistics.batches import BATCH_SIZE, Progress, count_batches, pair_batches, preserved_batches
 from ..statistics.passes import Reducer
-from .editors import Pairs, Proposal, Statistics
+from ..weights import WeightId
+from .editors import Editor, Pairs, Proposal, Statistics
 from .patch import Patch
 
 
@@ -63,8 +65,8 @@ def gather(
         statistics.feed_preserved(model, preserved_batches(model, preserve, **passed))
 
 
-def make_patch(model: Model, proposal: Proposal, recipe: Mapping[str, Any]) -> Patch:
-    """A patch of what an editor proposes for an unedited model.
+def check_proposal(model: Model, proposal: Proposal) -> dict[WeightId, tuple[int, ...]]:
+    """Refuse a proposal that an unedited model cannot take; return the shape of every tensor that it changes.
 
     Raises:
         InvalidResult: Nothing would change, or a change does not fit its tensor or is not finite.
@@ -82,6 +84,29 @@ def make_patch(model: Model, proposal: Proposal, recipe: Mapping[str, Any]) -> P
     for name, shape in shapes.items():
         if not proposal.changes[name].fits(shape):
             raise InvalidResult(f"{name}: the proposed change does not fit a tensor of {list(shape)}, or is not finite")
+    return shapes
+
+
+def recipe_of(
+    editor: Editor, chosen: Any, statistics: Statistics, proposal: Proposal, calibration: str, seed: int
+) -> dict[str, Any]:
+    """What a patch says of how it came about.
+
+    Args:
+        editor, chosen, statistics, proposal: The editor, its settings, and what it made of fed statistics.
+        calibration: The set's fingerprint.
+        seed: Of the draws.
+    """
+    about: dict[str, Any] = {"method": editor.name}
+    variant = getattr(statistics, "variant", None)
+    about |= {} if variant is None else {"variant": variant}
+    about |= {"calibration": calibration, "pairs": statistics.pairs}
+    return about | ({} if proposal.settings else {"settings": asdict(chosen), "seed": seed})
+
+
+def make_patch(model: Model, proposal: Proposal, recipe: Mapping[str, Any]) -> Patch:
+    """A patch of what an editor proposes for an unedited model. Raises as `check_proposal`."""
+    shapes = check_proposal(model, proposal)
     return Patch(
         {name: proposal.changes[name] for name in shapes},
         shapes=shapes,

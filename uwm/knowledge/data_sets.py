@@ -41,6 +41,11 @@ class DataSet:
     def __len__(self) -> int:
         return len(self.pictures)
 
+    @property
+    def prompts(self) -> list[str]:
+        """Every class with every prompt, class by class."""
+        return [template.replace("{}", name) for name in self.class_names for template in self.templates]
+
     def read(self, index: int) -> tuple[Image.Image, int]:
         """One RGB picture and its class number. Raises BadInput when the picture is damaged."""
         try:

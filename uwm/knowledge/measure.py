@@ -118,7 +118,7 @@ def check_classes(model: Model, data_sets: Mapping[str, DataSet]) -> list[str]:
     """
     lines = []
     for data in data_sets.values() if "text" in model.modalities else ():
-        prompts = [template.replace("{}", name) for name in data.class_names for template in data.templates]
+        prompts = data.prompts
         cut = sum(length > model.context_length for length in model.caption_lengths(prompts))
         if cut:
             read = f"longer than the model's {model.context_length} tokens and were cut"
@@ -135,7 +135,7 @@ def check_classes(model: Model, data_sets: Mapping[str, DataSet]) -> list[str]:
 def class_embeddings(model: Model, data: DataSet, batch_size: int = BATCH_SIZE) -> torch.Tensor:
     """One normalised embedding a class, [classes, dim], on the CPU: the normalised mean over its prompts' (Radford et
     al., "Learning Transferable Visual Models From Natural Language Supervision", section 3.1.4)."""
-    prompts = [template.replace("{}", name) for name in data.class_names for template in data.templates]
+    prompts = data.prompts
     starts = range(0, len(prompts), batch_size)
     rows = [embed_inputs(model, *model.tokenize(prompts[i : i + batch_size])).cpu() for i in starts]
     return mean_of_prompts(data, F.normalize(torch.cat(rows), dim=-1))

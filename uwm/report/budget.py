@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..expressions import Expression, Requirement, parse_objective, parse_requirements
 from ..figures import label
 from ..manifest import BudgetFacts, TermFacts
 from ..text_tables import signed
@@ -63,7 +64,7 @@ def _within_interval(term: Mapping[str, Any]) -> bool:
         return False
     low, high = term["interval"]
     short = -term["margin"]
-    return high - term["found"] >= short if ">=" in term["requirement"] else term["found"] - low >= short
+    return high - term["found"] >= short if _requirement(term).sign == ">=" else term["found"] - low >= short
 
 
 def term_words(term: Mapping[str, Any]) -> str:
@@ -73,16 +74,25 @@ def term_words(term: Mapping[str, Any]) -> str:
 
 def term_label(term: Mapping[str, Any]) -> str:
     """``R@1 Ts→Vs``, ``zero-shot (pets)``; of several data sets or concepts the worst."""
-    expression = re.split("[<>]=", term["requirement"])[0].strip()
     worst = re.sub("^worst (concept|data set) ", "", term["note"])
-    return expression_label(f"{expression[:-1]}{worst}" if expression.endswith("*") and worst else expression)
+    return _label(_requirement(term).expression, worst)
 
 
-def expression_label(expression: str) -> str:
+def expression_label(text: str) -> str:
     """What reports call an expression: ``GS.low@weapons`` is ``GS, low end (weapons)``."""
-    figure, bound, of = re.fullmatch(r"(\w+)(?:\.(\w+))?(?:[@:](.*))?", expression, re.S).groups()  # type: ignore[union-attr]
-    told = label(figure) + (f", {bound} end" if bound else "")
-    return f"{told} ({'the worst' if of == '*' else of})" if of else told
+    return _label(parse_objective(text))
+
+
+def _label(expression: Expression, worst: str = "") -> str:
+    told = label(expression.figure) + ("" if expression.bound == "mean" else f", {expression.bound} end")
+    of = expression.concept or expression.data_set
+    return f"{told} ({(worst or 'the worst') if of == '*' else of})" if of else told
+
+
+def _requirement(term: Mapping[str, Any]) -> Requirement:
+    """A term as it was asked for."""
+    (requirement,) = parse_requirements(term["requirement"], has_baseline=True)
+    return requirement
 
 
 def change_words(term: Mapping[str, Any]) -> str:
@@ -95,7 +105,7 @@ def change_words(term: Mapping[str, Any]) -> str:
 
 def unit_of(term: Mapping[str, Any]) -> str:
     """``pt`` or ``%``."""
-    return "pt" if term["requirement"].rstrip().endswith("pt") else "%"
+    return _requirement(term).unit
 
 
 def settings_words(settings: Mapping[str, Any]) -> str:

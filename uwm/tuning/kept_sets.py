@@ -12,7 +12,7 @@ import torch
 
 from ..calibration import CalibrationSet
 from ..editing.changes import Change
-from ..embedding import SIDES, Embeddings, keys_of
+from ..embedding import SIDES, Embeddings, different_items
 from ..images import load_image
 from ..knowledge import DataSet, ZeroShot
 from ..knowledge.measure import class_labels, figures_of, hits_of, mean_of_prompts
@@ -74,7 +74,7 @@ class KeptDataSets:
         self._data_sets = data_sets
         self._labels = {name: class_labels(model, data) for name, data in data_sets.items()}
         self._targets: dict[str, dict[int, int]] = {name: {} for name in data_sets}
-        self._prompts = keep("text", [prompt for data in data_sets.values() for prompt in _prompts(data)])
+        self._prompts = keep("text", [prompt for data in data_sets.values() for prompt in data.prompts])
         self._pictures = keep("vision", [*self._readers()])
 
     def classify(self, changes: Changes, seed: int | None = None) -> dict[str, ZeroShot]:
@@ -105,16 +105,7 @@ class KeptDataSets:
 
 
 def _different(whole: CalibrationSet, modality: str) -> tuple[list[Source], dict[str, torch.Tensor]]:
-    """Every different caption or image once, and which of them each side of each pair is."""
-    sources: dict[str, Source] = {}
-    keys = {side: keys_of(whole, modality, side) for side in SIDES}
-    for side, own in keys.items():
-        for pair, key in zip(whole.pairs, own, strict=True):
-            found = getattr(pair, f"{side}_{modality}")
-            sources.setdefault(key, partial(load_image, found) if isinstance(found, Path) else found)
-    number = {key: place for place, key in enumerate(sources)}
-    return [*sources.values()], {side: torch.tensor([number[key] for key in own]) for side, own in keys.items()}
-
-
-def _prompts(data: DataSet) -> list[str]:
-    return [template.replace("{}", name) for name in data.class_names for template in data.templates]
+    """Every different caption, or what reads an image, once; and which of them each side of each pair is."""
+    items, places = different_items(whole, modality)
+    sources: list[Source] = [partial(load_image, one) if isinstance(one, Path) else one for one in items]
+    return sources, dict(zip(SIDES, places, strict=True))

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..editing import settings
-from ..editing.editors import Editor, Proposal
+from ..editing.editors import Editor
+from ..editing.making import check_proposal, make_patch, recipe_of
+from ..editing.patch import Patch
 from ..errors import BadInput, InvalidResult
 from ..evaluation import EvalResult, differences
 from ..expressions import Expression, Requirement
@@ -24,7 +26,6 @@ from ..models import Model
 from ..statistics.batches import Progress
 from .folds import Profile
 from .judge import Edits, Judge
-from .kept_sets import Changes
 from .space import Space
 
 if TYPE_CHECKING:
@@ -181,26 +182,25 @@ class Search:
         editor = self.editor(method)
         made = settings.make(editor, chosen)
         whole, *parts = (
-            self._changes(editor.edit(self._model, statistics, made, self._seed))
+            editor.edit(self._model, statistics, made, self._seed)
             for statistics in self._profile.statistics(editor, made)
         )
-        return Edits(whole, tuple(parts))
+        for proposal in (whole, *parts):
+            check_proposal(self._model, proposal)
+        return Edits(whole.changes, tuple(part.changes for part in parts))
 
     def editor(self, method: str) -> Editor:
         """The editor of a method that is tried."""
         return self._spaces[method].editor
 
-    def proposal(self, method: str, chosen: Mapping[str, Any]) -> Proposal:
-        """What a candidate is from all pairs. Raises BadInput, InvalidResult."""
+    def patch(self, method: str, chosen: Mapping[str, Any], calibration: str) -> Patch:
+        """A candidate from all pairs as a patch; `calibration` is their fingerprint. Raises BadInput, InvalidResult."""
         editor = self.editor(method)
         made = settings.make(editor, chosen)
-        return editor.edit(self._model, self._profile.statistics(editor, made)[0], made, self._seed)
-
-    def _changes(self, proposal: Proposal) -> Changes:
-        for name, change in proposal.changes.items():
-            if not change.fits(tuple(self._model.parameter(name).shape)):
-                raise InvalidResult(f"{name}: the proposed change does not fit, or is not finite")
-        return proposal.changes
+        statistics = self._profile.statistics(editor, made)[0]
+        proposal = editor.edit(self._model, statistics, made, self._seed)
+        about = recipe_of(editor, made, statistics, proposal, calibration, self._seed)
+        return make_patch(self._model, proposal, about)
 
     # ------------------------------------------------------------ one trial
 

@@ -7,16 +7,14 @@ import json
 import shutil
 import time
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..calibration import CalibrationSet
-from ..editing import settings
 from ..editing.files import fit
 from ..editing.live import changed
-from ..editing.making import make_patch
 from ..embedding import quadruples
 from ..errors import BadInput
 from ..evaluation import EvalResult, differences, summarise, zero_shot_fields
@@ -293,14 +291,10 @@ class _Run:
         }
 
     def _write_patch(self, tried: Tried, path: Path) -> None:
-        model, editor = self.ground.model, self.search.editor(tried.method)
-        made = settings.make(editor, tried.settings)
-        proposal = self.search.proposal(tried.method, tried.settings)
-        about = {"method": tried.method, "calibration": self.calibration, "seed": self.recipe.seed}
-        about |= {} if proposal.settings else {"settings": asdict(made)}
-        assert model.checkpoint is not None
+        checkpoint = self.ground.model.checkpoint
+        assert checkpoint is not None
         path.parent.mkdir(parents=True, exist_ok=True)
-        fit(model.checkpoint, make_patch(model, proposal, about))[0].save(path)
+        fit(checkpoint, self.search.patch(tried.method, tried.settings, self.calibration))[0].save(path)
 
 
 def _tried(one: Tried, front: Container[int]) -> TriedFacts:
