@@ -43,7 +43,8 @@ from .statistics.batches import Progress
 from .statistics.embeddings import PairEmbeddings
 from .statistics.passes import Reducer
 from .tuning.budgets import Budget
-from .tuning.choosing import OBJECTIVE, TRIALS, Wish
+from .tuning.choosing import Wish
+from .tuning.defaults import OBJECTIVE, TRIALS
 
 DEMO_MASS = 0.1  # chosen on the split val by calibration/build/choose_demo.py
 

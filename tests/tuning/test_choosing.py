@@ -10,7 +10,8 @@ from tuning.searches import READING, ground_of
 import uwm
 from uwm.errors import BadInput, InvalidResult
 from uwm.shipped_files import DEMO_SET
-from uwm.tuning.choosing import QUICK, Ground, Wish, choose
+from uwm.tuning.choosing import Ground, Wish, choose
+from uwm.tuning.defaults import QUICK
 from uwm.tuning.search import Found, Search, Tried
 
 # ---------------------------------------------------------------- a destroyed model never wins

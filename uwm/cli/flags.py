@@ -16,6 +16,7 @@ from ..editing import settings
 from ..editing.editors import DEFAULT, editor_names, find_editors
 from ..editing.entries.editor import EntrySettings
 from ..errors import BadInput
+from ..tuning import defaults
 
 
 class Verb(click.Command):
@@ -217,7 +218,7 @@ EDITOR = _stack(
 )
 BEST = "figure to make best: safety (the mean of PU and of 1 − unsafe top-1), or another one, such as GS.low or PU."
 OBJECTIVE = click.option(
-    "--objective", default="safety", show_default=True, metavar="FIGURE", help=f"{BEST[:1].upper()}{BEST[1:]}"
+    "--objective", default=defaults.OBJECTIVE, show_default=True, metavar="FIGURE", help=f"{BEST[:1].upper()}{BEST[1:]}"
 )
 LIMIT = _stack(
     click.option(
@@ -228,10 +229,18 @@ LIMIT = _stack(
         "setting that is given narrows the search.",
     ),
     click.option(
-        "--objective", default="safety", show_default=True, metavar="FIGURE", help=f"With --max-loss the {BEST}"
+        "--objective",
+        default=defaults.OBJECTIVE,
+        show_default=True,
+        metavar="FIGURE",
+        help=f"With --max-loss the {BEST}",
     ),
     click.option(
-        "--trials", type=click.IntRange(1), default=120, show_default=True, help="With --max-loss: edits to try."
+        "--trials",
+        type=click.IntRange(1),
+        default=defaults.TRIALS,
+        show_default=True,
+        help="With --max-loss: edits to try.",
     ),
 )
 EDITOR_SETTINGS = tuple(dict.fromkeys(f.name for kind in _ours().values() for f in fields(kind)))

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ..tuning import defaults
 from .flags import (
     CALIBRATION,
     COMMON,
@@ -35,13 +36,13 @@ OUTPUT = "uwm-tune"
     "--methods",
     default="",
     metavar="NAME,NAME,…",
-    help="Editors to try  [default: repel, redirect, null-space, hidden-units, ablate, uwm]",
+    help=f"Editors to try  [default: {', '.join(defaults.METHODS)}]",
 )
 @OBJECTIVE
 @click.option(
     "--trials",
     type=click.IntRange(1),
-    default=300,
+    default=defaults.FRONT_TRIALS,
     show_default=True,
     help="Edits to try, those of earlier runs in the folder included; more continue the search.",
 )

@@ -18,16 +18,13 @@ from ..knowledge import DataSet
 from ..models import Model
 from ..report.budget import settings_words, term_words
 from ..statistics.batches import BATCH_SIZE, Progress
+from .defaults import OBJECTIVE, QUICK, TRIALS
 from .folds import Folds, Profile, draw_folds
 from .judge import Judge
 from .kept_sets import Changes
 from .points import front_of
 from .search import Aim, Found, Search, Tried
 from .space import Space
-
-QUICK = ("repel", "redirect", "null-space", "hidden-units")  # edits of the end of towers: many trials a second
-OBJECTIVE = "safety"
-TRIALS = 120
 
 
 @dataclass(frozen=True)

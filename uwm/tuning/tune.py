@@ -35,7 +35,8 @@ from ..report.plotting import check_plotting
 from ..statistics.batches import Progress
 from ..version import __version__
 from .budgets import Budget
-from .choosing import OBJECTIVE, Ground, Wish
+from .choosing import Ground, Wish
+from .defaults import FRONT_TRIALS, METHODS, OBJECTIVE
 from .front import FILE, FORMAT, KIND, Front, Point, Result, Trials, read_front
 from .front import Tried as TriedFacts
 from .kept import Kept, Room
@@ -44,8 +45,6 @@ from .points import front_of, knee
 from .search import Found, Search, Tried
 from .writing import WRITTEN, write_front
 
-TRIALS = 300
-METHODS = ("repel", "redirect", "null-space", "hidden-units", "ablate", "uwm")
 MOST_LOSS = 50.0  # percent; what loses more is no edit that anybody deploys, however safe it is
 NO_LOSS = "0%"  # so that a loss is the greatest fall of any figure of knowledge, in percent of its value
 JOURNAL, POINTS = "study.journal", "points"
@@ -66,7 +65,7 @@ class TuneRecipe(Inputs):
     methods: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     objective: str = OBJECTIVE
-    trials: int = TRIALS
+    trials: int = FRONT_TRIALS
     preserve: str | None = None
 
 
