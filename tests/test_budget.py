@@ -26,7 +26,7 @@ from uwm.report.budget import (
     term_words,
 )
 from uwm.tuning.budgets import Budget
-from uwm.tuning.choosing import Wish
+from uwm.tuning.choosing import SearchRequest
 
 TRIALS = ("--trials", "5", "--beside", "none")
 FEW = "edits are chosen by the figures of only 16 pairs"
@@ -138,7 +138,7 @@ def test_a_setting_by_hand_narrows_the_search_to_methods_that_have_it_and_is_kep
 
 def test_the_half_that_is_chosen_by_is_not_measured(tiny_hf, tiny_set, pets):
     sets = read_all(Inputs(str(tiny_hf), str(tiny_set), eval_splits=("test",), zero_shot=(str(pets),)), None)
-    budget = Budget.of(Wish("2%"), sets, 0)
+    budget = Budget.of(SearchRequest("2%"), sets, 0)
     names = [{path for path, _ in half["pets"].pictures.samples} for half in (budget.choosing, budget.measuring)]
     assert not names[0] & names[1]
     assert names[0] | names[1] == {path for path, _ in sets.data_sets["pets"].pictures.samples}

@@ -43,7 +43,7 @@ from .statistics.batches import Progress
 from .statistics.embeddings import PairEmbeddings
 from .statistics.passes import Reducer
 from .tuning.budgets import Budget
-from .tuning.choosing import Wish
+from .tuning.choosing import SearchRequest
 from .tuning.defaults import OBJECTIVE, TRIALS
 
 DEMO_MASS = 0.1  # chosen on the split val by calibration/build/choose_demo.py
@@ -128,10 +128,10 @@ def run(
         UwmError: Of every kind; whatever happens, an earlier output stays whole until the new one is verified.
     """
     clock = Clock()
-    recipe, wish = _check(recipe, output, overwrite)
+    recipe, request = _check(recipe, output, overwrite)
     with clock("read"):
         sets = read_all(recipe, recipe.preserve)
-        budget = None if wish is None else Budget.of(wish, sets, recipe.seed)
+        budget = None if request is None else Budget.of(request, sets, recipe.seed)
     with clock("load"):
         model, reached = _load(recipe, sets)
     if budget is not None:
@@ -168,11 +168,11 @@ def _load(recipe: Recipe, sets: Sets) -> tuple[Model, tuple[str, ...]]:
     return model, told
 
 
-def _check(recipe: Recipe, output: Path | None, overwrite: bool) -> tuple[Recipe, Wish | None]:
+def _check(recipe: Recipe, output: Path | None, overwrite: bool) -> tuple[Recipe, SearchRequest | None]:
     """Refuse what cannot work before anything is read; return what is to be done, with the default method if needed."""
-    wish = _wish(recipe)
-    if wish is not None:
-        wish.check()
+    request = _wish(recipe)
+    if request is not None:
+        request.check()
     elif recipe.method is None:
         recipe = replace(recipe, method=DEFAULT)
     for editor in [find_editor(recipe.method)] if recipe.method else []:
@@ -180,7 +180,7 @@ def _check(recipe: Recipe, output: Path | None, overwrite: bool) -> tuple[Recipe
     model = check_paths(recipe, output, overwrite, recipe.preserve)
     if not recipe.again:
         _refuse_edited(model)
-    return recipe, wish
+    return recipe, request
 
 
 def _check_editor(recipe: Recipe, editor: Editor) -> None:
@@ -192,7 +192,7 @@ def _check_editor(recipe: Recipe, editor: Editor) -> None:
     settings.make(editor, recipe.settings)
 
 
-def _wish(recipe: Recipe) -> Wish | None:
+def _wish(recipe: Recipe) -> SearchRequest | None:
     """What may be lost; None where nothing is said of it. Raises BadInput for what asks for more than that."""
     if recipe.max_loss is None:
         for flag, given, default in (("objective", recipe.objective, OBJECTIVE), ("trials", recipe.trials, TRIALS)):
@@ -200,7 +200,7 @@ def _wish(recipe: Recipe) -> Wish | None:
                 raise BadInput(f"--{flag} {given}: says how --max-loss chooses an edit; give --max-loss LOSS too")
         return None
     methods = (recipe.method,) if recipe.method else ()
-    return Wish(recipe.max_loss, True, recipe.objective, methods, recipe.settings, recipe.trials)
+    return SearchRequest(recipe.max_loss, True, recipe.objective, methods, recipe.settings, recipe.trials)
 
 
 def _refuse_edited(model: Path) -> None:

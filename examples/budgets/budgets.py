@@ -36,10 +36,10 @@ from uwm.knowledge import DataSet, open_data_sets
 from uwm.knowledge.halves import halves
 from uwm.report.budget import BROKEN, KEPT, MISSED, held
 from uwm.shipped_files import DEMO_MODEL, DEMO_SET
-from uwm.tuning.choosing import Ground, Wish, choose
-from uwm.tuning.kept import Kept, Room
-from uwm.tuning.kept_sets import Changes, KeptDataSets, KeptPairs
-from uwm.tuning.search import Aim, Tried
+from uwm.tuning.cached_sets import CachedDataSets, CachedPairs, Changes
+from uwm.tuning.cached_tower import CachedTower, CacheMemory
+from uwm.tuning.choosing import Ground, SearchRequest, choose
+from uwm.tuning.search import Criteria, Tried
 
 BUDGETS, SEEDS = (0, 1, 2, 5, 10), (0, 1, 2)
 SETS = ("test", "test-style", "test-concepts")
@@ -85,15 +85,15 @@ def edited(known: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Every method, seed and budget that is not there yet."""
     done = {label(run) for run in known}
     model, pairs = uwm.load(DEMO_MODEL), uwm.read_calibration(DEMO_SET)
-    keep = partial(Kept, model, room=Room(), batch_size=64, workers=2)
+    keep = partial(CachedTower, model, room=CacheMemory(), batch_size=64, workers=2)
     whole = {name: quadruples(pairs.split(name)) for name in SETS}
-    kept = {name: KeptPairs(found, keep) for name, found in whole.items()}
+    kept = {name: CachedPairs(found, keep) for name, found in whole.items()}
     for seed in SEEDS:
         calibration = pairs.split("calib").limit(PAIRS, seed)
         choosing, measuring = _halves(seed)
-        classes = KeptDataSets(model, measuring, keep)
+        classes = CachedDataSets(model, measuring, keep)
 
-        def measure(changes: Any, classes: KeptDataSets = classes) -> dict[str, EvalResult]:
+        def measure(changes: Any, classes: CachedDataSets = classes) -> dict[str, EvalResult]:
             with changed(model, changes):
                 known = zero_shot_fields(classes.classify(changes))
                 return {n: EvalResult(**summarise(kept[n].embed(changes).pairs, whole[n]), **known) for n in SETS}
@@ -109,9 +109,9 @@ def edited(known: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 def _searched(ground: Ground, budgets: list[int]) -> Iterator[tuple[int, Chosen | None]]:
     """A search for each budget, as `uwm edit --max-loss` makes it."""
     for budget in budgets:
-        wish = Wish(f"{budget}pt", methods=("repel",), trials=TRIALS["repel"])
+        request = SearchRequest(f"{budget}pt", methods=("repel",), trials=TRIALS["repel"])
         try:
-            found = choose(ground, wish, _aim(wish, ground))
+            found = choose(ground, request, _criteria(request, ground))
         except InvalidResult:
             yield budget, None
         else:
@@ -120,17 +120,17 @@ def _searched(ground: Ground, budgets: list[int]) -> Iterator[tuple[int, Chosen 
 
 def _from_front(ground: Ground, budgets: list[int]) -> Iterator[tuple[int, Chosen | None]]:
     """One search of the front for all budgets, as `uwm tune` makes it."""
-    wish = Wish("0pt", False, methods=("uwm",), given=LAYERS, trials=TRIALS["uwm"])
-    search = ground.search(wish, _aim(wish, ground)) if budgets else None
-    tried = search.run(wish.trials).tried if search else ()
+    request = SearchRequest("0pt", False, methods=("uwm",), given=LAYERS, trials=TRIALS["uwm"])
+    search = ground.search(request, _criteria(request, ground)) if budgets else None
+    tried = search.run(request.trials).tried if search else ()
     for budget in budgets:
         within = [one for one in tried if one.loss <= budget]
         best = max(within, key=lambda one: one.objective, default=None)
         yield budget, None if best is None or search is None else (best, search.edits("uwm", best.settings).whole)
 
 
-def _aim(wish: Wish, ground: Ground) -> Aim:
-    return wish.aim(ground.folds.together, ground.data_sets, False)
+def _criteria(request: SearchRequest, ground: Ground) -> Criteria:
+    return request.criteria(ground.folds.together, ground.data_sets, False)
 
 
 def _measured(budget: int, chosen: Chosen | None, measure: Any, before: dict[str, EvalResult]) -> dict[str, Any]:

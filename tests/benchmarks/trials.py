@@ -3,9 +3,9 @@
     python tests/benchmarks/trials.py [TRIALS]
 
 On the shipped model and set, whose 600 calibration pairs and halves of zero-shot data sets are measured.
-`Judge.measure` works at the pooled token, or runs the blocks from the first edited one on; the slow way patches the
-model and embeds everything. Both are run in turn; printed are seconds, their ratio, and the greatest difference of any
-figure.
+`CrossValidation.measure` works at the pooled token, or runs the blocks from the first edited one on; the slow way
+patches the model and embeds everything. Both are run in turn; printed are seconds, their ratio, and the greatest
+difference of any figure.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from uwm.knowledge import open_data_sets, zero_shot
 from uwm.knowledge.halves import halves
 from uwm.metrics import Retrieval, safeground_samples, with_means
 from uwm.shipped_files import DEMO_MODEL, DEMO_SET
-from uwm.tuning.choosing import Ground, Wish
-from uwm.tuning.judge import Edits
+from uwm.tuning.choosing import Ground, SearchRequest
+from uwm.tuning.cross_validation import Edits
 
 EDITS: dict[str, dict[str, Any]] = {
     "repel": {},
@@ -42,17 +42,17 @@ def main() -> None:
     choosing = {name: halves(found, 0)[0] for name, found in data.items()}
     ground = Ground.of(model, pairs, None, 0, data_sets=choosing)
     for name, given in EDITS.items():
-        wish = Wish("2%", methods=(name,), given=given)
-        search = ground.search(wish, wish.aim(pairs, choosing, False))
+        request = SearchRequest("2%", methods=(name,), given=given)
+        search = ground.search(request, request.criteria(pairs, choosing, False))
         edits = search.edits(name, {**given})
-        ground.judge.measure(edits, detailed=False)  # what is kept is kept from here on
-        fast, quick = timed(lambda edits=edits: ground.judge.measure(edits, detailed=False).figures)
+        ground.validation.measure(edits, detailed=False)  # what is kept is kept from here on
+        fast, quick = timed(lambda edits=edits: ground.validation.measure(edits, detailed=False).figures)
         slow, plain = timed(lambda edits=edits: slowly(ground, edits))
         apart = max(abs(quick[figure][0] - value) for figure, value in plain.items())
         print(f"{name:12} {fast:6.2f} s  whole model {slow:6.2f} s  ratio {slow / fast:6.1f}  difference {apart:.1e}")
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 200
-    wish = Wish("2%", methods=("repel",))
-    search = ground.search(wish, wish.aim(pairs, choosing, False))
+    request = SearchRequest("2%", methods=("repel",))
+    search = ground.search(request, request.criteria(pairs, choosing, False))
     search.run(10)
     seconds, _ = timed(lambda: search.run(10 + count))
     print(f"{count} trials of repel: {60 * count / seconds:.0f} a minute, {torch.get_num_threads()} threads")

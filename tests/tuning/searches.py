@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import uwm
-from uwm.tuning.choosing import Ground, Wish
+from uwm.tuning.choosing import Ground, SearchRequest
 
 READING = {"data_sets": {}, "batch_size": 16, "workers": 1}
 
@@ -16,15 +16,15 @@ def ground_of(model_path, calib_path):
     return Ground.of(uwm.load(model_path), calib, None, 0, **READING), calib
 
 
-def search_of(ground, calib, journal=None, seed=0, **wish):
-    """A search; ``max_loss`` and the rest as `Wish` has them."""
-    wanted = Wish(**{"max_loss": "30pt", "methods": ("null-space", "hidden-units"), **wish})
-    aim = wanted.aim(calib, {}, False)
+def search_of(ground, calib, journal=None, seed=0, **request):
+    """A search; ``max_loss`` and the rest as `SearchRequest` has them."""
+    wanted = SearchRequest(**{"max_loss": "30pt", "methods": ("null-space", "hidden-units"), **request})
+    criteria = wanted.criteria(calib, {}, False)
     if seed:
         from dataclasses import replace
 
         ground = replace(ground, seed=seed)
-    return ground.search(wanted, aim, journal)
+    return ground.search(wanted, criteria, journal)
 
 
 def outcome(found):

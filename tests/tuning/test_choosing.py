@@ -10,7 +10,7 @@ from tuning.searches import READING, ground_of
 import uwm
 from uwm.errors import BadInput, InvalidResult
 from uwm.shipped_files import DEMO_SET
-from uwm.tuning.choosing import Ground, Wish, choose
+from uwm.tuning.choosing import Ground, SearchRequest, choose
 from uwm.tuning.defaults import QUICK
 from uwm.tuning.search import Found, Search, Tried
 
@@ -32,8 +32,8 @@ def remembered():
 
 @pytest.fixture
 def remembering(demo, remembered, monkeypatch):
-    judge, edits = demo[0].judge, Search.edits
-    measure = judge.measure
+    validation, edits = demo[0].validation, Search.edits
+    measure = validation.measure
 
     def edits_once(search, method, chosen):
         key = (method, *sorted(chosen.items(), key=str))
@@ -47,7 +47,7 @@ def remembering(demo, remembered, monkeypatch):
         return remembered[key]
 
     monkeypatch.setattr(Search, "edits", edits_once)
-    monkeypatch.setattr(judge, "measure", measure_once)
+    monkeypatch.setattr(validation, "measure", measure_once)
 
 
 @pytest.mark.parametrize("objective", ["GS", "safety"])
@@ -56,12 +56,12 @@ def test_a_destroyed_model_has_the_best_objective_and_is_not_chosen(demo, object
     """The magnitude control at a large mass: by safety alone it would win."""
     ground, calib = demo
     given = {"mass": 0.4, "variant": "ratio", "text_layers": "out_proj", "vision_layers": "fc2"}
-    wish = Wish("10%", objective=objective, methods=("magnitude", "random"), given=given, trials=6)
-    choice = choose(ground, wish, wish.aim(calib, {}, False))
+    request = SearchRequest("10%", objective=objective, methods=("magnitude", "random"), given=given, trials=6)
+    choice = choose(ground, request, request.criteria(calib, {}, False))
     best = max(choice.found.tried, key=lambda one: one.objective)
     assert best.method == "magnitude"
     assert best.loss > 50  # destroyed: nearly all of R@1 is lost
-    before = choice.aim.objective.value(choice.baseline)
+    before = choice.criteria.objective.value(choice.baseline)
     assert best.objective > before + 15
     assert choice.chosen.loss <= 0
     assert choice.chosen.method == "random"
@@ -78,9 +78,9 @@ def tiny(tiny_hf, tiny_set):
     return ground_of(tiny_hf, tiny_set)
 
 
-def chosen_of(tiny, wish):
+def chosen_of(tiny, request):
     ground, calib = tiny
-    return choose(ground, wish, wish.aim(calib, {}, False))
+    return choose(ground, request, request.criteria(calib, {}, False))
 
 
 def found_of(*rows):
@@ -95,7 +95,7 @@ def finding(monkeypatch):
     return lambda *rows: monkeypatch.setattr(Search, "run", lambda *_: found_of(*rows))
 
 
-WISH = Wish("5pt", methods=("null-space",))
+WISH = SearchRequest("5pt", methods=("null-space",))
 
 
 def test_of_equal_objectives_the_first_is_chosen(tiny, finding):
@@ -145,21 +145,21 @@ def test_where_nothing_could_be_measured_that_is_said(tiny, monkeypatch):
     ],
 )
 def test_the_chosen_is_the_best_of_those_that_keep_the_limit_when_measured_anew(tiny, objective, max_loss):
-    wish = Wish(max_loss, objective=objective, methods=("repel", "null-space"), trials=7)
+    request = SearchRequest(max_loss, objective=objective, methods=("repel", "null-space"), trials=7)
     ground, _ = tiny
-    choice = chosen_of(tiny, wish)
-    search = ground.search(wish, choice.aim)
+    choice = chosen_of(tiny, request)
+    search = ground.search(request, choice.criteria)
     values, within = {}, []
     for one in choice.found.tried:
-        result = ground.judge.measure(search.edits(one.method, one.settings), detailed=True)
-        values[one.number] = choice.aim.objective.value(result)
+        result = ground.validation.measure(search.edits(one.method, one.settings), detailed=True)
+        values[one.number] = choice.criteria.objective.value(result)
         assert one.objective == pytest.approx(values[one.number])
-        changes = uwm.evaluation.differences(result, ground.judge.baseline)
-        if all(term.check(result, ground.judge.baseline, changes).met for term in choice.aim.terms):
+        changes = uwm.evaluation.differences(result, ground.validation.baseline)
+        if all(term.check(result, ground.validation.baseline, changes).met for term in choice.criteria.terms):
             within.append(one.number)
-    best = (min if choice.aim.lower_is_better else max)(values[number] for number in within)
+    best = (min if choice.criteria.lower_is_better else max)(values[number] for number in within)
     assert choice.chosen.number == min(number for number in within if values[number] == pytest.approx(best))
-    assert choice.aim.objective.value(choice.result) == pytest.approx(best)
+    assert choice.criteria.objective.value(choice.result) == pytest.approx(best)
     assert len({*values.values()}) > 1
 
 
@@ -168,15 +168,15 @@ def test_the_chosen_is_the_best_of_those_that_keep_the_limit_when_measured_anew(
 
 def test_usual_methods_are_those_with_the_given_settings(tiny):
     model = tiny[0].model
-    assert [*Wish("2%").spaces(model)] == [*QUICK]
-    assert [*Wish("2%", given={"towers": "text"}).spaces(model)] == ["redirect", "null-space", "hidden-units"]
-    assert [*Wish("2%", methods=("uwm", "repel", "uwm")).spaces(model)] == ["uwm", "repel"]
+    assert [*SearchRequest("2%").spaces(model)] == [*QUICK]
+    assert [*SearchRequest("2%", given={"towers": "text"}).spaces(model)] == ["redirect", "null-space", "hidden-units"]
+    assert [*SearchRequest("2%", methods=("uwm", "repel", "uwm")).spaces(model)] == ["uwm", "repel"]
     with pytest.raises(
         BadInput, match=r"--mass: no method that is tried by default \(repel, redirect, null-space, hidden-units\)"
     ):
-        Wish("2%", given={"mass": 0.1}).spaces(model)
+        SearchRequest("2%", given={"mass": 0.1}).spaces(model)
     with pytest.raises(BadInput, match="the method repel has no such setting"):
-        Wish("2%", methods=("uwm", "repel"), given={"mass": 0.1}).spaces(model)
+        SearchRequest("2%", methods=("uwm", "repel"), given={"mass": 0.1}).spaces(model)
 
 
 @pytest.fixture(scope="module")
@@ -189,14 +189,14 @@ def without_projection(tiny_hf, tiny_set):
 
 def test_a_usual_method_that_lacks_something_is_left_out_and_told(without_projection):
     ground, calib = without_projection
-    wish = Wish("30pt")
-    search = ground.search(wish, wish.aim(calib, {}, False))
+    request = SearchRequest("30pt")
+    search = ground.search(request, request.criteria(calib, {}, False))
     assert [*search._spaces] == ["repel", "redirect", "hidden-units"]
     assert ground.refused == [
         "null-space is not tried: --method null-space: the vision tower has no projection to edit"
     ]
     with pytest.raises(BadInput, match="the vision tower has no projection"):
-        ground.search(replace(wish, methods=("null-space", "hidden-units")), wish.aim(calib, {}, False))
+        ground.search(replace(request, methods=("null-space", "hidden-units")), request.criteria(calib, {}, False))
 
 
 def test_figures_that_the_unedited_model_has_none_of_are_refused(tiny):
@@ -205,12 +205,15 @@ def test_figures_that_the_unedited_model_has_none_of_are_refused(tiny):
         ("safety", "top1:pets=2%", "pets"), ("P_vu@nobody", "2%", "nobody"), ("preserved", "2%", "preserved"),
     ):  # fmt: skip
         with pytest.raises(BadInput, match=message):
-            Wish(max_loss, objective=objective).aim(calib, {}, False)
-    zero = replace(ground.judge.baseline, figures=dict.fromkeys(ground.judge.baseline.figures, (0.0, 0.0, 0.0)))
+            SearchRequest(max_loss, objective=objective).criteria(calib, {}, False)
+    zero = replace(
+        ground.validation.baseline,
+        figures=dict.fromkeys(ground.validation.baseline.figures, (0.0, 0.0, 0.0)),
+    )
     blind = replace(ground)
-    blind.__dict__["judge"] = type("Blind", (), {"baseline": zero})()
+    blind.__dict__["validation"] = type("Blind", (), {"baseline": zero})()
     with pytest.raises(BadInput, match="this cannot be searched for: R1_ts_vs>=-2%: the baseline's R1_ts_vs is 0"):
-        blind.search(Wish("2%", methods=("null-space",)), Wish("2%").aim(calib, {}, False))
+        blind.search(SearchRequest("2%", methods=("null-space",)), SearchRequest("2%").criteria(calib, {}, False))
 
 
 def test_a_model_of_one_tower_is_refused(tiny, monkeypatch):

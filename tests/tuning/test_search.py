@@ -19,7 +19,7 @@ from uwm.editing.editors import Pairs, Proposal, editor_names, find_editor
 from uwm.editing.settings import Range
 from uwm.errors import BadInput, InvalidResult
 from uwm.tuning import search as searching
-from uwm.tuning.search import LEADER, ROUNDS, SLOW_EVERY, Aim, Search, quiet
+from uwm.tuning.search import LEADER, ROUNDS, SLOW_EVERY, Criteria, Search, quiet
 from uwm.tuning.space import Space
 from uwm.weights import WeightId
 
@@ -106,8 +106,8 @@ def test_given_settings_never_change(search):
     assert len({one.settings["factor"] for one in found.tried}) == 12
     made = search(methods=("hidden-units",), given={"top": "0.1", "towers": "text"})
     for one in found.tried:
-        result = made._judge.measure(made.edits("hidden-units", one.settings), detailed=False)
-        assert made._aim.of(result, made._judge.baseline)[0] == one.objective
+        result = made._validation.measure(made.edits("hidden-units", one.settings), detailed=False)
+        assert made._criteria.of(result, made._validation.baseline)[0] == one.objective
     assert len({one.objective for one in found.tried}) > 1
 
 
@@ -216,9 +216,9 @@ def test_invalid_candidates_are_counted_and_not_chosen(search, tmp_path, caplog)
 
 
 def staged(model, names, quick, objective, limited=True):
-    """A search whose editors and judge are made up: `quick` of a method, `objective` of method and number."""
+    """A search whose editors and figures are made up: `quick` of a method, `objective` of method and number."""
     spaces = {name: Space(SimpleNamespace(name=name, Settings=settings_with(0.5)), {}, {}) for name in names}
-    aim = SimpleNamespace(
+    criteria = SimpleNamespace(
         of=lambda result, baseline: result, better=lambda value: value, lower_is_better=False, limited=limited,
         detailed=False,
     )  # fmt: skip
@@ -228,8 +228,8 @@ def staged(model, names, quick, objective, limited=True):
         counts[edits.whole] += 1
         return objective(edits.whole, counts[edits.whole])
 
-    judge = SimpleNamespace(baseline=None, measure=measure, is_quick=lambda changes: quick[changes])
-    made = Search(model, None, judge, spaces, aim, seed=0)
+    validation = SimpleNamespace(baseline=None, measure=measure, is_quick=lambda changes: quick[changes])
+    made = Search(model, None, validation, spaces, criteria, seed=0)
     made.edits = lambda method, chosen: SimpleNamespace(whole=method)
     return made
 
@@ -316,7 +316,7 @@ def test_verbosity_is_restored_when_the_body_raises():
 def aim_of(objective, max_loss, limited=True):
     from uwm.expressions import parse_max_loss, parse_objective
 
-    return Aim(parse_objective(objective), parse_max_loss(max_loss), limited)
+    return Criteria(parse_objective(objective), parse_max_loss(max_loss), limited)
 
 
 @pytest.mark.parametrize(
@@ -338,14 +338,15 @@ def test_an_objective_of_which_less_is_better_is_turned_round():
 def test_a_figure_that_is_no_number_is_invalid(ground_and_calib):
     ground, _ = ground_and_calib
     means = replace(
-        ground.judge.baseline, figures={name: (float("nan"), 0, 0) for name in ground.judge.baseline.figures}
+        ground.validation.baseline,
+        figures={name: (float("nan"), 0, 0) for name in ground.validation.baseline.figures},
     )
     with pytest.raises(InvalidResult, match="not a number"):
-        aim_of("GS", "2pt").of(means, ground.judge.baseline)
+        aim_of("GS", "2pt").of(means, ground.validation.baseline)
 
 
 def test_the_loss_is_how_far_the_worst_term_lies_beyond_its_bound(ground_and_calib):
-    baseline = ground_and_calib[0].judge.baseline
+    baseline = ground_and_calib[0].validation.baseline
     worse = replace(baseline, figures={**baseline.figures, "R1_ts_vs": (baseline.figures["R1_ts_vs"][0] - 0.05, 0, 0)})
     assert aim_of("GS", "2pt").of(worse, baseline)[1] == pytest.approx(3)
     assert aim_of("GS", "5pt").of(worse, baseline)[1] == 0

@@ -15,8 +15,8 @@ MOST = 2000  # pictures to choose by; the others are measured
 
 
 @dataclass(frozen=True)
-class Some:
-    """Some of the pictures of a data set, with what it knows of them."""
+class PictureSubset:
+    """A part of a data set, with what it knows of them."""
 
     pictures: Pictures
     rows: Sequence[int]
@@ -52,5 +52,5 @@ def halves(data: DataSet, seed: int) -> tuple[DataSet, DataSet]:
     half = rows[1::2]
     choosing = sorted(half[place * len(half) // MOST] for place in range(MOST)) if len(half) > MOST else sorted(half)
     measuring = sorted({*rows} - {*choosing})
-    first, second = (replace(data, pictures=Some(data.pictures, chosen)) for chosen in (choosing, measuring))
+    first, second = (replace(data, pictures=PictureSubset(data.pictures, chosen)) for chosen in (choosing, measuring))
     return first, second

@@ -19,9 +19,9 @@ from ..knowledge.halves import halves
 from ..manifest import BudgetFacts, TermFacts
 from ..models import Model
 from ..statistics.batches import Progress
-from .choosing import Choice, Ground, Wish, choose
+from .choosing import Choice, Ground, SearchRequest, choose
 from .folds import Folds, draw_folds
-from .search import Aim
+from .search import Criteria
 
 
 @dataclass(frozen=True)
@@ -29,19 +29,19 @@ class Budget:
     """What may be lost, and what it is judged by.
 
     Attributes:
-        wish, aim: What was asked for.
+        request, criteria: What was asked for.
         choosing, measuring: The two halves of each zero-shot data set: to choose by, and to measure on.
         folds: What is learnt from, for cross-validation.
     """
 
-    wish: Wish
-    aim: Aim
+    request: SearchRequest
+    criteria: Criteria
     choosing: dict[str, DataSet]
     measuring: dict[str, DataSet]
     folds: Folds
 
     @classmethod
-    def of(cls, wish: Wish, sets: Sets, seed: int) -> Budget:
+    def of(cls, request: SearchRequest, sets: Sets, seed: int) -> Budget:
         """Before a model is loaded.
 
         Raises:
@@ -49,7 +49,7 @@ class Budget:
                 pairs to measure on that share something with what settings are chosen by.
         """
         calibration, choosing, measuring = sets.calibration, {}, {}
-        aim = wish.aim(calibration, sets.data_sets, sets.preserve is not None)
+        criteria = request.criteria(calibration, sets.data_sets, sets.preserve is not None)
         for name, data in sets.data_sets.items():
             choosing[name], measuring[name] = halves(data, seed)
         quadruples(calibration)
@@ -57,7 +57,7 @@ class Budget:
             raise BadInput(
                 f"{calibration.root}: 1 calibration pair; at least 2 are needed, to choose settings on folds"
             )
-        budget = cls(wish, aim, choosing, measuring, draw_folds(calibration, sets.preserve, seed))
+        budget = cls(request, criteria, choosing, measuring, draw_folds(calibration, sets.preserve, seed))
         budget._check_apart(sets.held_out, sets.checked.shared)
         return budget
 
@@ -94,14 +94,14 @@ class Budget:
 
     def choose(self, inputs: Inputs, model: Model, progress: Progress | None) -> Choice:
         """The safest edit within it. Raises BadInput, and InvalidResult where no edit stays within it."""
-        return choose(self.ground(inputs, model, progress), self.wish, self.aim)
+        return choose(self.ground(inputs, model, progress), self.request, self.criteria)
 
     def facts(self, choice: Choice, results: Mapping[str, Mapping[str, EvalResult]]) -> BudgetFacts:
         """What uwm.json says: the search, the budget in cross-validation and on every held-out set."""
         found, method = choice.found, choice.chosen.method
         return {
-            "max_loss": self.wish.max_loss,
-            "objective": self.aim.objective.text,
+            "max_loss": self.request.max_loss,
+            "objective": self.criteria.objective.text,
             "method": method,
             "settings": choice.chosen.settings,
             "trials": found.trials,
@@ -109,12 +109,12 @@ class Budget:
             "cross_validated": {
                 "folds": choice.folds,
                 "pairs": choice.result.pairs,
-                "before": self.aim.objective.value(choice.baseline),
-                "after": self.aim.objective.value(choice.result),
-                "terms": _terms(self.aim, choice.result, choice.baseline),
+                "before": self.criteria.objective.value(choice.baseline),
+                "after": self.criteria.objective.value(choice.result),
+                "terms": _terms(self.criteria, choice.result, choice.baseline),
             },
             "held_out": {
-                name: _terms(self.aim, columns[method], columns["before"]) for name, columns in results.items()
+                name: _terms(self.criteria, columns[method], columns["before"]) for name, columns in results.items()
             },
             "front": [
                 {"method": one.method, "settings": one.settings, "objective": one.objective, "loss": one.loss}
@@ -123,12 +123,12 @@ class Budget:
         }
 
 
-def _terms(aim: Aim, result: EvalResult, baseline: EvalResult) -> list[TermFacts]:
+def _terms(criteria: Criteria, result: EvalResult, baseline: EvalResult) -> list[TermFacts]:
     """The verdict of every term whose figure was measured: held-out sets have no preservation set, and only the first
     has data sets."""
     changes = differences(result, baseline)
     there = {*result.figures, *(ZERO_SHOT_FIGURES if result.zero_shot else ())}
-    terms = [term for term in aim.terms if term.expression.figure in there]
+    terms = [term for term in criteria.terms if term.expression.figure in there]
     return [TermFacts(**asdict(term.check(result, baseline, changes))) for term in terms]  # type: ignore[typeddict-item]
 
 

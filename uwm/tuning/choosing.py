@@ -18,17 +18,17 @@ from ..knowledge import DataSet
 from ..models import Model
 from ..report.budget import settings_words, term_words
 from ..statistics.batches import BATCH_SIZE, Progress
+from .cached_sets import Changes
+from .cross_validation import CrossValidation
 from .defaults import OBJECTIVE, QUICK, TRIALS
 from .folds import Folds, Profile, draw_folds
-from .judge import Judge
-from .kept_sets import Changes
 from .points import front_of
-from .search import Aim, Found, Search, Tried
+from .search import Criteria, Found, Search, Tried
 from .space import Space
 
 
 @dataclass(frozen=True)
-class Wish:
+class SearchRequest:
     """What a user asks of a search.
 
     Attributes:
@@ -56,14 +56,14 @@ class Wish:
         for name in self.names():
             settings.make(find_editor(name), self.given)
 
-    def aim(self, calibration: CalibrationSet, data_sets: Mapping[str, DataSet], preserve: bool) -> Aim:
+    def criteria(self, calibration: CalibrationSet, data_sets: Mapping[str, DataSet], preserve: bool) -> Criteria:
         """What to look for on these sets. Raises BadInput for figures that will not be measured."""
         objective = parse_objective(self.objective)
         terms = parse_max_loss(self.max_loss, [*data_sets], preserve)
         known = concepts_of(calibration), [*data_sets]
         check_known([objective], *known, "--objective", preserve)
         check_known(terms, *known, "--max-loss", preserve)
-        return Aim(objective, terms, self.limited)
+        return Criteria(objective, terms, self.limited)
 
     def names(self) -> list[str]:
         """The methods to try. Raises BadInput for an unknown one, and where none has the settings that are given."""
@@ -129,9 +129,9 @@ class Ground:
             )
 
     @cached_property
-    def judge(self) -> Judge:
+    def validation(self) -> CrossValidation:
         """What edits are measured by."""
-        return Judge(self.model, self.folds, self.data_sets, seed=self.seed, **self.reading)
+        return CrossValidation(self.model, self.folds, self.data_sets, seed=self.seed, **self.reading)
 
     @cached_property
     def profile(self) -> Profile:
@@ -143,26 +143,26 @@ class Ground:
         """How sets are read."""
         return {"batch_size": self.batch_size, "workers": self.workers, "progress": self.progress}
 
-    def search(self, wish: Wish, aim: Aim, journal: Path | None = None) -> Search:
-        """A search over the methods that are wished.
+    def search(self, request: SearchRequest, criteria: Criteria, journal: Path | None = None) -> Search:
+        """A search over the methods that are asked for.
 
         Raises:
             BadInput: No method can be tried with the model and the pairs, or one that was asked for cannot.
         """
-        spaces = self._possible(wish)
-        _check_baseline(aim, self.judge.baseline)
-        return Search(self.model, self.profile, self.judge, spaces, aim, seed=self.seed, journal=journal)
+        spaces = self._possible(request)
+        _check_baseline(criteria, self.validation.baseline)
+        return Search(self.model, self.profile, self.validation, spaces, criteria, seed=self.seed, journal=journal)
 
-    def _possible(self, wish: Wish) -> dict[str, Space]:
+    def _possible(self, request: SearchRequest) -> dict[str, Space]:
         """The methods that the model and the pairs have what is needed for, after one pass for all of them."""
-        spaces, asked = wish.spaces(self.model), []
+        spaces, asked = request.spaces(self.model), []
         for name, space in [*spaces.items()]:
             made = settings.make(space.editor, {**space.start(), **space.given})
             try:
                 self.profile.check(space.editor, made)
                 asked.append((space.editor, made))
             except BadInput as error:
-                if wish.methods:
+                if request.methods:
                     raise
                 self.refused.append(f"{name} is not tried: {error}")
                 del spaces[name]
@@ -180,7 +180,7 @@ class Choice:
         chosen: The candidate.
         changes: What it changes, from all pairs.
         found: Everything that was tried.
-        aim, folds: What for, and on how many folds it was measured.
+        criteria, folds: What for, and on how many folds it was measured.
         result, baseline: Its figures and the unedited model's, by cross-validation, with intervals.
         front: The trade-offs that it was chosen from, by loss.
         told: What a user should know: methods that were left out, and why.
@@ -189,7 +189,7 @@ class Choice:
     chosen: Tried
     changes: Changes
     found: Found
-    aim: Aim
+    criteria: Criteria
     folds: int
     result: EvalResult
     baseline: EvalResult
@@ -198,51 +198,51 @@ class Choice:
 
     def verdicts(self) -> list[Verdict]:
         """Every term of the budget in cross-validation."""
-        return _verdicts(self.aim, self.result, self.baseline)
+        return _verdicts(self.criteria, self.result, self.baseline)
 
 
-def choose(ground: Ground, wish: Wish, aim: Aim) -> Choice:
+def choose(ground: Ground, request: SearchRequest, criteria: Criteria) -> Choice:
     """Search, and take the candidate with the best objective among those within the budget; of equal ones the first.
 
     Raises:
         BadInput: As `Ground.search`. InvalidResult: No candidate stays within the budget.
     """
-    search = ground.search(wish, aim)
-    found = search.run(wish.trials, ground.progress)
+    search = ground.search(request, criteria)
+    found = search.run(request.trials, ground.progress)
     within = [one for one in found.tried if one.loss <= 0]
     if not within:
-        raise InvalidResult(_none_within(ground, search, found, wish, aim))
-    chosen = max(within, key=lambda one: (aim.better(one.objective), -one.number))
+        raise InvalidResult(_none_within(ground, search, found, request, criteria))
+    chosen = max(within, key=lambda one: (criteria.better(one.objective), -one.number))
     edits = search.edits(chosen.method, chosen.settings)
-    result = ground.judge.measure(edits, detailed=True)
-    front = [found.tried[row] for row in front_of([vars(one) for one in found.tried], aim.lower_is_better)]
-    baseline, told = ground.judge.baseline, tuple(ground.refused)
-    return Choice(chosen, edits.whole, found, aim, len(ground.folds), result, baseline, tuple(front), told)
+    result = ground.validation.measure(edits, detailed=True)
+    front = [found.tried[row] for row in front_of([vars(one) for one in found.tried], criteria.lower_is_better)]
+    baseline, told = ground.validation.baseline, tuple(ground.refused)
+    return Choice(chosen, edits.whole, found, criteria, len(ground.folds), result, baseline, tuple(front), told)
 
 
-def _verdicts(aim: Aim, result: EvalResult, baseline: EvalResult) -> list[Verdict]:
+def _verdicts(criteria: Criteria, result: EvalResult, baseline: EvalResult) -> list[Verdict]:
     """Every term of the budget."""
     changes = differences(result, baseline)
-    return [term.check(result, baseline, changes) for term in aim.terms]
+    return [term.check(result, baseline, changes) for term in criteria.terms]
 
 
-def _none_within(ground: Ground, search: Search, found: Found, wish: Wish, aim: Aim) -> str:
+def _none_within(ground: Ground, search: Search, found: Found, request: SearchRequest, criteria: Criteria) -> str:
     """That no edit stays within the budget, and how far the nearest is from it."""
     if not found.tried:
-        return f"--max-loss {wish.max_loss}: none of {found.invalid} edits could be made and measured"
+        return f"--max-loss {request.max_loss}: none of {found.invalid} edits could be made and measured"
     least = min(found.tried, key=lambda one: one.loss)
-    result = ground.judge.measure(search.edits(least.method, least.settings), detailed=True)
-    missed = [asdict(verdict) for verdict in _verdicts(aim, result, ground.judge.baseline) if not verdict.met]
+    result = ground.validation.measure(search.edits(least.method, least.settings), detailed=True)
+    missed = [asdict(verdict) for verdict in _verdicts(criteria, result, ground.validation.baseline) if not verdict.met]
     return (
-        f"--max-loss {wish.max_loss}: each of {len(found.tried)} edits that were tried loses more in cross-validation "
-        f"on {result.pairs} pairs; the nearest is {least.method} {settings_words(least.settings)} "
+        f"--max-loss {request.max_loss}: each of {len(found.tried)} edits that were tried loses more in "
+        f"cross-validation on {result.pairs} pairs; the nearest is {least.method} {settings_words(least.settings)} "
         f"({'; '.join(map(term_words, missed))}). Allow more, give more pairs or raise --trials"
     )
 
 
-def _check_baseline(aim: Aim, baseline: EvalResult) -> None:
+def _check_baseline(criteria: Criteria, baseline: EvalResult) -> None:
     """Refuse figures that the unedited model has none of. Raises BadInput."""
     try:
-        aim.of(baseline, baseline)
+        criteria.of(baseline, baseline)
     except InvalidResult as error:
         raise BadInput(f"this cannot be searched for: {error}") from None

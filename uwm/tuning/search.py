@@ -24,8 +24,8 @@ from ..expressions import Expression, Requirement
 from ..figures import label
 from ..models import Model
 from ..statistics.batches import Progress
+from .cross_validation import CrossValidation, Edits
 from .folds import Profile
-from .judge import Edits, Judge
 from .space import Space
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Aim:
+class Criteria:
     """What a search looks for.
 
     Attributes:
@@ -102,7 +102,7 @@ class Tried:
         number: From 0, in the order in which they were tried.
         method, settings: What it is; settings that are the editor's own are left out.
         objective: In percent.
-        loss: As `Aim.of` has it.
+        loss: As `Criteria.of` has it.
     """
 
     number: int
@@ -134,9 +134,9 @@ class Search:
 
     Args:
         model: Unedited.
-        profile, judge: Statistics and figures by cross-validation.
+        profile, validation: Statistics and figures by cross-validation.
         spaces: Method -> what to try of it; at least one.
-        aim: What to look for.
+        criteria: What to look for.
         seed: For every draw; with the trials that there are, it decides the next one.
         journal: A file that keeps the trials, so that a search that was killed goes on; None for memory.
     """
@@ -145,15 +145,15 @@ class Search:
         self,
         model: Model,
         profile: Profile,
-        judge: Judge,
+        validation: CrossValidation,
         spaces: Mapping[str, Space],
-        aim: Aim,
+        criteria: Criteria,
         *,
         seed: int,
         journal: Path | None = None,
     ) -> None:
-        self._model, self._profile, self._judge, self._spaces = model, profile, judge, spaces
-        self._aim, self._seed = aim, seed
+        self._model, self._profile, self._validation, self._spaces = model, profile, validation, spaces
+        self._criteria, self._seed = criteria, seed
         with quiet():
             storage = _storage(journal)
             self._studies = {name: self._study(name, storage) for name in spaces}
@@ -214,9 +214,9 @@ class Search:
         about: dict[str, Any] = {"number": number}
         try:
             edits = self.edits(method, chosen)
-            about["quick"] = self._judge.is_quick(edits.whole)
-            objective, about["loss"] = self._aim.of(
-                self._judge.measure(edits, self._aim.detailed), self._judge.baseline
+            about["quick"] = self._validation.is_quick(edits.whole)
+            objective, about["loss"] = self._criteria.of(
+                self._validation.measure(edits, self._criteria.detailed), self._validation.baseline
             )
         except (BadInput, InvalidResult) as error:
             logger.info("%s %s: %s", method, chosen, error)
@@ -225,10 +225,10 @@ class Search:
         trial.set_user_attr(OURS, about)
         if "invalid" in about:
             return _fail(study, trial.number)
-        if self._aim.limited:
+        if self._criteria.limited:
             trial.set_constraint("loss", about["loss"])
-        value = self._aim.better(objective)
-        study.tell(trial, [value] if self._aim.limited else [value, about["loss"]])
+        value = self._criteria.better(objective)
+        study.tell(trial, [value] if self._criteria.limited else [value, about["loss"]])
 
     def _sampler(self, method: str, number: int) -> Any:
         """Seeded by the number of the trial, so that a search that was killed goes on as if it was not."""
@@ -240,7 +240,7 @@ class Search:
     def _study(self, name: str, storage: BaseStorage) -> Study:
         import optuna
 
-        directions: Any = ["maximize"] if self._aim.limited else ["maximize", "minimize"]
+        directions: Any = ["maximize"] if self._criteria.limited else ["maximize", "minimize"]
         return optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
 
     # ------------------------------------------------------------ what comes next
@@ -282,11 +282,13 @@ class Search:
         tried = [one for one in self._found().tried if one.method in names]
         if not tried:
             return names[0]
-        if self._aim.limited:
+        if self._criteria.limited:
             within = [one for one in tried if one.loss <= 0]
-            best = max(within, key=lambda one: self._aim.better(one.objective)) if within else min(tried, key=_loss)
+            best = (
+                max(within, key=lambda one: self._criteria.better(one.objective)) if within else min(tried, key=_loss)
+            )
             return best.method
-        rows = front_of([vars(one) for one in tried], self._aim.lower_is_better)
+        rows = front_of([vars(one) for one in tried], self._criteria.lower_is_better)
         front = [tried[row].method for row in rows]
         return max(names, key=front.count)
 
@@ -298,7 +300,7 @@ class Search:
             trials[method] += 1
             if trial.values is not None:
                 chosen = {**self._spaces[method].given, **trial.params}
-                objective = self._aim.better(trial.values[0])
+                objective = self._criteria.better(trial.values[0])
                 tried.append(Tried(number, method, chosen, objective, trial.user_attrs[OURS]["loss"]))
         return Found(tuple(tried), len(history) - len(tried), seconds, trials)
 

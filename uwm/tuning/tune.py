@@ -35,12 +35,12 @@ from ..report.plotting import check_plotting
 from ..statistics.batches import Progress
 from ..version import __version__
 from .budgets import Budget
-from .choosing import Ground, Wish
+from .cached_sets import CachedDataSets, CachedPairs, Changes
+from .cached_tower import CachedTower, CacheMemory
+from .choosing import Ground, SearchRequest
 from .defaults import FRONT_TRIALS, METHODS, OBJECTIVE
 from .front import FILE, FORMAT, KIND, Front, Point, Result, Trials, read_front
 from .front import Tried as TriedFacts
-from .kept import Kept, Room
-from .kept_sets import Changes, KeptDataSets, KeptPairs
 from .points import front_of, knee
 from .search import Found, Search, Tried
 from .writing import WRITTEN, write_front
@@ -90,12 +90,12 @@ def tune(recipe: TuneRecipe, output: Path, *, overwrite: bool = False, progress:
         UwmError: Of every kind; trials that are done stay.
     """
     check_plotting()
-    wish = Wish(NO_LOSS, False, recipe.objective, recipe.methods, recipe.settings, recipe.trials, METHODS)
-    wish.check()
+    request = SearchRequest(NO_LOSS, False, recipe.objective, recipe.methods, recipe.settings, recipe.trials, METHODS)
+    request.check()
     model_path = check_paths(recipe, output, overwrite=True, preserve=recipe.preserve)
     known = _known_search(output)
     sets = read_all(recipe, recipe.preserve)
-    budget = Budget.of(wish, sets, recipe.seed)
+    budget = Budget.of(request, sets, recipe.seed)
     key = _key(recipe, model_path, sets)
     if not overwrite and known not in (None, key):
         raise BadInput(
@@ -112,7 +112,7 @@ def tune(recipe: TuneRecipe, output: Path, *, overwrite: bool = False, progress:
 
 def _searched(recipe: TuneRecipe, budget: Budget, ground: Ground, sets: Sets, output: Path) -> Front:
     """The search, and its front measured on held-out pairs."""
-    search = ground.search(budget.wish, budget.aim, output / JOURNAL)
+    search = ground.search(budget.request, budget.criteria, output / JOURNAL)
     begun, before = time.perf_counter(), search.done
     found = search.run(recipe.trials, ground.progress)
     rate = _rate(found, before, time.perf_counter() - begun)
@@ -183,11 +183,11 @@ class _HeldOut:
         self, ground: Ground, held_out: Mapping[str, CalibrationSet], data_sets: Mapping[str, DataSet]
     ) -> None:
         model = self._model = ground.model
-        keep = partial(Kept, model, room=Room(), **ground.reading)
+        keep = partial(CachedTower, model, room=CacheMemory(), **ground.reading)
         self._seed = ground.seed
         self._whole = {name: quadruples(pairs) for name, pairs in held_out.items()}
-        self._pairs = {name: KeptPairs(whole, keep) for name, whole in self._whole.items()}
-        self._data_sets = KeptDataSets(model, data_sets, keep)
+        self._pairs = {name: CachedPairs(whole, keep) for name, whole in self._whole.items()}
+        self._data_sets = CachedDataSets(model, data_sets, keep)
         self.baseline = self.measure({})
 
     def measure(self, changes: Changes) -> dict[str, EvalResult]:
@@ -217,8 +217,8 @@ class _Run:
 
     def front(self, output: Path, held_out: _HeldOut, rate: Mapping[str, float]) -> Front:
         """Everything that is told, with the patch of each point of the front in a file."""
-        found, aim = self.found, self.budget.aim
-        lower = aim.lower_is_better
+        found, criteria = self.found, self.budget.criteria
+        lower = criteria.lower_is_better
         known = [one for one in found.tried if one.loss <= MOST_LOSS]
         if not known:
             raise BadInput(
@@ -243,15 +243,15 @@ class _Run:
             model={"name": public["model"], "sha256": checkpoint.file_hashes()},
             calibration={
                 "name": Path(self.recipe.calib).resolve().name,
-                "pairs": self.ground.judge.pairs,
+                "pairs": self.ground.validation.pairs,
                 "folds": len(self.ground.folds),
                 "sha256": self.calibration,
             },
-            objective={"text": aim.objective.text, "label": aim.label, "lower_is_better": lower},
-            loss={"terms": [term.expression.text for term in aim.terms], "unit": "%"},
+            objective={"text": criteria.objective.text, "label": criteria.label, "lower_is_better": lower},
+            loss={"terms": [term.expression.text for term in criteria.terms], "unit": "%"},
             trials=self._trials(rate),
             baseline={
-                "cross_validated": _result(self.ground.judge.baseline),
+                "cross_validated": _result(self.ground.validation.baseline),
                 "held_out": {name: _result(result) for name, result in held_out.baseline.items()},
             },
             points=points,
@@ -273,7 +273,7 @@ class _Run:
     def _point(self, number: int, tried: Tried, output: Path, held_out: _HeldOut) -> Point:
         """One point: its patch is written, and it is measured with intervals and on held-out pairs."""
         edits = self.search.edits(tried.method, tried.settings)
-        checked = self.ground.judge.measure(edits, detailed=True)
+        checked = self.ground.validation.measure(edits, detailed=True)
         measured = held_out.measure(edits.whole)
         place = f"{POINTS}/{number:02d}.safetensors"
         self._write_patch(tried, output / place)
@@ -285,7 +285,7 @@ class _Run:
             "patch": place,
             "objective": tried.objective,
             "loss": tried.loss,
-            "cross_validated": _result(checked, self.ground.judge.baseline),
+            "cross_validated": _result(checked, self.ground.validation.baseline),
             "held_out": {name: _result(found, held_out.baseline[name]) for name, found in measured.items()},
         }
 

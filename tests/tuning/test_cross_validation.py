@@ -22,9 +22,9 @@ from uwm.images import load_image
 from uwm.knowledge import DataSet, zero_shot
 from uwm.metrics import TIE, retrieval_samples, safeground_samples, with_means
 from uwm.statistics.batches import embed_inputs
-from uwm.tuning import judge as judging
+from uwm.tuning import cross_validation as judging
+from uwm.tuning.cross_validation import CrossValidation, Edits
 from uwm.tuning.folds import Folds, draw_folds
-from uwm.tuning.judge import Edits, Judge
 
 NAMES = ("dog", "cat", "knife", "tree", "car", "cup", "bomb")
 READING = {"batch_size": 5, "workers": 1}
@@ -76,8 +76,8 @@ def folds(calib, preserve):
 
 
 @pytest.fixture(scope="module")
-def judge(model, folds, data_sets):
-    return Judge(model, folds, data_sets, seed=0, **READING)
+def validation(model, folds, data_sets):
+    return CrossValidation(model, folds, data_sets, seed=0, **READING)
 
 
 @pytest.fixture(scope="module")
@@ -111,26 +111,26 @@ def slow_samples(model, folds, edits):
     return {name: torch.cat([part[name] for part in found]) for name in found[0]}
 
 
-def test_figures_are_those_of_each_fold_under_its_own_edit(model, judge, folds, edits):
-    result = judge.measure(edits, detailed=True)
+def test_figures_are_those_of_each_fold_under_its_own_edit(model, validation, folds, edits):
+    result = validation.measure(edits, detailed=True)
     expected = slow_samples(model, folds, edits)
-    assert judge.pairs == result.pairs == 14
+    assert validation.pairs == result.pairs == 14
     assert result.samples.keys() == expected.keys() == {*PAIRED}
     for name, values in expected.items():
         assert result.samples[name].tolist() == pytest.approx(values.tolist()), name
         assert result.figures[name][0] == pytest.approx(values.double().mean().item())
-    changed = [name for name in PAIRED if not result.samples[name].equal(judge.baseline.samples[name])]
+    changed = [name for name in PAIRED if not result.samples[name].equal(validation.baseline.samples[name])]
     assert {"PU", "unsafe_top1"} <= {*changed}
     assert len(changed) > 15
     concepts = [pair.concept for pair in quadruples(folds.together).pairs]
     deaths = [row for row, concept in enumerate(concepts) if concept == "death"]
     assert result.concept_pairs["death"] == len(deaths)
     assert result.by_concept["death"]["PU"][0] == pytest.approx(expected["PU"][deaths].double().mean().item())
-    assert differences(result, judge.baseline)["PU"]["difference"][0] != 0
+    assert differences(result, validation.baseline)["PU"]["difference"][0] != 0
 
 
-def test_means_alone_are_those_of_the_detailed_figures(judge, edits):
-    detailed, means = (judge.measure(edits, detailed=chosen) for chosen in (True, False))
+def test_means_alone_are_those_of_the_detailed_figures(validation, edits):
+    detailed, means = (validation.measure(edits, detailed=chosen) for chosen in (True, False))
     there = {name for name in detailed.figures if not name.startswith(("R5_", "R10_", "R20_"))}
     assert means.figures.keys() == there
     for name in there:
@@ -140,16 +140,16 @@ def test_means_alone_are_those_of_the_detailed_figures(judge, edits):
     assert means.by_concept == {}
 
 
-def test_data_sets_are_measured_under_the_whole_edit(model, judge, data_sets, edits):
-    result = judge.measure(edits, detailed=False)
+def test_data_sets_are_measured_under_the_whole_edit(model, validation, data_sets, edits):
+    result = validation.measure(edits, detailed=False)
     with uwm.patched(model, patch_of(model, edits.whole)):
         expected = zero_shot(model, data_sets["noise"], batch_size=4)
     assert result.right["noise"].equal(expected.right)
     interval = expected.figures.pop("top1_interval")
     assert len(interval) == 2
     assert result.zero_shot["noise"] == expected.figures
-    assert judge.baseline.right["noise"].equal(zero_shot(model, data_sets["noise"]).right)
-    assert not judge.baseline.right["noise"].equal(expected.right)
+    assert validation.baseline.right["noise"].equal(zero_shot(model, data_sets["noise"]).right)
+    assert not validation.baseline.right["noise"].equal(expected.right)
 
 
 @torch.no_grad()
@@ -182,33 +182,33 @@ def slow_preserved(model, folds, edits):
     return kept
 
 
-def test_preserved_equals_an_obvious_loop(model, judge, folds, edits):
-    result = judge.measure(edits, detailed=True)
+def test_preserved_equals_an_obvious_loop(model, validation, folds, edits):
+    result = validation.measure(edits, detailed=True)
     expected = slow_preserved(model, folds, edits)
     assert result.preserved.tolist() == expected
     assert 0 < sum(expected) < len(expected) == 24
     assert result.figures[PRESERVED][0] == pytest.approx(sum(expected) / 24)
-    assert judge.baseline.figures[PRESERVED][0] == 1
-    assert judge.measure(edits, detailed=False).figures[PRESERVED][0] == pytest.approx(sum(expected) / 24)
+    assert validation.baseline.figures[PRESERVED][0] == 1
+    assert validation.measure(edits, detailed=False).figures[PRESERVED][0] == pytest.approx(sum(expected) / 24)
 
 
-def test_the_model_is_unedited_afterwards(model, judge, edits, tiny_hf):
-    judge.measure(edits, detailed=False)
+def test_the_model_is_unedited_afterwards(model, validation, edits, tiny_hf):
+    validation.measure(edits, detailed=False)
     untouched = uwm.load(tiny_hf)
     assert not model.edited
     assert all(model.parameter(name).equal(untouched.parameter(name)) for name in model.tensors)
 
 
-def test_an_edit_that_gives_no_numbers_is_refused(model, judge, edits):
+def test_an_edit_that_gives_no_numbers_is_refused(model, validation, edits):
     broken = {name: replace(change, factor=3e38) for name, change in changes_of(model, ["text.1.fc1"]).items()}
     with pytest.raises(InvalidResult, match="text tower: NaN or infinite"):
-        judge.measure(Edits(edits.whole, (broken, {}, {})), detailed=False)
+        validation.measure(Edits(edits.whole, (broken, {}, {})), detailed=False)
     assert not model.edited
 
 
 def test_many_pairs_are_drawn_fold_by_fold(model, folds, monkeypatch):
     monkeypatch.setattr(judging, "MOST_PAIRS", 8)
-    drawn = [Judge(model, folds, {}, seed=seed, **READING) for seed in (0, 0, 1)]
+    drawn = [CrossValidation(model, folds, {}, seed=seed, **READING) for seed in (0, 0, 1)]
     assert drawn[0].pairs in (7, 8, 9)
     assert drawn[0].baseline == drawn[1].baseline
     assert drawn[0]._whole.pairs == drawn[1]._whole.pairs != drawn[2]._whole.pairs
@@ -221,9 +221,12 @@ def test_many_pairs_are_drawn_fold_by_fold(model, folds, monkeypatch):
 def test_a_fold_without_complete_pairs_is_not_measured_and_none_at_all_refused(model, folds):
     bare = tuple(replace(p, safe_image=None) for p in folds.pairs[1].pairs)
     some = Folds((folds.pairs[0], replace(folds.pairs[1], pairs=bare), folds.pairs[2]), folds.preserved)
-    judge = Judge(model, some, {}, seed=0, **READING)
-    assert judge.pairs == sum(p.has_image for n in (0, 2) for p in folds.pairs[n].pairs)
-    assert judge.measure(Edits({}, ({}, {}, {})), detailed=False).figures["PU"][0] == judge.baseline.figures["PU"][0]
+    validation = CrossValidation(model, some, {}, seed=0, **READING)
+    assert validation.pairs == sum(p.has_image for n in (0, 2) for p in folds.pairs[n].pairs)
+    assert (
+        validation.measure(Edits({}, ({}, {}, {})), detailed=False).figures["PU"][0]
+        == validation.baseline.figures["PU"][0]
+    )
     none = tuple(replace(part, pairs=tuple(replace(p, safe_image=None) for p in part.pairs)) for part in folds.pairs)
     with pytest.raises(BadInput, match="no pair has both captions and images"):
-        Judge(model, Folds(none, folds.preserved), {}, seed=0, **READING)
+        CrossValidation(model, Folds(none, folds.preserved), {}, seed=0, **READING)

@@ -19,8 +19,8 @@ from uwm.embedding import embed, quadruples
 from uwm.errors import InvalidResult
 from uwm.knowledge import DataSet, zero_shot
 from uwm.statistics.hooks import kept_outputs, skipped
-from uwm.tuning.kept import Kept, Room
-from uwm.tuning.kept_sets import KeptDataSets, KeptPairs
+from uwm.tuning.cached_sets import CachedDataSets, CachedPairs
+from uwm.tuning.cached_tower import CachedTower, CacheMemory
 from uwm.weights import WeightId
 
 BATCH = 3  # of 8 inputs: the last batch is short
@@ -53,7 +53,7 @@ def pairs(tiny_set):
 
 
 def kept_of(model, pairs, tower, room=1 << 30):
-    return Kept(model, tower, sources_of(pairs, tower), Room(room), batch_size=BATCH, workers=1)
+    return CachedTower(model, tower, sources_of(pairs, tower), CacheMemory(room), batch_size=BATCH, workers=1)
 
 
 def plainly(model, pairs, tower, changes):
@@ -146,7 +146,7 @@ def test_embeddings_that_are_not_finite_are_refused(model, pairs, name):
 
 
 def test_room_is_taken_until_there_is_none():
-    room = Room(10)
+    room = CacheMemory(10)
     assert room.take(torch.zeros(2), None)
     assert not room.take(torch.zeros(1))
     assert room.bytes == 2
@@ -249,8 +249,8 @@ def test_skipped_blocks_are_as_they_were_also_when_the_body_raises():
 def test_pairs_are_embedded_as_uwm_embeds_them(model, pairs, names):
     """Against a patch that is in effect; pairs that share items embed each once."""
     whole = quadruples(pairs)
-    keep = partial(Kept, model, room=Room(), batch_size=5, workers=1)
-    kept = KeptPairs(whole, keep, {"text": ["a dog", "a tree"]})
+    keep = partial(CachedTower, model, room=CacheMemory(), batch_size=5, workers=1)
+    kept = CachedPairs(whole, keep, {"text": ["a dog", "a tree"]})
     changes = changes_of(model, names)
     patch = make_patch(model, Proposal(changes), {"method": "by hand"})
     with uwm.patched(model, patch):
@@ -284,7 +284,7 @@ def test_data_sets_are_classified_as_by_zero_shot(model, pairs, names):
         ),
         "other": DataSet("other", Shared(pairs, -1), ("car", "tree", "car"), ("a {}",)),  # two classes of one name
     }
-    kept = KeptDataSets(model, two, partial(Kept, model, room=Room(), batch_size=3, workers=1))
+    kept = CachedDataSets(model, two, partial(CachedTower, model, room=CacheMemory(), batch_size=3, workers=1))
     for changes in ({}, changes_of(model, names)):
         with changed(model, changes):
             found, without = kept.classify(changes, seed=4), kept.classify(changes)

@@ -18,16 +18,16 @@ from ..knowledge import DataSet, ZeroShot
 from ..knowledge.measure import class_labels, figures_of, hits_of, mean_of_prompts
 from ..models import Model
 from ..weights import WeightId
-from .kept import Kept, Source
+from .cached_tower import CachedTower, Source
 
 Changes = Mapping[WeightId, Change]
-Keep = Callable[[str, Sequence[Source]], Kept]
+Keep = Callable[[str, Sequence[Source]], CachedTower]
 TOWERS = {"text": "text", "vision": "image"}  # and what of a pair goes through them
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """What `KeptPairs` embeds; all normalised, float32, on the CPU.
+    """What `CachedPairs` embeds; all normalised, float32, on the CPU.
 
     Attributes:
         pairs: Row for row.
@@ -40,7 +40,7 @@ class Embedded:
     others: dict[str, torch.Tensor]
 
 
-class KeptPairs:
+class CachedPairs:
     """Complete quadruples, each different caption and image once, and other captions and images beside them."""
 
     def __init__(self, whole: CalibrationSet, keep: Keep, others: Mapping[str, Sequence[Source]] | None = None) -> None:
@@ -67,7 +67,7 @@ class KeptPairs:
         return all(kept.is_quick(names) for kept in self._kept.values())
 
 
-class KeptDataSets:
+class CachedDataSets:
     """Zero-shot data sets: their prompts and their pictures."""
 
     def __init__(self, model: Model, data_sets: Mapping[str, DataSet], keep: Keep) -> None:

@@ -21,9 +21,9 @@ from ..knowledge import DataSet
 from ..metrics import TIE, Retrieval, safeground_samples, with_means
 from ..models import Model
 from ..statistics.batches import Progress
+from .cached_sets import CachedDataSets, CachedPairs, Changes, Embedded
+from .cached_tower import CachedTower, CacheMemory, Source
 from .folds import Folds
-from .kept import Kept, Room, Source
-from .kept_sets import Changes, Embedded, KeptDataSets, KeptPairs
 
 MOST_PAIRS = 1000  # measured in a trial; ranks among more cost more than they tell
 
@@ -38,7 +38,7 @@ class Edits:
     folds: tuple[Changes, ...]
 
 
-class Judge:
+class CrossValidation:
     """Measures edits on what they may be chosen by.
 
     Safety and safe R@1 are measured fold by fold, each fold's pairs as queries among all pairs. Data sets, which no
@@ -70,10 +70,12 @@ class Judge:
             detailed: [Retrieval(items, rows, KS if detailed else FIRST) if len(rows) else None for rows in self._rows]
             for detailed in (False, True)
         }
-        keep = partial(Kept, model, room=Room(), batch_size=batch_size, workers=workers, progress=progress)
+        keep = partial(
+            CachedTower, model, room=CacheMemory(), batch_size=batch_size, workers=workers, progress=progress
+        )
         self._preserved = _Preserved(folds)
-        self._pairs = KeptPairs(self._whole, keep, self._preserved.sources())
-        self._data_sets = KeptDataSets(model, data_sets, keep)
+        self._pairs = CachedPairs(self._whole, keep, self._preserved.sources())
+        self._data_sets = CachedDataSets(model, data_sets, keep)
         nothing = Edits({}, tuple({} for _ in folds.pairs))
         self._first = self._preserved.first_results(self._pairs.embed({}))
         self._seed = seed

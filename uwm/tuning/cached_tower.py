@@ -30,7 +30,7 @@ Inputs = tuple[torch.Tensor, torch.Tensor | None]
 
 
 @dataclass
-class Room:
+class CacheMemory:
     """Memory that is left for what can be made anew."""
 
     bytes: int = ROOM
@@ -44,7 +44,7 @@ class Room:
         return True
 
 
-class Kept:
+class CachedTower:
     """Captions or images of one tower, and of the unedited model's work on them what an edit does not touch.
 
     An edit of the last MLP or the projection alone is worked out at the pooled token, see `PooledMlp`. Any other runs
@@ -67,7 +67,7 @@ class Kept:
         model: Model,
         tower: str,
         sources: Sequence[Source],
-        room: Room,
+        room: CacheMemory,
         *,
         batch_size: int,
         workers: int,
