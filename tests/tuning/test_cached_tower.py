@@ -60,11 +60,6 @@ def plainly(model, pairs, tower, changes):
     return embedded_plainly(model, tower, sources_of(pairs, tower), changes, BATCH)
 
 
-def under(kept, model, changes):
-    with changed(model, changes):
-        return kept.embed(changes)
-
-
 @pytest.mark.parametrize("tower", TOWERS)
 def test_late_edits_are_worked_out_at_the_pooled_token(model, pairs, tower):
     kept = kept_of(model, pairs, tower)
@@ -76,7 +71,7 @@ def test_late_edits_are_worked_out_at_the_pooled_token(model, pairs, tower):
                 continue
             assert kept.is_quick(changes)
             expected = plainly(model, pairs, tower, changes)
-            torch.testing.assert_close(under(kept, model, changes), expected, rtol=0, atol=CLOSE, msg=str(name))
+            torch.testing.assert_close(kept.embed(changes), expected, rtol=0, atol=CLOSE, msg=str(name))
             assert (expected - kept.unedited).abs().max() > 1e-3, name
 
 
@@ -86,7 +81,7 @@ def test_late_edits_of_several_tensors_are_one_edit(model, pairs, tower, kind):
     kept, changes = kept_of(model, pairs, tower), changes_of(model, LATE[tower], kind)
     assert kept.is_quick(changes)
     expected = plainly(model, pairs, tower, changes)
-    torch.testing.assert_close(under(kept, model, changes), expected, rtol=0, atol=CLOSE)
+    torch.testing.assert_close(kept.embed(changes), expected, rtol=0, atol=CLOSE)
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -100,7 +95,7 @@ def test_other_edits_run_blocks_bit_for_bit(model, pairs, tower, room):
             if changes[name] is None:
                 continue
             assert not kept.is_quick(changes)
-            assert under(kept, model, changes).equal(plainly(model, pairs, tower, changes)), (name, kind)
+            assert kept.embed(changes).equal(plainly(model, pairs, tower, changes)), (name, kind)
     blocks, batches = {"text": 1, "vision": 2}[tower], 3
     inputs, outputs = len(kept._made), len(kept._outputs)
     if room == "some":
@@ -113,7 +108,7 @@ def test_an_early_edit_beside_a_late_one_runs_from_the_early_block(model, pairs)
     changes = changes_of(model, ["vision.2.fc2", "vision.1.fc1", "vision.proj"])
     kept = kept_of(model, pairs, "vision")
     for _ in range(2):
-        assert under(kept, model, changes).equal(plainly(model, pairs, "vision", changes))
+        assert kept.embed(changes).equal(plainly(model, pairs, "vision", changes))
     assert {block for block, _ in kept._outputs} == {0}
 
 
@@ -123,7 +118,7 @@ def test_blocks_before_the_edited_one_are_not_run_again(model, pairs):
     try:
         for seed in range(3):
             name = WeightId("vision", 2, "out_proj")
-            under(kept, model, {name: change_of(model, name, "set", seed)})
+            kept.embed({name: change_of(model, name, "set", seed)})
     finally:
         handle.remove()
     assert len(calls) == 3  # the three batches of the first time
@@ -133,7 +128,7 @@ def test_an_edit_of_the_other_tower_changes_nothing(model, pairs):
     changes = changes_of(model, ["vision.0.fc1"])
     kept = kept_of(model, pairs, "text")
     assert kept.is_quick(changes)
-    assert under(kept, model, changes) is kept.unedited
+    assert kept.embed(changes) is kept.unedited
 
 
 @pytest.mark.parametrize("name", ["text.1.fc2.bias", "text.0.fc1"])
@@ -142,7 +137,7 @@ def test_embeddings_that_are_not_finite_are_refused(model, pairs, name):
     count = model.parameter(tensor).numel()
     huge = SetEntries.of(np.arange(count), np.where(np.arange(count) % 2, 3e38, -3e38))
     with pytest.raises(InvalidResult, match="text tower: NaN or infinite embeddings"):
-        under(kept, model, {tensor: huge})
+        kept.embed({tensor: huge})
 
 
 def test_room_is_taken_until_there_is_none():
@@ -185,7 +180,7 @@ def test_an_mlp_whose_output_is_scaled_falls_back_to_running_the_blocks(tiny_hf,
 def falls_back(model, pairs):
     kept, changes = kept_of(model, pairs, "vision"), changes_of(model, ["vision.2.fc2"])
     assert not kept.is_quick(changes)
-    assert under(kept, model, changes).equal(plainly(model, pairs, "vision", changes))
+    assert kept.embed(changes).equal(plainly(model, pairs, "vision", changes))
 
 
 def test_half_precision_runs_the_blocks(tiny_hf, pairs):
@@ -254,8 +249,9 @@ def test_pairs_are_embedded_as_uwm_embeds_them(model, pairs, names):
     changes = changes_of(model, names)
     patch = make_patch(model, Proposal(changes), {"method": "by hand"})
     with uwm.patched(model, patch):
-        expected, found = embed(model, whole, batch_size=5), kept.embed(changes)
+        expected = embed(model, whole, batch_size=5)
         (dog, tree) = embedded_plainly(model, "text", ["a dog", "a tree"], {}, 2)
+    found = kept.embed(changes)
     for side, rows in vars(expected).items():
         torch.testing.assert_close(getattr(found.pairs, side), rows, rtol=0, atol=CLOSE)
     torch.testing.assert_close(found.others["text"], torch.stack([dog, tree]), rtol=0, atol=CLOSE)
@@ -286,8 +282,8 @@ def test_data_sets_are_classified_as_by_zero_shot(model, pairs, names):
     }
     kept = CachedDataSets(model, two, partial(CachedTower, model, room=CacheMemory(), batch_size=3, workers=1))
     for changes in ({}, changes_of(model, names)):
+        found, without = kept.classify(changes, seed=4), kept.classify(changes)
         with changed(model, changes):
-            found, without = kept.classify(changes, seed=4), kept.classify(changes)
             for name, data in two.items():
                 expected = zero_shot(model, data, batch_size=4, seed=4)
                 assert found[name].figures == expected.figures, name

@@ -34,17 +34,20 @@ def changed(model: Model, changes: Mapping[WeightId, Change]) -> Iterator[Model]
     model.edited.update(changes)
     try:
         for name, change in changes.items():
-            stored = Bits.of(model.stored(name).clone())
-            flat = stored.array.reshape(-1)
-            change.change(flat, stored.dtype)
-            touched = change.touched()
-            new = Bits(stored.dtype, stored.array if touched is None else flat[touched])
-            _write(model, name, change, new.torch())
+            new, touched = edited(model, name, change), change.touched()
+            _write(model, name, change, new if touched is None else new.view(-1)[torch.as_tensor(touched)])
         yield model
     finally:
         for name, values in kept.items():
             _write(model, name, changes[name], values)
         model.edited.difference_update(changes)
+
+
+def edited(model: Model, name: WeightId, change: Change) -> torch.Tensor:
+    """What a change makes of a stored tensor, in its stored type; the model stays as it is."""
+    stored = Bits.of(model.stored(name))
+    change.change(stored.array.reshape(-1), stored.dtype)
+    return stored.torch()
 
 
 def _values(model: Model, name: WeightId, change: Change) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,9 +100,9 @@ class Model(ABC):
         return around if adds or isinstance(around, nn.MultiheadAttention) else self.module.get_submodule(own)
 
     def stored(self, weight: WeightId) -> torch.Tensor:
-        """The unedited values, a matrix as [out, in]: the checkpoint's, or those in memory where there is none."""
+        """A copy of the unedited values, a matrix as [out, in]: the checkpoint's, or those in memory without one."""
         if self.checkpoint is None:
-            return self.parameter(weight).cpu()
+            return self.parameter(weight).cpu().clone()
         if self._stored is None:
             return self.checkpoint.matrix(weight)
         if weight not in self._stored:
@@ -117,7 +118,7 @@ class Model(ABC):
         finally:
             self._stored = before
 
-    @property
+    @cached_property
     def reshaped(self) -> tuple[WeightId, ...]:
         """Named tensors that the module holds in another shape than the checkpoint: positions that it interpolated."""
         if self.checkpoint is None:

@@ -52,7 +52,7 @@ class CachedPairs:
         self._safe = {tower: self._places[tower]["safe"].unique() for tower in TOWERS}
 
     def embed(self, changes: Changes) -> Embedded:
-        """Under these changes, which the model has. Raises InvalidResult for embeddings that are not finite."""
+        """Under these changes. Raises InvalidResult for embeddings that are not finite."""
         rows = {tower: kept.embed(changes) for tower, kept in self._kept.items()}
         sides = [rows[tower][self._places[tower][side]] for tower in TOWERS for side in SIDES]
         return Embedded(
@@ -73,12 +73,12 @@ class CachedDataSets:
     def __init__(self, model: Model, data_sets: Mapping[str, DataSet], keep: Keep) -> None:
         self._data_sets = data_sets
         self._labels = {name: class_labels(model, data) for name, data in data_sets.items()}
-        self._targets: dict[str, dict[int, int]] = {name: {} for name in data_sets}
+        self._targets = {name: torch.zeros(len(data), dtype=torch.long) for name, data in data_sets.items()}
         self._prompts = keep("text", [prompt for data in data_sets.values() for prompt in data.prompts])
         self._pictures = keep("vision", [*self._readers()])
 
     def classify(self, changes: Changes, seed: int | None = None) -> dict[str, ZeroShot]:
-        """As `uwm.knowledge.zero_shot` under these changes, which the model has; without a seed no interval."""
+        """As `uwm.knowledge.zero_shot` under these changes; without a seed no interval."""
         if not self._data_sets:
             return {}
         prompts, pictures = self._prompts.embed(changes), self._pictures.embed(changes)
@@ -87,7 +87,7 @@ class CachedDataSets:
             count = len(data.class_names) * len(data.templates)
             labels, place = self._labels[name].unique(return_inverse=True)
             classes = mean_of_prompts(data, prompts[first : first + count])[labels]
-            own = torch.tensor([self._targets[name][index] for index in range(len(data))])
+            own = self._targets[name]
             hits = hits_of(pictures[begin : begin + len(data)] @ classes.T, place[own])
             found[name] = figures_of(data, place, hits, own, seed)
             first, begin = first + count, begin + len(data)

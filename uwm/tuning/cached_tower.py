@@ -83,7 +83,7 @@ class CachedTower:
         return len(self._sources)
 
     def embed(self, changes: Mapping[WeightId, Change]) -> torch.Tensor:
-        """Normalised embeddings, float32 [n, dim], on the CPU, of the model as it is while these changes are made.
+        """Normalised embeddings under these changes, float32 [n, dim], on the CPU.
 
         Raises:
             InvalidResult: NaN or infinite embeddings.
@@ -91,9 +91,13 @@ class CachedTower:
         own = {name: change for name, change in changes.items() if name.tower == self._tower}
         if not own or not len(self):
             return self.unedited
-        found = self._pooled.embed(own) if self._pooled is not None and self._pooled.covers(own) else None
-        rows = F.normalize(torch.cat([*self._from_block(own)]) if found is None else found, dim=-1).cpu()
-        if not torch.isfinite(rows).all():
+        if self._pooled is not None and self._pooled.covers(own):
+            found = self._pooled.embed(own)
+        else:
+            with changed(self._model, changes):
+                found = torch.cat([*self._from_block(own)])
+        rows = F.normalize(found, dim=-1).cpu()
+        if not torch.isfinite(rows.sum()):  # one value that is not finite makes the sum so
             raise InvalidResult(f"{self._tower} tower: NaN or infinite embeddings")
         return rows
 
@@ -122,7 +126,8 @@ class CachedTower:
     def _agrees(self, pooled: PooledMlp) -> bool:
         """Whether an edit of the MLP does to the first batch what it does to the tower."""
         with changed(self._model, pooled.probe()):
-            return pooled.agrees(embed_inputs(self._model, *next(self._inputs())).cpu())
+            edited = embed_inputs(self._model, *next(self._inputs())).cpu()
+        return pooled.agrees(edited)
 
     @property
     def _batches(self) -> int:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from ..calibration import CalibrationSet
-from ..editing.live import changed
 from ..embedding import Embeddings, items_of, quadruples
 from ..evaluation import EvalResult, summary, zero_shot_fields
 from ..figures import KS, PRESERVED
@@ -63,7 +62,6 @@ class CrossValidation:
         workers: int,
         progress: Progress | None = None,
     ) -> None:
-        self._model = model
         self._whole, self._rows = _measured_pairs(folds, seed)
         items = items_of(self._whole)
         self._retrieval = {
@@ -102,16 +100,14 @@ class CrossValidation:
         """
         parts = []
         for fold, (rows, changes) in enumerate(zip(self._rows, edits.folds, strict=True)):
-            with changed(self._model, changes):  # what other folds taught the edit
-                embedded = self._pairs.embed(changes)
+            embedded = self._pairs.embed(changes)  # what other folds taught the edit
             retrieval = self._retrieval[detailed][fold]
             found = {} if retrieval is None else _samples(embedded.pairs, rows, retrieval)
             parts.append((found, self._preserved.kept(fold, embedded, self._first)))
         kept = torch.cat([kept for _, kept in parts])
         measured = [found for found, _ in parts if found]
         samples = {name: torch.cat([found[name] for found in measured]) for name in measured[0]}  # rows fold by fold
-        with changed(self._model, edits.whole):
-            known = self._data_sets.classify(edits.whole)
+        known = self._data_sets.classify(edits.whole)
         preserved = kept if len(kept) else None
         fields: dict[str, Any] = zero_shot_fields(known) | {"samples": samples, "preserved": preserved}
         if detailed:

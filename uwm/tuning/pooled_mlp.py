@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..editing.changes import Change, Scale
+from ..editing.live import edited
 from ..models import Model
 from ..statistics.passes import RESIDUAL
 from ..weights import WeightId
@@ -27,6 +28,8 @@ ACTIVATIONS: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
     F.relu,
     F.silu,
 )
+
+Now = Mapping[WeightId, torch.Tensor]  # the tensors that changes are of, float32
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +59,7 @@ class PooledMlp:
         x: Inputs of W₁, [n, width].
         hidden: Inputs of W₂ in the unedited model, [n, hidden].
         stream: s, [n, width].
-        weights: The unedited tensors by their part: ``fc1``, ``fc2`` and their biases.
+        weights: The unedited tensors that a sample meets from here on, float32: those of the MLP and what follows it.
     """
 
     model: Model
@@ -81,8 +84,8 @@ class PooledMlp:
         pair = model.last_mlp(tower) if parts else None
         if pair is None:
             return None
-        names = [name for matrix in pair for name in (matrix, _bias(matrix)) if name in model.tensors]
-        weights = {name: model.parameter(name).float().cpu().clone() for name in names}
+        names = [name for matrix in pair for name in (matrix, _bias(matrix))] + _late(pair)
+        weights = {name: model.parameter(name).float().cpu().clone() for name in names if name in model.tensors}
         stream = parts.get("stream", embeddings)
         for activation in ACTIVATIONS:
             made = cls(model, tower, pair, parts["x"], parts["hidden"], stream, weights, activation)
@@ -99,10 +102,7 @@ class PooledMlp:
         return {name: Scale(np.arange(math.prod(self.weights[name].shape)), PROBE) for name in self.pair}
 
     def agrees(self, embeddings: torch.Tensor) -> bool:
-        """Whether the edited tower's own embeddings of the first samples come out, [first, dim].
-
-        The model is edited as `probe` says, and was when it gave them.
-        """
+        """Whether the tower's own embeddings of the first samples come out, [first, dim], edited as `probe` says."""
         found = self.embed(self.probe())[: len(embeddings)]
         if found.shape == embeddings.shape and _close(found, embeddings):
             return True
@@ -111,17 +111,12 @@ class PooledMlp:
 
     def covers(self, names: Iterable[WeightId]) -> bool:
         """Whether an edit of these tensors changes nothing before this MLP."""
-        return {*names} <= {*self.weights, *self._late}
-
-    @property
-    def _late(self) -> list[WeightId]:
-        """What follows the MLP; nothing follows that of an attention-pooling head."""
-        slots = () if self.pair[0].block is None else ("norm", "norm.bias", "proj", "proj.bias")
-        return [WeightId(self.tower, None, slot) for slot in slots]
+        return {*names} <= {*self.weights}
 
     @torch.no_grad()
     def embed(self, changes: Mapping[WeightId, Change]) -> torch.Tensor:
-        """Embeddings, not normalised, float32 [n, dim], of the model as it is while these changes are made."""
+        """Embeddings under these changes, not normalised, float32 [n, dim]."""
+        now = {name: edited(self.model, name, change).float() for name, change in changes.items()}
         fc1, fc2 = self.pair
         stream, moved = self.stream, None
         units = _touched(changes.get(fc1), self.weights[fc1].shape, 1)
@@ -129,15 +124,15 @@ class PooledMlp:
         if bias is not None:
             units = _union(units, _touched(bias, (len(self.weights[fc1]), 1), 1))
         if units is not None:
-            moved = self._activated(units)
+            moved = self._activated(units, now)
             stream = stream + (moved - self.hidden[:, units]) @ self.weights[fc2][:, units].T
         columns = _touched(changes.get(fc2), self.weights[fc2].shape, 0)
         if columns is not None:
-            step = self._live(fc2)[:, columns] - self.weights[fc2][:, columns]
+            step = now[fc2][:, columns] - self.weights[fc2][:, columns]
             stream = stream + self._hidden(columns, units, moved) @ step.T
         if _bias(fc2) in changes:
-            stream = stream + (self._live(_bias(fc2)) - self.weights[_bias(fc2)])
-        return self._read_out(stream)
+            stream = stream + (now[_bias(fc2)] - self.weights[_bias(fc2)])
+        return self._read_out(stream, now)
 
     def _hidden(self, columns: Any, units: Any, moved: torch.Tensor | None) -> torch.Tensor:
         """What hidden units give to some columns of W₂, [n, columns], where some of them moved."""
@@ -149,45 +144,45 @@ class PooledMlp:
         place = torch.full_like(every, -1).index_copy(0, at, torch.arange(len(at)))[moved_units]
         return found.index_copy(1, place[place >= 0], moved[:, place >= 0])
 
-    def _activated(self, units: Any) -> torch.Tensor:
+    def _activated(self, units: Any, now: Now) -> torch.Tensor:
         """What hidden units give now, [n, units]."""
-        fc1 = self.pair[0]
-        bias = self._live(_bias(fc1))[units] if _bias(fc1) in self.weights else None
-        return self.activation(F.linear(self.x, self._live(fc1)[units], bias))
+        fc1, tensors = self.pair[0], {**self.weights, **now}
+        bias = tensors[_bias(fc1)][units] if _bias(fc1) in tensors else None
+        return self.activation(F.linear(self.x, tensors[fc1][units], bias))
 
-    def _live(self, name: WeightId) -> torch.Tensor:
-        return self.model.parameter(name).float().cpu()
-
-    def _read_out(self, stream: torch.Tensor) -> torch.Tensor:
+    def _read_out(self, stream: torch.Tensor, now: Now) -> torch.Tensor:
         """The embedding of a residual stream at the pooled token; after a pooling head there is nothing to read out."""
         if self.pair[0].block is None:
             return stream
         norm, projection = (WeightId(self.tower, None, slot) for slot in ("norm", "proj"))
-        if norm in self.model.tensors:
-            stream = self._normalised(norm, stream)
-        if projection not in self.model.tensors:
-            return stream
-        bias = self._live(_bias(projection)) if _bias(projection) in self.model.tensors else None
-        return F.linear(stream, self._live(projection), bias)
-
-    def _normalised(self, norm: WeightId, stream: torch.Tensor) -> torch.Tensor:
-        module = self.model.module.get_submodule(self.model.tensors[norm].key.rpartition(".")[0])
-        if not isinstance(module, nn.LayerNorm):
-            return stream * torch.nan  # another kind of norm is not worked out; nothing will agree with this
-        bias = None if module.bias is None else module.bias.float().cpu()
-        return F.layer_norm(stream, module.normalized_shape, module.weight.float().cpu(), bias, module.eps)
+        tensors = {**self.weights, **now}
+        if norm in tensors:
+            module = self.model.module.get_submodule(self.model.tensors[norm].key.rpartition(".")[0])
+            if not isinstance(module, nn.LayerNorm):
+                return stream * torch.nan  # another kind of norm is not worked out; nothing will agree with this
+            bias = tensors.get(_bias(norm))
+            stream = F.layer_norm(stream, module.normalized_shape, tensors[norm], bias, module.eps)
+        return (
+            F.linear(stream, tensors[projection], tensors.get(_bias(projection))) if projection in tensors else stream
+        )
 
     def _holds(self, embeddings: torch.Tensor) -> bool:
         """Whether the unedited model's own figures come out."""
         fc1, fc2 = self.pair
         if self.hidden.shape[1] != len(self.weights[fc1]) or self.stream.shape[1] != len(self.weights[fc2]):
             return False
-        read, own = self._read_out(self.stream), self._activated(slice(None))
+        read, own = self._read_out(self.stream, {}), self._activated(slice(None), {})
         return _close(own, self.hidden) and read.shape == embeddings.shape and _close(read, embeddings)
 
 
 def _close(found: torch.Tensor, expected: torch.Tensor) -> bool:
     return bool((found - expected).norm(dim=1).max() <= CLOSE * expected.norm(dim=1).mean())
+
+
+def _late(pair: tuple[WeightId, WeightId]) -> list[WeightId]:
+    """What follows an MLP; nothing follows that of an attention-pooling head."""
+    slots = () if pair[0].block is None else ("norm", "norm.bias", "proj", "proj.bias")
+    return [WeightId(pair[0].tower, None, slot) for slot in slots]
 
 
 def _bias(name: WeightId) -> WeightId:

@@ -159,10 +159,11 @@ class Search:
             self._studies = {name: self._study(name, storage) for name in spaces}
             for study in self._studies.values():
                 _end_unfinished(study)
+        self._history = self._earlier()  # number, method and trial of all that are done, in order
 
     def run(self, trials: int, progress: Progress | None = None) -> Found:
         """Try until there are so many, those of earlier runs included."""
-        done = len(self._history())
+        done = self.done
         left: Iterable[int] = range(done, trials)
         if progress is not None and done < trials:
             left = progress(left, trials - done, "search")
@@ -175,7 +176,7 @@ class Search:
     @property
     def done(self) -> int:
         """How many trials there are."""
-        return len(self._history())
+        return len(self._history)
 
     def edits(self, method: str, chosen: Mapping[str, Any]) -> Edits:
         """The changes of a candidate, from all pairs and without each fold. Raises BadInput, InvalidResult."""
@@ -207,7 +208,7 @@ class Search:
     def _try(self, number: int, method: str) -> None:
         space, study = self._spaces[method], self._studies[method]
         study.sampler = self._sampler(method, number)
-        if not any(own == method for _, own, _ in self._history()) and not _waiting(study):
+        if not any(own == method for _, own, _ in self._history) and not _waiting(study):
             study.enqueue_trial(space.start())
         trial, begun = study.ask(), time.perf_counter()
         chosen = {**space.given, **space.draw(trial)}
@@ -224,11 +225,13 @@ class Search:
         about["seconds"] = round(time.perf_counter() - begun, 4)
         trial.set_user_attr(OURS, about)
         if "invalid" in about:
-            return _fail(study, trial.number)
-        if self._criteria.limited:
-            trial.set_constraint("loss", about["loss"])
-        value = self._criteria.better(objective)
-        study.tell(trial, [value] if self._criteria.limited else [value, about["loss"]])
+            told = _fail(study, trial.number)
+        else:
+            if self._criteria.limited:
+                trial.set_constraint("loss", about["loss"])
+            value = self._criteria.better(objective)
+            told = study.tell(trial, [value] if self._criteria.limited else [value, about["loss"]])
+        self._history.append((number, method, told))
 
     def _sampler(self, method: str, number: int) -> Any:
         """Seeded by the number of the trial, so that a search that was killed goes on as if it was not."""
@@ -245,8 +248,8 @@ class Search:
 
     # ------------------------------------------------------------ what comes next
 
-    def _history(self) -> list[tuple[int, str, FrozenTrial]]:
-        """Number, method and trial of all that are done, in order."""
+    def _earlier(self) -> list[tuple[int, str, FrozenTrial]]:
+        """What earlier runs have done."""
         found = [
             (trial.user_attrs[OURS]["number"], method, trial)
             for method, study in self._studies.items()
@@ -257,7 +260,7 @@ class Search:
 
     def _next_method(self) -> str:
         """Every method first; then quick ones in turn, then mostly the leader; slow ones now and then."""
-        history = self._history()
+        history = self._history
         counts = dict.fromkeys(self._spaces, 0)
         slow = dict.fromkeys(self._spaces, True)
         for _, method, trial in history:
@@ -293,16 +296,15 @@ class Search:
         return max(names, key=front.count)
 
     def _found(self) -> Found:
-        history = self._history()
         tried, seconds, trials = [], dict.fromkeys(self._spaces, 0.0), dict.fromkeys(self._spaces, 0)
-        for number, method, trial in history:
+        for number, method, trial in self._history:
             seconds[method] += trial.user_attrs[OURS]["seconds"]
             trials[method] += 1
             if trial.values is not None:
                 chosen = {**self._spaces[method].given, **trial.params}
                 objective = self._criteria.better(trial.values[0])
                 tried.append(Tried(number, method, chosen, objective, trial.user_attrs[OURS]["loss"]))
-        return Found(tuple(tried), len(history) - len(tried), seconds, trials)
+        return Found(tuple(tried), len(self._history) - len(tried), seconds, trials)
 
 
 def _loss(tried: Tried) -> float:
@@ -342,10 +344,10 @@ def _waiting(study: Study) -> bool:
     return bool(study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
 
 
-def _fail(study: Study, number: int) -> None:
+def _fail(study: Study, number: int) -> FrozenTrial:
     from optuna.trial import TrialState
 
-    study.tell(number, state=TrialState.FAIL)
+    return study.tell(number, state=TrialState.FAIL)
 
 
 @contextmanager

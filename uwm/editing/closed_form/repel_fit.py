@@ -94,15 +94,14 @@ class Fit:
         layers = self._layers[tower]
         assert layers is not None
         fc1, fc2 = layers
-        w2 = self._model.stored(fc2).double()
-        groups = self._groups(tower)
-        if len(groups) > w2.shape[1]:
-            raise BadInput(f"--units concept: {len(groups)} concepts, and {fc2} has {w2.shape[1]} hidden units")
+        groups, hidden = self._groups(tower), self._model.parameter(fc2).shape[1]
+        if len(groups) > hidden:
+            raise BadInput(f"--units concept: {len(groups)} concepts, and {fc2} has {hidden} hidden units")
         share = self._settings.share / len(groups)
         kept: PooledInputs = self._preserve[INPUTS]
         detectors = self._detectors(tower, self._inputs.sides(fc1), kept.sides(fc1), groups, share)
         d = self._once(("push", tower), push, self._readout.jacobian(tower), e)
-        numbers, carried = self._once(("used", tower, len(groups)), self._least_used, fc2, w2, kept, len(groups))
+        numbers, carried = self._once(("used", tower, len(groups)), self._least_used, fc2, kept, len(groups))
         norm = self._once(("norm", tower), self._readout.norm, tower)
         height = self._settings.strength * norm
         units = [
@@ -117,11 +116,9 @@ class Fit:
             report = {f"{key} ({concept})": value for concept, unit in named for key, value in unit.report.items()}
         return self._overwritten(fc1, fc2, units) | lean, report, warnings
 
-    def _least_used(
-        self, fc2: WeightId, w2: torch.Tensor, kept: PooledInputs, count: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _least_used(self, fc2: WeightId, kept: PooledInputs, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         used = torch.cat([self._inputs.sides(fc2)[0], *kept.sides(fc2)]).double()
-        return least_used(used, w2, count)
+        return least_used(used, self._model.stored(fc2).double(), count)
 
     def _overwritten(self, fc1: WeightId, fc2: WeightId, units: Sequence[Unit]) -> dict[WeightId, Change]:
         """Rows and biases of the first matrix, columns of the second."""
@@ -149,7 +146,7 @@ class Fit:
 
     def _set(self, name: WeightId, indices: torch.Tensor, values: torch.Tensor) -> SetEntries:
         """New values of a tensor. Raises InvalidResult where its type cannot hold them."""
-        dtype = self._model.stored(name).dtype
+        dtype = self._once(("dtype", name), lambda: self._model.stored(name).dtype)
         if not torch.isfinite(values.to(dtype)).all():
             raise InvalidResult(
                 f"{name}: a new value of {float(values.abs().max()):.3g} does not fit into {str(dtype).split('.')[1]}; "
