@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,10 +12,10 @@ import torch.nn.functional as F
 from .cache import EmbeddingCache, embedding_key
 from .calibration import CalibrationSet
 from .errors import BadInput, InvalidResult
-from .images import load_image
 from .metrics import Items, collapsed, first_rows
 from .models import Model
-from .statistics.batches import BATCH_SIZE, Progress, embed_inputs
+from .statistics.batches import BATCH_SIZE, Progress
+from .statistics.sources import embed_sources
 
 SIDES = ("safe", "unsafe")
 
@@ -137,25 +135,10 @@ def embed_tower(
     if not pairs:
         return []
     sources, sides = different_items(replace(calibration, pairs=pairs), modality)
-    batches: Iterable = _inputs(model, sources, batch_size, workers)
-    if progress is not None:
-        batches = progress(batches, -(-len(sources) // batch_size), f"embed {tower}")
-    rows = torch.cat([F.normalize(embed_inputs(model, *inputs), dim=-1).cpu() for inputs in batches])
+    passed: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "progress": progress}
+    rows = F.normalize(embed_sources(model, tower, sources, name=f"embed {tower}", **passed), dim=-1)
     embedded = [rows[own] for own in sides]
     bad = ~torch.isfinite(torch.cat(embedded, 1)).all(1)
     if bad.any():
         raise InvalidResult(f"{tower} tower: NaN or infinite embeddings at pair {pairs[int(bad.nonzero()[0])].id!r}")
     return embedded
-
-
-def _inputs(
-    model: Model, sources: Sequence[str | Path], batch_size: int, workers: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-    """Captions as tokens and masks, or image files as pixel values, in batches."""
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        for start in range(0, len(sources), batch_size):
-            part = sources[start : start + batch_size]
-            if isinstance(part[0], str):
-                yield model.tokenize([str(text) for text in part])
-            else:
-                yield model.preprocess(list(pool.map(load_image, part))), None

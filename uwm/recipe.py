@@ -42,6 +42,7 @@ from .shipped_files import DEMO_SET
 from .statistics.batches import Progress
 from .statistics.embeddings import PairEmbeddings
 from .statistics.passes import Reducer
+from .statistics.sources import keep_for
 from .tuning.budgets import Budget
 from .tuning.choosing import SearchRequest
 from .tuning.defaults import OBJECTIVE, TRIALS
@@ -161,7 +162,8 @@ def run(
 
 def _load(recipe: Recipe, sets: Sets) -> tuple[Model, tuple[str, ...]]:
     """The model, and what it cannot tell apart in the sets. Raises UwmError."""
-    model = load_model(recipe)
+    model = load_model(recipe, keep=True)
+    sets.check_images(model, recipe.workers)
     told = check_sets_with(recipe, model, {"calibration": sets.calibration, **sets.held_out}, sets.data_sets)
     if recipe.also_export is not None:
         check_export(model, recipe.also_export)
@@ -308,6 +310,7 @@ def demo_recipe(**given: Any) -> Recipe:
 
 def _columns(model: Model, edits: Mapping[str, Edit]) -> Iterator[tuple[str, AbstractContextManager[Model]]]:
     """The unedited model, the edit under its method's name, its control, and the methods beside it."""
+    keep_for(model, [patch.changes for edit in edits.values() for patch in (edit.patch, edit.control)])
     (name, edit), *others = edits.items()
     yield "before", nullcontext(model)
     yield name, patched(model, edit.patch)

@@ -12,8 +12,10 @@ from ..errors import BadInput
 from ..images import bad_images
 from ..knowledge import DataSet, open_data_sets
 from ..models import Model, load
+from ..models.kept import Kept
 from ..models.references import resolve
 from ..statistics.batches import BATCH_SIZE
+from ..statistics.pixels import keep_images
 
 BARE = ("arch", "quick_gelu", "preprocess")  # what is said of weights without a folder
 OPENING = (*BARE, "key", "device", "dtype", "revision", "cache_dir", "offline")  # keywords of uwm.load
@@ -84,9 +86,11 @@ def check_paths(inputs: Inputs, output: Path | None, overwrite: bool, preserve: 
     return model
 
 
-def load_model(inputs: Inputs) -> Model:
-    """`uwm.load` with the job's settings."""
-    return load(inputs.model, **inputs.opening())
+def load_model(inputs: Inputs, keep: bool = False) -> Model:
+    """`uwm.load` with the job's settings; `keep` of its work what fits, where it is measured again and again."""
+    model = load(inputs.model, **inputs.opening())
+    model.kept = Kept() if keep else None
+    return model
 
 
 def calibration_pairs(inputs: Inputs) -> CalibrationSet:
@@ -118,10 +122,13 @@ def read_sets(inputs: Inputs) -> tuple[CalibrationSet, dict[str, CalibrationSet]
     return calibration, {name: held.limit(inputs.limit, inputs.seed) for name, held in held_out.items()}
 
 
-def refuse_bad_images(sets: list[CalibrationSet], workers: int, preserve: Preservation | None = None) -> None:
-    """Refuse sets with images that cannot be read, all of them at once. Raises BadInput."""
+def refuse_bad_images(
+    sets: list[CalibrationSet], workers: int, preserve: Preservation | None = None, model: Model | None = None
+) -> None:
+    """Refuse sets with images that cannot be read, all of them at once; a model keeps what it can. Raises BadInput."""
     kept = preserve.images if preserve else ()
-    if bad := bad_images([*(path for pairs in sets for path in image_paths(pairs.pairs)), *kept], workers):
+    paths = [*dict.fromkeys([*(path for pairs in sets for path in image_paths(pairs.pairs)), *kept])]
+    if bad := bad_images(paths, workers) if model is None else keep_images(model, paths, workers):
         more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
         raise BadInput(f"{len(bad)} bad images: " + "; ".join(bad[:5]) + more)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -11,8 +10,8 @@ from typing import TypeVar
 import torch
 
 from ..calibration import CalibrationPair, CalibrationSet, Preservation
-from ..images import load_image
 from ..models import Model
+from .pixels import pixel_batches
 from .pooled_token import check_pooled_token
 
 BATCH_SIZE = 64
@@ -69,17 +68,17 @@ def pair_batches(
         joint: Captions and pictures together, of pairs that have both; without it first the captions of all pairs
             that have them, then the pictures.
     """
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        if joint:
-            for pairs in _chunks([p for p in calibration.pairs if p.has_text and p.has_image], batch_size):
-                yield PairBatch(*_pixels(model, pairs, pool), *_tokens(model, pairs))
-            return
-        if "text" in towers:
-            for pairs in _chunks([p for p in calibration.pairs if p.has_text], batch_size):
-                yield PairBatch(None, None, *_tokens(model, pairs))
-        if "vision" in towers:
-            for pairs in _chunks([p for p in calibration.pairs if p.has_image], batch_size):
-                yield PairBatch(*_pixels(model, pairs, pool))
+    if joint:
+        chunks = _chunks([p for p in calibration.pairs if p.has_text and p.has_image], batch_size)
+        for pairs, pixels in zip(chunks, _pixels(model, chunks, workers), strict=True):
+            yield PairBatch(*pixels, *_tokens(model, pairs))
+        return
+    if "text" in towers:
+        for pairs in _chunks([p for p in calibration.pairs if p.has_text], batch_size):
+            yield PairBatch(None, None, *_tokens(model, pairs))
+    if "vision" in towers:
+        chunks = _chunks([p for p in calibration.pairs if p.has_image], batch_size)
+        yield from (PairBatch(*pixels) for pixels in _pixels(model, chunks, workers))
 
 
 def preserved_batches(
@@ -91,9 +90,8 @@ def preserved_batches(
             ids, mask = model.tokenize([*captions])
             yield PairBatch(safe_input_ids=ids, safe_attention_mask=mask)
     if "vision" in towers:
-        with ThreadPoolExecutor(max(1, workers)) as pool:
-            for paths in _chunks(preserve.images, batch_size):
-                yield PairBatch(safe_pixel_values=model.preprocess(list(pool.map(load_image, paths))))
+        for pixels in pixel_batches(model, _chunks(preserve.images, batch_size), workers):
+            yield PairBatch(safe_pixel_values=pixels)
 
 
 def _tokens(model: Model, pairs: list[CalibrationPair]) -> tuple[torch.Tensor, ...]:
@@ -101,10 +99,12 @@ def _tokens(model: Model, pairs: list[CalibrationPair]) -> tuple[torch.Tensor, .
     return (*model.tokenize([p.safe_text or "" for p in pairs]), *model.tokenize([p.unsafe_text or "" for p in pairs]))
 
 
-def _pixels(model: Model, pairs: list[CalibrationPair], pool: ThreadPoolExecutor) -> tuple[torch.Tensor, ...]:
-    """Safe and unsafe pixel values, [pairs, 3, h, w] each."""
-    sides = [[p.safe_image for p in pairs], [p.unsafe_image for p in pairs]]
-    return tuple(model.preprocess(list(pool.map(load_image, _paths(side)))) for side in sides)
+def _pixels(
+    model: Model, chunks: Iterable[Sequence[CalibrationPair]], workers: int
+) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Safe and unsafe pixel values of each chunk, [pairs, 3, h, w] each."""
+    groups = (_paths([*[p.safe_image for p in pairs], *[p.unsafe_image for p in pairs]]) for pairs in chunks)
+    yield from (both.chunk(2) for both in pixel_batches(model, groups, workers))
 
 
 def count_batches(calibration: CalibrationSet, batch_size: int, towers: Iterable[str]) -> int:
@@ -117,9 +117,8 @@ def _paths(side: list[Path | None]) -> list[Path]:
     return [path for path in side if path is not None]
 
 
-def _chunks(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
-    for start in range(0, len(items), size):
-        yield [*items[start : start + size]]
+def _chunks(items: Sequence[Item], size: int) -> list[list[Item]]:
+    return [[*items[start : start + size]] for start in range(0, len(items), size)]
 
 
 def embed_inputs(model: Model, inputs: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
