@@ -13,8 +13,8 @@ from PIL import Image
 
 from ..errors import BadInput, InvalidResult
 from ..intervals import bootstrap, shares
-from ..metrics import TIE, Standing
 from ..models import Model
+from ..ranks import TIE, Standing
 from ..statistics.batches import BATCH_SIZE, Progress, embed_inputs
 from .data_sets import DataSet
 
