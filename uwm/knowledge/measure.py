@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 from ..errors import BadInput, InvalidResult
 from ..intervals import bootstrap, shares
-from ..metrics import TIE, Standing
 from ..models import Model
+from ..ranks import TIE, Standing
 from ..statistics.batches import BATCH_SIZE, Progress
 from ..statistics.sources import embed_sources
 from .data_sets import DataSet

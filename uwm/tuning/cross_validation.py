@@ -16,9 +16,10 @@ from ..embedding import Embeddings, items_of, quadruples
 from ..evaluation import EvalResult, summary, zero_shot_fields
 from ..figures import KS, PRESERVED
 from ..knowledge import DataSet
-from ..metrics import TIE, Retrieval, safeground_samples, with_means
+from ..metrics import Retrieval, safeground_samples, with_means
 from ..models import Model
 from ..models.kept import Source
+from ..ranks import TIE
 from ..statistics.batches import Progress
 from .cached_sets import CachedDataSets, CachedPairs, Changes, Embedded
 from .cached_tower import CachedTower
