@@ -84,6 +84,18 @@ def test_bootstrap_holds_the_mean_and_has_the_binomial_width():
     assert bootstrap({"x": passed}, seed=0) == bootstrap({"x": passed}, seed=0)
 
 
+def test_bootstrap_equals_the_slow_form():
+    """Bit for bit for values that are sums of halves, which have no rounding; the others to the last digits."""
+    generator = torch.Generator().manual_seed(7)
+    samples = {name: torch.randint(3, (211,), generator=generator) / most for name, most in (("half", 2), ("third", 3))}
+    samples |= {"passed": torch.arange(211) < 40, "all": torch.ones(211)}
+    found = bootstrap(samples, seed=5, repeats=60)
+    expected = slow_metrics.bootstrap({name: values.double().numpy() for name, values in samples.items()}, 5, 60)
+    for name in ("half", "passed", "all"):
+        assert found[name] == pytest.approx(expected[name], abs=1e-15, rel=0), name
+    assert found["third"] == pytest.approx(expected["third"], rel=1e-14)
+
+
 @pytest.mark.parametrize("pairs", [1, 8, 400])
 def test_none_and_all_of_few_pairs_are_not_certain(pairs):
     samples = {"none": torch.zeros(pairs), "all": torch.ones(pairs) > 0, "one": torch.arange(pairs) < 1}

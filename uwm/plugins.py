@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from importlib.metadata import EntryPoint, entry_points
+from functools import lru_cache
+from importlib.metadata import Distribution, EntryPoint, entry_points
 from typing import Any
 
 from .errors import BadInput
@@ -49,7 +50,13 @@ class Installed(Mapping[str, Any]):
 
 def owner(entry: EntryPoint) -> str:
     """The distribution that an entry point belongs to."""
-    return entry.dist.name if entry.dist else "an unnamed distribution"
+    return _name(entry.dist) if entry.dist else "an unnamed distribution"
+
+
+@lru_cache(maxsize=64)
+def _name(distribution: Distribution) -> str:
+    """Its name, for which all of its METADATA is parsed, with the README in it; of each object once."""
+    return distribution.name
 
 
 def _load(entry: EntryPoint, what: str, check: Callable[[Any], str | None]) -> Any:

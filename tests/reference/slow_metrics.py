@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 
 def cosine(a, b):
     return sum(x * y for x, y in zip(a, b, strict=True)) / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
@@ -68,3 +70,13 @@ def unsafe_top1(queries, safe, unsafe):
     for query in queries:
         fooled += max(cosine(query, u) for u in unsafe) >= max(cosine(query, s) for s in safe)
     return fooled / len(queries)
+
+
+def bootstrap(samples, seed, repeats):
+    """Resample by resample, of arrays by name: the mean, and the bounds of 95 % of the means of resamples."""
+    n, rng, found = len(next(iter(samples.values()))), np.random.default_rng(seed), {name: [] for name in samples}
+    for _ in range(repeats):
+        rows = rng.integers(n, size=n)
+        for name, values in samples.items():
+            found[name].append(values[rows].mean())
+    return {name: (samples[name].mean(), *np.percentile(means, [2.5, 97.5])) for name, means in found.items()}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..errors import BadInput
 from .pairs import IMAGE_SUFFIXES, CalibrationPair
-from .strict import inside
+from .strict import ImageFolder
 
 
 def read_folders(root: Path) -> list[CalibrationPair]:
@@ -26,11 +26,12 @@ def read_folders(root: Path) -> list[CalibrationPair]:
 def _stems(folder: Path) -> dict[str, dict[str, Path]]:
     """Stem -> its picture and caption files."""
     found: dict[str, dict[str, Path]] = {}
+    root = ImageFolder(folder.parent)
     for path in sorted(folder.glob("*")):
         kind = "text" if path.suffix == ".txt" else "image" if path.suffix.lower() in IMAGE_SUFFIXES else None
         if kind is None:
             continue
-        inside(folder.parent, f"{folder.name}/{path.name}", str(folder))
+        root.image(f"{folder.name}/{path.name}", str(folder))
         if kind in found.setdefault(path.stem, {}):
             raise BadInput(f"{folder}: {path.name} and {found[path.stem][kind].name} share the stem {path.stem!r}")
         found[path.stem][kind] = path

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import BadInput
 from .pairs import IMAGE_KEYS, LABEL_KEYS, LABELS, TEXT_KEYS, CalibrationPair
-from .strict import check_text, inside, parse_object, short
+from .strict import ImageFolder, check_text, read_objects, short
 
 FILE = "pairs.jsonl"
 KEYS = ("id", "concept", *TEXT_KEYS, *IMAGE_KEYS, "split", "group", *LABEL_KEYS)
@@ -15,15 +15,12 @@ KEYS = ("id", "concept", *TEXT_KEYS, *IMAGE_KEYS, "split", "group", *LABEL_KEYS)
 
 def read_native(root: Path) -> list[CalibrationPair]:
     """The pairs of a folder. Raises BadInput with file and line, Refused for a picture outside of the folder."""
-    file = root / FILE
+    file, folder = root / FILE, ImageFolder(root)
     pairs: list[CalibrationPair] = []
     lines: dict[str, int] = {}
-    content = file.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    for number, raw in enumerate(content.split(b"\n"), 1):
+    for number, row in read_objects(file):
         where = f"{file}:{number}"
-        if not raw.strip():
-            continue
-        pair = _pair_of(parse_object(raw, where), root, where)
+        pair = _pair_of(row, folder, where)
         if pair.id in lines:
             raise BadInput(f"{where}: id {pair.id!r} was already used in line {lines[pair.id]}")
         lines[pair.id] = number
@@ -31,7 +28,7 @@ def read_native(root: Path) -> list[CalibrationPair]:
     return pairs
 
 
-def _pair_of(row: dict[str, Any], root: Path, where: str) -> CalibrationPair:
+def _pair_of(row: dict[str, Any], folder: ImageFolder, where: str) -> CalibrationPair:
     unknown = [key for key in row if key not in KEYS]
     if unknown:
         raise BadInput(f"{where}: unknown key {short(unknown[0])}; expected {', '.join(KEYS)}")
@@ -48,7 +45,7 @@ def _pair_of(row: dict[str, Any], root: Path, where: str) -> CalibrationPair:
         raise BadInput(f"{where}: has neither captions nor pictures; expected {', '.join(KEYS[2:6])}")
     _check_labels(row, where)
     fields: dict[str, Any] = {key: row[key] for key in KEYS if row.get(key) is not None}
-    fields |= {key: inside(root, row[key], where) for key in IMAGE_KEYS if key in fields}
+    fields |= {key: folder.image(row[key], where) for key in IMAGE_KEYS if key in fields}
     return CalibrationPair(**fields)
 
 

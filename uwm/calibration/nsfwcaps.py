@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 from ..errors import BadInput
 from .pairs import CalibrationPair
 from .roots import ImageRoots, demand_some, generated, images_of
-from .strict import check_text, inside_if_there, parse_json, parse_object
+from .strict import ImageFolder, check_text, parse_json, read_objects
 
 SUFFIXES = (".json", ".jsonl", ".csv")
 COLUMNS = {  # field of a pair -> what files call it; the first are the published names
@@ -47,13 +47,14 @@ def read_nsfwcaps(file: Path, roots: ImageRoots | None) -> list[CalibrationPair]
         Refused: A picture's name leads out of its root.
     """
     pairs: dict[str, CalibrationPair] = {}
+    folders = None if roots is None else (ImageFolder(roots.safe), ImageFolder(roots.unsafe))
     expected: tuple[str, str] | None = None
     for position, (where, row) in enumerate(_rows(file)):
         fields = _fields(row, where)
         name = fields.get("id") or str(position)
         if name in pairs:
             raise BadInput(f"{where}: id {name!r} was already used")
-        found = {} if roots is None else _images(fields, name, roots, where)
+        found = {} if folders is None else _images(fields, name, *folders, where)
         expected = expected or (_file_name(fields.get("safe_image", "")) or "…", f"{name}/0.jpg")
         concept = fields.get("concept", "").strip()
         pairs[name] = CalibrationPair(name, concept, fields["safe_text"], fields["unsafe_text"], **found)
@@ -64,15 +65,12 @@ def read_nsfwcaps(file: Path, roots: ImageRoots | None) -> list[CalibrationPair]
 
 def _rows(file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Where each item stands, and the item."""
-    raw = file.read_bytes()
     if file.suffix == ".csv":
-        yield from _csv_rows(raw, file)
+        yield from _csv_rows(file.read_bytes(), file)
     elif file.suffix == ".jsonl":
-        for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-            if line.strip():
-                yield f"{file}:{number}", parse_object(line, f"{file}:{number}")
+        yield from ((f"{file}:{number}", row) for number, row in read_objects(file))
     else:
-        rows = parse_json(raw, str(file))
+        rows = parse_json(file.read_bytes(), str(file))
         if not isinstance(rows, list):
             raise BadInput(f"{file}: expected a JSON list of items, found {type(rows).__name__}")
         for position, row in enumerate(rows):
@@ -110,13 +108,15 @@ def _fields(row: Mapping[str, Any], where: str) -> dict[str, str]:
     return fields
 
 
-def _images(fields: Mapping[str, str], name: str, roots: ImageRoots, where: str) -> dict[str, Any]:
+def _images(
+    fields: Mapping[str, str], name: str, safe_folder: ImageFolder, unsafe_folder: ImageFolder, where: str
+) -> dict[str, Any]:
     safe_name = _file_name(fields.get("safe_image", ""))
-    safe = inside_if_there(roots.safe, safe_name, where)
-    unsafe = inside_if_there(roots.unsafe, _file_name(fields.get("unsafe_image", "")), where)
+    safe = safe_folder.image_if_there(safe_name, where)
+    unsafe = unsafe_folder.image_if_there(_file_name(fields.get("unsafe_image", "")), where)
     for stem in (name, PurePosixPath(safe_name).stem):
         plain = stem and PurePosixPath(stem).name == stem and "\0" not in stem
-        unsafe = unsafe or (generated(roots.unsafe, stem) if plain else None)
+        unsafe = unsafe or (generated(unsafe_folder.root, stem) if plain else None)
     return images_of(safe, unsafe)
 
 

@@ -12,7 +12,7 @@ from ..manifest import PreservationFacts
 from .groups import CAPTION, IMAGE, ImageHashes, Item, same_caption
 from .native import FILE
 from .pairs import IMAGE_SUFFIXES
-from .strict import check_text, inside, parse_object
+from .strict import ImageFolder, check_text, read_objects
 
 
 @dataclass(frozen=True)
@@ -82,20 +82,20 @@ def _images(folder: Path) -> Preservation:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     texts = [path for path in files if path.suffix == ".txt"]
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+    root = ImageFolder(folder)
     for path in (*texts, *images):
-        inside(folder, str(path.relative_to(folder)), str(folder))
+        root.image(str(path.relative_to(folder)), str(folder))
     return Preservation(tuple(caption for path in texts for caption in _captions(path)), tuple(images))
 
 
 def _native(folder: Path) -> Preservation:
     """The safe sides of a native set's lines."""
+    root = ImageFolder(folder)
     captions, images = [], []
-    content = (folder / FILE).read_bytes().removeprefix(b"\xef\xbb\xbf")
-    for number, raw in enumerate(content.split(b"\n"), 1):
+    for number, row in read_objects(folder / FILE):
         where = f"{folder / FILE}:{number}"
-        row = parse_object(raw, where) if raw.strip() else {}
         if row.get("safe_text") is not None and (caption := check_text(row["safe_text"], "safe_text", where).strip()):
             captions.append(caption)
         if row.get("safe_image") is not None:
-            images.append(inside(folder, check_text(row["safe_image"], "safe_image", where), where))
+            images.append(root.image(check_text(row["safe_image"], "safe_image", where), where))
     return Preservation(tuple(captions), tuple(images))
