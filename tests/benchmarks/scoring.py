@@ -7,7 +7,9 @@ Models have random weights, made from their sizes: nothing is downloaded. Scored
 tower's out_proj, uwm's default; with ``--late`` only those of the first half of the blocks, so that the pass may stop.
 Processor seconds of plain forward, uwm and the naive form are measured in turn, a batch each, and the medians of the
 ratios are printed. The first batch of uwm is shown apart: its safe side runs whole, and its captions once more.
-Memory is the peak over the loaded model, of a process each, as the kernel counts resident pages.
+Memory is the peak over the loaded model, of a process each, as the kernel counts resident pages: as the allocator
+manages it, which keeps freed blocks, and with every large block given back when it is freed (glibc's
+MALLOC_MMAP_THRESHOLD_), which is what the forms hold.
 """
 
 from __future__ import annotations
@@ -188,13 +190,29 @@ def peak(args: argparse.Namespace) -> None:
     print(resident("VmHWM") - before, 4e-6 * entries)
 
 
-def memory(name: str, form: str, args: argparse.Namespace) -> tuple[float, float]:
-    """MB over the model at the most, and MB of the scores in float32, from a process of its own."""
+def memory(name: str, form: str, args: argparse.Namespace, given_back: bool) -> tuple[float, float]:
+    """MB over the model at the most, and MB of the scores in float32, from a process of its own.
+
+    With `given_back` the allocator keeps no large block that is freed.
+    """
     command = [sys.executable, __file__, "--memory", form, "--models", name, "--pairs", str(args.pairs)]
     command += ["--dtype", args.dtype, *(["--late"] if args.late else [])]
-    found = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+    environment = os.environ | ({"MALLOC_MMAP_THRESHOLD_": "65536"} if given_back else {})
+    found = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     over, scores = map(float, found.stdout.split())
     return over, scores
+
+
+def print_memory(name: str, args: argparse.Namespace) -> None:
+    """Print two rows: with the allocator as it is, and with freed blocks given back."""
+    forms = ["plain", "uwm", *(["naive"] if args.naive_batches else [])]
+    for given_back in (False, True):
+        peaks = {form: memory(name, form, args, given_back) for form in forms}
+        scores = peaks["uwm"][1]
+        over = (peaks["uwm"][0] - peaks["plain"][0]) / scores
+        listed = "  ".join(f"{form} {found[0]:.0f}" for form, found in peaks.items())
+        how = "held" if given_back else "resident"
+        print(f"        MB over the model, {how}: {listed}  scores {scores:.0f}; (uwm − plain) / scores {over:.2f}")
 
 
 def main() -> None:
@@ -228,15 +246,7 @@ def main() -> None:
         )
         del model
         if not args.no_memory:
-            forms = ["plain", "uwm", *(["naive"] if args.naive_batches else [])]
-            peaks = {form: memory(name, form, args) for form in forms}
-            scores = peaks["uwm"][1]
-            over = (peaks["uwm"][0] - peaks["plain"][0]) / scores
-            listed = "  ".join(f"{form} {found[0]:.0f}" for form, found in peaks.items())
-            print(
-                f"        MB over the model: {listed}  scores {scores:.0f}; uwm over plain, by scores {over:.2f}",
-                flush=True,
-            )
+            print_memory(name, args)
     print(f"load {os.getloadavg()[0]:.1f} after")
 
 

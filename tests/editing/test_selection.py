@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reference.slow_selection import slow_top_fraction, slow_top_mass
+from reference.slow_selection import slow_top_fraction, slow_top_mass, sorted_top_mass
 
+from uwm.editing.entries import selection
 from uwm.editing.entries.selection import SELECTORS, top_fraction, top_mass
 from uwm.errors import BadInput, InvalidResult
 
@@ -26,6 +27,70 @@ def test_top_fraction_by_hand():
 def test_top_mass_agrees_with_the_slow_reference(shape, mass):
     scores = torch.rand(shape, generator=torch.Generator().manual_seed(shape[1])) ** 4
     assert top_mass(scores, mass).tolist() == slow_top_mass(scores, mass)
+
+
+DRAWS = {
+    "even": lambda n, g: torch.rand(n, generator=g),
+    "heavy tail": lambda n, g: torch.rand(n, generator=g).double().pow(-2),
+    "of many sizes": lambda n, g: (12 * torch.randn(n, generator=g)).exp(),
+    "nearly equal": lambda n, g: 1 + 1e-6 * torch.rand(n, generator=g),
+    "ties": lambda n, g: torch.randint(0, 5, (n,), generator=g).float(),
+    "one value and zeros": lambda n, g: 0.3 * (torch.rand(n, generator=g) > 0.5).float(),
+    "one entry has all": lambda n, g: torch.eye(1, n)[0] * 7,
+    "negative zeros": lambda n, g: (drawn := torch.randn(n, generator=g)).where(drawn > 0, torch.tensor(-0.0)),
+}
+
+
+@pytest.fixture
+def partitioned(monkeypatch):
+    """Also small tensors are partitioned; the result of each attempt."""
+    attempts, original = [], selection._partitioned
+    monkeypatch.setattr(selection, "SMALL", 0)
+    monkeypatch.setattr(selection, "_partitioned", lambda *given: attempts.append(original(*given)) or attempts[-1])
+    return attempts
+
+
+def found(scores, mass):
+    """The indices without the bound on their number, which ties and single entries break."""
+    flat = selection._checked(scores, mass)
+    chosen = selection._partitioned(flat, mass)
+    return selection._sorted(flat, mass) if chosen is None else chosen
+
+
+@pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.parametrize("size", [1, 2, 3, 17, 500, 20_000])
+def test_a_partition_selects_what_a_sort_of_all_scores_selects(name, size, partitioned):
+    generator = torch.Generator().manual_seed(size)
+    for draw in range(12 if size < 1000 else 3):
+        scores = DRAWS[name](size, generator)
+        if scores.sum() == 0:
+            scores[-1] = 0.5
+        for mass in (1e-12, 1e-3, 0.02, 0.1, 0.5, 0.97):
+            assert torch.equal(found(scores, mass), sorted_top_mass(scores, mass)), (draw, mass)
+
+
+@pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.parametrize("steps", [-1, 0, 1])
+def test_where_a_cumulative_sum_meets_the_boundary_the_sort_decides(name, steps, partitioned):
+    """1 − mass is a cumulative sum of the definition, or its neighbour in float64."""
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(20):
+        scores = DRAWS[name](300, generator).double()
+        flat = scores[scores.argsort(stable=True)] / scores.sum()
+        sums = flat.cumsum(0)
+        edge = float(sums[int(torch.randint(0, 299, (), generator=generator))])
+        mass = 1 - (edge + steps * 2.0**-53)
+        if 0 < mass < 1:
+            assert torch.equal(found(scores, mass), sorted_top_mass(scores, mass))
+            assert partitioned[-1] is None
+
+
+def test_no_sort_of_all_scores_is_needed_where_rounding_cannot_decide(partitioned, monkeypatch):
+    monkeypatch.setattr(selection, "_sorted", None)
+    scores = torch.randn((300, 200), generator=torch.Generator().manual_seed(8)).exp()
+    for mass in (0.001, 0.02, 0.3):
+        assert torch.equal(top_mass(scores, mass), sorted_top_mass(scores, mass))
+    assert len(partitioned) == 3
 
 
 @pytest.mark.parametrize(("fraction", "kept_out"), [(0.02, 137), (0.1, 126), (0.5, 70), (0.97, 4)])

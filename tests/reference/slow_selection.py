@@ -1,4 +1,4 @@
-"""Selection by Python loops over exact fractions: the yardstick for uwm/selection.py."""
+"""Selection by Python loops over exact fractions, and by a full sort in float64: the yardsticks for selection.py."""
 
 from __future__ import annotations
 
@@ -21,3 +21,11 @@ def slow_top_fraction(scores, kept_out):
     values = [value for row in scores.tolist() for value in row]
     threshold = sorted(values)[kept_out - 1]
     return [index for index, value in enumerate(values) if value > threshold]
+
+
+def sorted_top_mass(scores, mass):
+    """Top mass as it is defined in float64: a stable sort, and what lies beyond a cumulative sum of 1 − mass."""
+    flat = scores.double().flatten()
+    order = flat.argsort(stable=True)
+    cumulative = (flat[order] / flat.sum()).cumsum(0)
+    return order[cumulative > 1 - mass].sort().values

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from uwm.statistics.channel_norms import ChannelNorms, token_statistics
+from uwm.statistics.channel_norms import ChannelNorms, _one_by_one, _together, token_statistics
 from uwm.statistics.passes import SAFE, UNSAFE, Part
 from uwm.weights import WeightId
 
@@ -27,6 +28,60 @@ def test_without_a_mask_all_tokens_count():
     found = token_statistics(x)
     assert torch.equal(found.norm, full.norm)
     assert torch.equal(found.std, full.std)
+
+
+def assert_as_torch(found, row, kept):
+    kept = kept.double()
+    torch.testing.assert_close(found.norm[row], kept.norm(dim=0), rtol=1e-6, atol=0)
+    torch.testing.assert_close(found.std[row], kept.std(dim=0), rtol=1e-6, atol=0)
+
+
+def test_a_mask_with_gaps_and_layers_laid_out_tokens_first():
+    x = (torch.randn(5, 2, 3) + 2).transpose(0, 1)  # as an attention that is not batch-first gives it
+    mask = torch.tensor([[0, 1, 1, 0, 1], [1, 1, 1, 1, 0]])
+    found = token_statistics(x, mask)
+    for row in range(2):
+        assert_as_torch(found, row, x[row, mask[row].bool()])
+
+
+@pytest.mark.parametrize("tokens", [127, 128, 129, 300])
+def test_long_inputs_are_summed_in_slabs(tokens):
+    x = torch.randn(2, tokens, 4) * torch.tensor([1, 10, 0.1, 1]) + torch.tensor([0, 100, 0, 5])
+    found = token_statistics(x)
+    for row in range(2):
+        assert_as_torch(found, row, x[row])
+
+
+def test_a_constant_channel_of_many_tokens_stays_constant():
+    found = token_statistics(torch.full((1, 5000, 2), 0.7))
+    assert (found.std < 1e-7 * found.norm).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_dtypes_are_summed_in_float32(dtype):
+    x = (torch.randn(2, 200, 3) + 1).to(dtype)
+    found = token_statistics(x)
+    for row in range(2):
+        assert_as_torch(found, row, x[row])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_form_for_accelerators_gives_the_same(masked):
+    x, mask = torch.randn(3, 6, 5) + 2, torch.tensor([[1, 1, 1, 1, 0, 0], [1, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0]])
+    one, all_at_once = (form(x, mask if masked else None) for form in (_one_by_one, _together))
+    for a, b in zip(one, all_at_once, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_norm_is_not_finite_where_the_input_is_not(value, dtype):
+    x = torch.randn(3, 150, 4).to(dtype)
+    x[1, 140, 2] = value
+    assert torch.isfinite(token_statistics(x).norm).all(1).tolist() == [True, False, True]
+    counts = torch.ones(3, 150, dtype=torch.long)
+    counts[1, 140:] = 0
+    assert torch.isfinite(token_statistics(x, counts).norm).all()
 
 
 class Scorer:

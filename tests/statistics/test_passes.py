@@ -10,6 +10,7 @@ import torch
 import uwm
 from uwm.editing.entries.uwm import UwmScorer
 from uwm.errors import BadInput, InvalidResult
+from uwm.statistics import passes
 from uwm.statistics.batches import pair_batches
 from uwm.statistics.channel_norms import ChannelNorms
 from uwm.statistics.embeddings import PairEmbeddings
@@ -88,6 +89,38 @@ class Witness:
         self.parts.append(part)
 
 
+def test_nan_of_a_layer_that_other_reducers_look_at_is_found_too(model, batches):
+    images = [b for b in batches if b.safe_pixel_values is not None]
+    model.module.vision_model.encoder.layers[0].register_forward_hook(lambda _, args, output: output + torch.inf)
+    with pytest.raises(InvalidResult, match=r"vision\.0\.residual: NaN or infinite activations at pair 0"):
+        run_pass(model, images, [Witness(WeightId("vision", 0, RESIDUAL))], ["vision"])
+
+
+def test_huge_activations_are_no_nan(model, batches):
+    """Their sum over a batch overflows float32, none of them does."""
+    images = [b for b in batches if b.safe_pixel_values is not None]
+    fc2 = model.module.vision_model.encoder.layers[0].mlp.fc2
+    fc2.register_forward_pre_hook(lambda _, args: (torch.full_like(args[0], 3e38),))
+    fc2.register_forward_hook(lambda _, args, output: torch.zeros_like(output))
+    witness = Quick(WeightId("vision", 0, "fc2"))
+    run_pass(model, images, [witness], ["vision"])
+    assert all((x == 3e38).all() for _, _, x, _ in witness.inputs)
+
+
+@pytest.mark.parametrize("reducers", ["none that scores", "a scorer and one that needs embeddings"])
+def test_embeddings_that_are_computed_are_checked(model, batches, reducers):
+    """The last block's output is broken after the last layer that is scored."""
+    images = [b for b in batches if b.safe_pixel_values is not None]
+    broken = []
+    model.module.visual_projection.register_forward_hook(
+        lambda _, args, output: output.index_fill(0, torch.tensor(4), torch.nan) if broken or broken.append(1) else None
+    )
+    scorers = ChannelNorms(scorers_of(model, "vision", "fc2"))
+    given = [Witness()] if reducers == "none that scores" else [scorers, Witness()]
+    with pytest.raises(InvalidResult, match="vision tower: NaN or infinite embeddings at pair 4"):
+        run_pass(model, images, given, ["vision"])
+
+
 FC2, RESIDUAL_0, NEXT = WeightId("text", 0, "fc2"), WeightId("text", 0, RESIDUAL), WeightId("text", 1, "q_proj")
 
 
@@ -152,3 +185,61 @@ def test_without_a_layer_the_error_names_the_tower(model, batches):
     texts = [b for b in batches if b.safe_input_ids is not None]
     with pytest.raises(InvalidResult, match="the vision tower received no activations: the set has no pairs"):
         run_pass(model, texts, [PairEmbeddings()], ["vision"])
+
+
+class Quick(Witness):
+    """One that does not look at embeddings."""
+
+    needs_embeddings = False
+
+
+@pytest.fixture
+def calls(model):
+    """How often the second text block was run."""
+    counted = []
+    model.module.text_model.encoder.layers[1].register_forward_hook(lambda *_: counted.append(1))
+    return counted
+
+
+def test_the_pass_stops_at_the_last_layer_that_is_asked_for(model, batches, calls):
+    texts = [b for b in batches if b.safe_input_ids is not None]
+    run_pass(model, texts, [Witness(FC2)], ["text"])
+    whole, quick = len(calls), Quick(FC2)
+    assert whole == 7  # three batches, two sides, and the first once more for its pooled token
+    calls.clear()
+    assert run_pass(model, texts, [quick], ["text"]) == {"text": 24}
+    assert len(calls) == 1  # the first side of the first piece
+    assert [len(x) for _, _, x, _ in quick.inputs] == [10, 10, 10, 10, 4, 4]
+    assert all(part.embeddings == () and len(part.inputs) == 2 for part in quick.parts)
+    assert not model.module.text_model.encoder.layers[0].mlp.fc2._forward_pre_hooks
+
+
+def test_one_reducer_that_needs_the_embeddings_has_them_all(model, batches, calls, monkeypatch):
+    monkeypatch.setattr(passes, "PIECE", 4)  # such a pass runs whole batches
+    texts = [b for b in batches if b.safe_input_ids is not None]
+    quick, other = Quick(FC2), Witness()
+    run_pass(model, texts, [quick, other], ["text"])
+    assert [len(side) for part in other.parts for side in part.embeddings] == [10, 10, 10, 10, 4, 4]
+    assert len(calls) == 7
+
+
+def test_what_is_seen_does_not_depend_on_the_pieces(model, batches, monkeypatch):
+    whole, cut = Quick(FC2), Quick(FC2)
+    run_pass(model, batches[:1], [whole], ["text"])
+    monkeypatch.setattr(passes, "PIECE", 4)
+    assert run_pass(model, batches[:1], [cut], ["text"]) == {"text": 10}
+    assert [part.first for part in cut.parts] == [0, 4, 8]
+    for side in (SAFE, UNSAFE):
+        for number in (2, 3):  # inputs, masks
+            rows = [torch.cat([taken[number] for taken in w.inputs if taken[1] == side]) for w in (whole, cut)]
+            torch.testing.assert_close(*rows)
+
+
+def test_sides_that_are_no_pairs_run_in_one_piece(model, batches, monkeypatch):
+    monkeypatch.setattr(passes, "PIECE", 2)
+    witness = Quick(FC2)
+    unpaired = replace(
+        batches[0], safe_input_ids=batches[0].safe_input_ids[:3], safe_attention_mask=batches[0].safe_attention_mask[:3]
+    )
+    run_pass(model, [unpaired], [witness], ["text"])
+    assert [len(x) for _, _, x, _ in witness.inputs] == [3, 10]
