@@ -12,8 +12,18 @@ from pathlib import Path
 
 from ..errors import BadInput, ResourceFault
 from .locks import lock_beside, locked, parents
-from .places import Ours, check_file, check_inputs, link_note, real, refuse_foreign_file, refuse_odd, stream_of
-from .temporary import make_file, mode_of, remove_left, sync_folder, temporary_beside
+from .places import (
+    Ours,
+    check_file,
+    check_inputs,
+    check_parent,
+    link_note,
+    real,
+    refuse_foreign_file,
+    refuse_odd,
+    stream_of,
+)
+from .temporary import fill, mode_of, open_new, remove_left, sync_folder, temporary_beside
 
 UNLINKED = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}  # without hard links
 
@@ -106,8 +116,9 @@ def put_file(path: Path, data: bytes) -> None:
 def _put(path: Path, data: bytes, replace: bool) -> None:
     """Write beside, then rename; without `replace` never over anything. The permissions of what is replaced stay."""
     temporary = temporary_beside(path)
+    descriptor = open_new(temporary, mode_of(path) if replace else None)
     try:
-        make_file(temporary, data, mode_of(path) if replace else None)
+        fill(descriptor, data)
         if replace:
             temporary.replace(path)
         else:
@@ -163,6 +174,7 @@ def append(output: Path, inputs: Iterable[Path] = ()) -> Iterator[OutputText]:
     check_inputs(output, place, inputs)
     if os.path.lexists(place):
         refuse_odd(output, place)
+    check_parent(output, place)
     with parents(output, place.parent):
         _probe(output, place)
         yield OutputText(output, place)

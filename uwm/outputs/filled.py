@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import BadInput, ResourceFault
 from .locks import locked, parents
-from .places import check_inputs, kind_of, real
+from .places import check_inputs, check_parent, kind_of, real
 from .temporary import TEMPORARY, logger, remove
 
 LOCK = ".uwm.lock"  # in the folder: the one around it may be somebody else's
@@ -44,6 +44,7 @@ def check_filled(output: Path, kind: str, holds: str, inputs: Iterable[Path] = (
     place = real(output)
     check_inputs(output, place, inputs)
     if not os.path.lexists(place):
+        check_parent(output, place)
         return place
     if not place.is_dir():
         raise BadInput(f"{output}: exists and is no folder; choose another output")

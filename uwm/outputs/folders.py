@@ -14,10 +14,10 @@ from ..errors import BadInput, ResourceFault
 from .locks import lock_beside, locked, parents
 from .places import MANIFEST, check_folder, link_note, real, refuse_foreign
 from .temporary import (
-    Identity,
+    Made,
     identity,
-    make_folder,
     mode_of,
+    private_folder,
     remove_left,
     sync_folder,
     sync_tree,
@@ -56,36 +56,32 @@ class OutputFolder:
         temporary = temporary_beside(self.place)
         retired = temporary_beside(self.place, "old-")
         try:
-            usual = make_folder(temporary)
-            made = identity(temporary)
-            yield temporary
-            self._check_whole(temporary, made)
-            self._put(temporary, retired, usual)
+            with private_folder(temporary) as made:
+                yield temporary
+                self._check_whole(temporary, made)
+                self._put(temporary, retired, made)
         except OSError as error:
             raise ResourceFault(f"{self.output}: could not write: {error.strerror or error}") from error
         finally:
             if retired.exists() and not os.path.lexists(self.place):
                 retired.rename(self.place)
-            shutil.rmtree(temporary, ignore_errors=True)
 
     @contextmanager
     def trial(self) -> Iterator[Path]:
         """A temporary folder that vanishes in the end, to try what will be written. Raises ResourceFault as `make`."""
         temporary = temporary_beside(self.place)
         try:
-            make_folder(temporary)
-            yield temporary
+            with private_folder(temporary):
+                yield temporary
         except OSError as error:
             raise ResourceFault(f"{self.output}: could not write: {error.strerror or error}") from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
-    def _check_whole(self, temporary: Path, made: Identity | None) -> None:
+    def _check_whole(self, temporary: Path, made: Made) -> None:
         """Refuse a temporary folder that was removed or emptied while it was written to."""
         lost = ResourceFault(
             f"{self.output}: its temporary folder {temporary.name} was removed meanwhile; nothing kept"
         )
-        if identity(temporary) != made:
+        if identity(temporary) != made.identity:
             raise lost
         if not (temporary / MANIFEST).is_file():
             return
@@ -93,7 +89,7 @@ class OutputFolder:
         if not all((temporary / name).is_file() for name in promised):
             raise lost
 
-    def _put(self, temporary: Path, retired: Path, usual: int) -> None:
+    def _put(self, temporary: Path, retired: Path, made: Made) -> None:
         """Put a folder that is whole into its place."""
         there = identity(self.place)
         if there is not None:
@@ -101,7 +97,7 @@ class OutputFolder:
             _keep_modes(self.place, temporary)
         mode = mode_of(self.place)
         sync_tree(temporary)
-        temporary.chmod(usual if mode is None else mode)
+        temporary.chmod(made.usual if mode is None else mode)
         if there is not None:
             self.place.rename(retired)
             if identity(retired) != there:

@@ -62,7 +62,7 @@ def check_folder(output: Path, inputs: Iterable[Path] = (), overwrite: bool = Fa
         if not overwrite:
             raise BadInput(f"{output}: exists; pass --overwrite to replace it, or choose another output")
         refuse_foreign(output, place)
-    _check_parent(output, place)
+    check_parent(output, place)
     return place
 
 
@@ -87,7 +87,8 @@ def kind_of(folder: Path) -> str | None:
     return None if kind is None else str(kind)
 
 
-def _check_parent(output: Path, place: Path) -> None:
+def check_parent(output: Path, place: Path) -> None:
+    """Refuse a place whose folder cannot be made or written to. Raises ResourceFault."""
     parent = next(p for p in place.parents if os.path.lexists(p))
     if not parent.is_dir():
         raise ResourceFault(f"{parent}: is no folder, so {output} cannot be made")
@@ -121,7 +122,7 @@ def check_file(output: Path, inputs: Iterable[Path], overwrite: bool, ours: Ours
         if not overwrite:
             raise BadInput(f"{output}: exists; pass --overwrite to replace it, or choose another output")
         refuse_foreign_file(output, place, ours)
-    _check_parent(output, place)
+    check_parent(output, place)
     return place
 
 

@@ -10,6 +10,9 @@ import re
 import secrets
 import shutil
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 TEMPORARY = re.compile(r"\.uwm-(?P<old>old-)?[0-9a-f]{16}-(?P<name>.+)", re.DOTALL)
@@ -52,29 +55,65 @@ def mode_of(path: Path) -> int | None:
         return None
 
 
-def make_file(path: Path, data: bytes, mode: int | None) -> None:
-    """Make a new file and sync it; nobody else can read it before it has its mode (by the umask where None).
+def open_new(path: Path, mode: int | None) -> int:
+    """Make a new file with a mode (None for the umask's) and open it; nobody can read it before it has its mode.
 
     Raises:
         FileExistsError: Something is there, be it a link. OSError: The disk failed.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     descriptor = os.open(path, flags, 0o666 if mode is None else 0o600)
+    if mode is not None and hasattr(os, "fchmod"):
+        os.fchmod(descriptor, mode)
+    return descriptor
+
+
+def fill(descriptor: int, data: bytes) -> None:
+    """Write a file that was opened, sync it and close it. Raises OSError when the disk fails."""
     with open(descriptor, "wb") as stream:
-        if mode is not None:
-            os.chmod(path, mode) if not hasattr(os, "fchmod") else os.fchmod(descriptor, mode)
         stream.write(data)
         stream.flush()
         sync(descriptor)
 
 
-def make_folder(path: Path) -> int:
-    """Make a new folder that only we can enter; return the mode that the umask gives a folder."""
+@dataclass(frozen=True)
+class Made:
+    """A folder that was made: which one, and the mode that the umask gives a folder."""
+
+    identity: Identity | None
+    usual: int
+
+
+@contextmanager
+def private_folder(path: Path) -> Iterator[Made]:
+    """Make a new folder that only we can enter, and remove what is left of it in the end.
+
+    It is held open: a folder that is removed and made anew can otherwise have the same inode.
+
+    Raises:
+        FileExistsError: Something is there, be it a link. OSError: The disk failed.
+    """
     path.mkdir()
-    usual = mode_of(path)
-    assert usual is not None
-    path.chmod(0o700)
-    return usual
+    try:
+        usual = mode_of(path)
+        assert usual is not None
+        path.chmod(0o700)
+        with _held_open(path):
+            yield Made(identity(path), usual)
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _held_open(folder: Path) -> Iterator[None]:
+    if os.name == "nt":
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def remove_left(folder: Path, name: str) -> None:
