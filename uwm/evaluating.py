@@ -17,7 +17,7 @@ from .gate import is_junit, junit
 from .inputs import BARE, Opening, model_warnings
 from .knowledge import DataSet, open_data_sets
 from .models import Model, load
-from .outputs import OutputFile, OutputText, append, output_file, refuse_one_place
+from .outputs import OutputFile, OutputText, appended_file, output_file, refuse_one_place
 from .report import Section, as_markdown, evaluation_page, is_page, sections
 from .shipped_files import DEMO_MODEL
 from .statistics.batches import BATCH_SIZE, Progress
@@ -208,7 +208,7 @@ def open_reports(recipe: EvalRecipe, files: ReportFiles) -> Iterator[Reports]:
         yield Reports(
             None if files.html is None else entered(output_file(files.html, inputs, True, is_page)),
             None if files.junit is None else entered(output_file(files.junit, inputs, True, is_junit)),
-            None if files.markdown is None else entered(append(files.markdown, inputs)),
+            None if files.markdown is None else entered(appended_file(files.markdown, inputs)),
         )
 
 

@@ -17,6 +17,7 @@ import uwm
 from uwm.backends import find_backends
 from uwm.backends.state import load_state
 from uwm.checkpoint import open_checkpoint, write_edited
+from uwm.checkpoint.containment import is_contained
 from uwm.comparison.methods import parse_methods
 from uwm.editing.editors import find_editor, find_editors
 from uwm.errors import BadInput, Refused, ResourceFault
@@ -68,6 +69,8 @@ def test_f39_links_within_the_folder_and_into_the_hub_s_blobs_are_copied(source,
     (snapshot / "config.json").symlink_to("../../blobs/77")
     (snapshot / "vocab.json").symlink_to("tokenizer/vocab.json")
     uwm.apply(snapshot, patch_of(source), output=out)
+    assert is_contained(snapshot / "config.json", snapshot / "tokenizer")  # as of a pipeline's text encoder
+    assert not is_contained(tmp_path / "models--a--b" / "refs" / "main", snapshot)
     for name in ("config.json", "vocab.json"):
         assert not (out / name).is_symlink()
         assert (out / name).read_bytes() == (snapshot / name).read_bytes()

@@ -200,6 +200,15 @@ def test_f71_a_device_is_written_to_and_stays_one(verbs, tmp_path):
     assert stat.S_ISCHR((tmp_path / "null").stat().st_mode)
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_f67_a_device_that_is_full_is_an_error(verbs, tmp_path):
+    (tmp_path / "link").symlink_to("/dev/full")
+    assert verbs["select"](tmp_path / "link")[0::2] == (
+        4,
+        f"uwm: error: {tmp_path / 'link'}: could not write: No space left on device\n",
+    )
+
+
 def test_f71_stdout_is_written_to_as_a_stream(inputs, tmp_path, capfd):
     place = tmp_path / "redirected"
     with place.open("w") as stream:

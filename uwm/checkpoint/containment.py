@@ -10,11 +10,11 @@ from ..errors import Refused
 def is_contained(path: Path, home: Path) -> bool:
     """Whether a file lies in a folder once links are followed.
 
-    A snapshot in the Hub's cache has links to the blobs beside it, which count as its own.
+    A snapshot in the Hub's cache has links to the blobs beside it, which count as its own, in its sub-folders too.
     """
     own, place = home.resolve(), path.resolve()
-    blobs = own.parents[1] / "blobs" if own.parent.name == "snapshots" else own
-    return place.is_relative_to(own) or place.is_relative_to(blobs)
+    blobs = (above.parents[1] / "blobs" for above in (own, *own.parents) if above.parent.name == "snapshots")
+    return any(place.is_relative_to(allowed) for allowed in (own, *blobs))
 
 
 def demand_contained(path: Path, home: Path) -> None:

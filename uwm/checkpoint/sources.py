@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import BadInput, Refused
 from ..outputs import MANIFEST, OWN
 from .adapters import refuse_adapter_beside
-from .containment import demand_contained
+from .containment import demand_contained, is_contained
 from .json_files import read_json
 
 INDEX = "model.safetensors.index.json"
@@ -168,11 +168,10 @@ def _check_shard(index: Path, name: str, suffix: str) -> None:
     """A shard is a file in the index's folder. Raises Refused where it is elsewhere, BadInput where it is missing."""
     if not re.fullmatch(rf"[\w.\-]+{re.escape(suffix)}", name):
         raise Refused(f"{index}: shard name {name!r} is not a plain {suffix} file name in this folder")
-    path, home = index.parent / name, index.parent.resolve()
+    path = index.parent / name
     if not path.is_file():
         raise BadInput(f"{index}: shard {name!r} is missing{_unfinished(index.parent)}; download it again")
-    blobs = home.parents[1] / "blobs" if home.parent.name == "snapshots" else home  # the Hub's cache
-    if path.resolve().parent not in (home, blobs):
+    if not is_contained(path, index.parent):
         raise Refused(f"{index}: shard {name!r} is a link that leaves this folder; put the file itself there")
 
 

@@ -184,7 +184,10 @@ def _given(methods: list[Method], recipe: CompareRecipe) -> dict[str, Any]:
     """Reference -> fingerprint of every checkpoint among the methods."""
     stages = [stage for method in methods for stage in method.stages if isinstance(stage, Given)]
     hub = {**recipe.hub(), "revision": None}
-    return {stage.reference: model_files(resolve(stage.reference, **hub)) for stage in stages}
+    paths = {stage.reference: resolve(stage.reference, **hub) for stage in stages}
+    for path in paths.values():
+        check_written(path)
+    return {reference: model_files(path) for reference, path in paths.items()}
 
 
 def _open(output: Path, overwrite: bool) -> None:

@@ -4,7 +4,7 @@
 for a file that a user names, and `put_file` for a file within one of those folders.
 """
 
-from .files import OutputFile, OutputText, append, output_file, put_file, refuse_one_place
+from .files import OutputFile, OutputText, appended_file, output_file, put_file, refuse_one_place
 from .filled import check_filled, filled_folder
 from .folders import OutputFolder, new_folder, output_folder
 from .places import MANIFEST, OWN, Ours, check_file, check_folder, kind_of, link_note, real
@@ -18,7 +18,7 @@ __all__ = [
     "OutputFile",
     "OutputFolder",
     "OutputText",
-    "append",
+    "appended_file",
     "check_file",
     "check_filled",
     "check_folder",

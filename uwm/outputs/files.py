@@ -160,7 +160,7 @@ def _send(output: Path, data: bytes) -> None:
 
 
 @contextmanager
-def append(output: Path, inputs: Iterable[Path] = ()) -> Iterator[OutputText]:
+def appended_file(output: Path, inputs: Iterable[Path] = ()) -> Iterator[OutputText]:
     """Check a text file that is added to, which may have content of others, before the work.
 
     Raises:
