@@ -180,6 +180,13 @@ def test_f74_without_flock_a_lock_of_a_dead_owner_is_taken(change, out, no_flock
     assert os.listdir(out.parent) == []
 
 
+def test_f74_without_flock_and_without_proc_the_process_id_decides(out, no_flock, monkeypatch):
+    monkeypatch.setattr(locks, "PROCESS", Path("/no/such/folder"))
+    lock_beside(out).write_text(json.dumps(asdict(replace(Owner.ourselves(), pid=2**22 + 1))))
+    with output_folder(out), pytest.raises(ResourceFault, match="is writing it now"), output_folder(out):
+        pass
+
+
 @pytest.mark.parametrize("change", UNKNOWN.values(), ids=UNKNOWN)
 def test_f74_without_flock_an_owner_that_cannot_be_seen_keeps_its_lock(change, out, no_flock):
     lock_beside(out).write_text(json.dumps(asdict(replace(Owner.ourselves(), pid=2**22 + 1, **change))))
@@ -210,12 +217,19 @@ def planted_pipe(lock, victim):
     os.mkfifo(lock)
 
 
-@pytest.mark.parametrize("plant", [planted_link, planted_hard_link, planted_pipe])
-def test_a_lock_that_somebody_planted_is_not_written_to(plant, tmp_path, out):
+PLANTED = {
+    "link": (planted_link, "cannot be written: Too many levels of symbolic links"),
+    "hard link": (planted_hard_link, "is a link or no regular file, which uwm never makes; remove it"),
+    "pipe": (planted_pipe, "is a link or no regular file, which uwm never makes; remove it"),
+}
+
+
+@pytest.mark.parametrize(("plant", "message"), PLANTED.values(), ids=PLANTED)
+def test_a_lock_that_somebody_planted_is_not_written_to(plant, message, tmp_path, out):
     victim = tmp_path / "victim"
     victim.write_text("theirs")
     plant(lock_beside(out), victim)
-    with pytest.raises(ResourceFault, match=r"\.uwm-out\.lock|cannot be written"), output_folder(out):
+    with pytest.raises(ResourceFault, match=message), output_folder(out):
         pass
     assert victim.read_text() == "theirs"
 

@@ -8,6 +8,8 @@ import os
 import shutil
 import socket
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -226,6 +228,18 @@ def test_f71_stdout_is_written_to_as_a_stream(inputs, tmp_path, capfd):
     assert (tmp_path / "link").is_symlink()
 
 
+def test_f71_what_was_printed_before_comes_first(tmp_path):
+    code = (
+        "from pathlib import Path; from uwm.outputs import output_file; print('figures')\n"
+        "with output_file(Path('/dev/stdout'), [], False, None) as file: file.write(b'report')"
+    )
+    with (tmp_path / "redirected").open("w") as stream:
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        root = Path(__file__).parents[2]
+        subprocess.run([sys.executable, "-c", code], stdout=stream, check=True, cwd=root, env=environment)
+    assert (tmp_path / "redirected").read_text() == "figures\nreport"
+
+
 def test_f71_a_pipe_is_written_to(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
@@ -425,17 +439,30 @@ def test_a_temporary_folder_that_vanished_is_an_error_and_no_output(how, out):
     assert os.listdir(out.parent) == []
 
 
-def test_f68_every_file_of_the_output_is_synced(run_uwm, inputs, made, out, monkeypatch):
-    real, synced = os.fsync, set()
+@pytest.fixture
+def synced(monkeypatch):
+    """The inodes that the disk was asked to have."""
+    real, inodes = os.fsync, set()
 
     def watch(descriptor):
-        synced.add(os.fstat(descriptor).st_ino)
+        inodes.add(os.fstat(descriptor).st_ino)
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", watch)
+    return inodes
+
+
+def test_f68_every_file_of_the_output_is_synced(run_uwm, inputs, made, out, synced):
     done(run_uwm("apply", inputs / "model", made / "patch.safetensors", "-o", out))
     there = [out, out.parent, *out.rglob("*")]
     assert [str(path) for path in there if path.stat().st_ino not in synced] == []
+
+
+@pytest.mark.parametrize("write", [lambda path: put_file(path, b"x"), lambda path: write_file(path, lambda _: None)])
+def test_f68_a_file_and_its_name_are_synced(write, tmp_path, synced):
+    (tmp_path / "in").mkdir()
+    write(tmp_path / "in" / "file")
+    assert {path.stat().st_ino for path in (tmp_path / "in", tmp_path / "in" / "file")} <= synced
 
 
 def test_f74_a_file_system_without_sync_is_told_of(tmp_path, monkeypatch, caplog):
