@@ -88,6 +88,13 @@ def test_f72_two_runs_that_write_one_file_are_refused(run_uwm, tiny_hf, tiny_set
     assert os.listdir(out.parent) == []
 
 
+def test_f09_the_name_of_a_lock_s_owner_is_shown_without_control_characters(out):
+    with locked(out, lock_beside(out)):
+        lock_beside(out).write_text('{"pid": 7, "host": "a\\u001b[31mb"}')
+        with pytest.raises(ResourceFault, match=r"process 7 on a[^\x1b]*b is writing"), output_folder(out):
+            pass
+
+
 def test_f72_an_output_by_another_name_is_the_same_output(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
@@ -195,7 +202,11 @@ def test_f74_without_flock_an_owner_that_cannot_be_seen_keeps_its_lock(change, o
     assert lock_beside(out).is_file()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", '{"pid": 1}', '"x"', "[" * 5000])
+ODD = ("", "{", "[1]", '{"pid": 1}', '"x"', "[" * 5000, '{"pid": "1", "host": "h"}', '{"pid": true, "host": "h"}')
+ODD += ('{"pid": 1, "host": ["h"]}', '{"pid": 99999999999, "host": "h"}', '{"pid": -1, "host": "h"}')
+
+
+@pytest.mark.parametrize("content", ODD)
 def test_f74_without_flock_a_lock_without_an_owner_is_kept(content, out, no_flock):
     lock_beside(out).write_text(content)
     with pytest.raises(ResourceFault, match="another process is writing it now"), output_folder(out):

@@ -173,6 +173,8 @@ def test_f71_a_search_is_not_replaced_by_a_model(kind, run_uwm, inputs, made, ou
     words = ("apply", inputs / "model", made / "patch.safetensors", "-o", out, "--overwrite")
     refused(run_uwm(*words), 2, f"exists and holds a {kind}, so it is not replaced")
     assert (out / MANIFEST).is_file()
+    (out / MANIFEST).write_text('{"kind": "\\u001b[31m"}')
+    assert "\x1b" not in refused(run_uwm(*words), 2, "exists and holds a")
 
 
 def test_f71_two_reports_are_not_one_file(run_uwm, inputs, tmp_path, no_model):

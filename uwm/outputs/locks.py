@@ -10,10 +10,11 @@ import socket
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 from ..errors import ResourceFault
+from ..text_tables import clean
 from .temporary import identity, short, temporary_beside
 
 try:
@@ -68,7 +69,7 @@ class Owner:
         return not _is_alive(self.pid) or self.started != _started(str(self.pid))
 
     def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}"
+        return f"process {self.pid} on {clean(self.host)}"
 
 
 def _started(process: str) -> str:
@@ -198,9 +199,11 @@ def _held(output: Path, owner: Owner | None) -> str:
 def _read(descriptor: int) -> Owner | None:
     """The owner that a lock file names; None where it names none (yet)."""
     try:
-        return Owner(**json.loads(os.pread(descriptor, 4096, 0)))
+        owner = Owner(**json.loads(os.pread(descriptor, 4096, 0)))
     except (OSError, ValueError, TypeError, RecursionError, AttributeError):
         return None
+    pid, *texts = astuple(owner)
+    return owner if type(pid) is int and 0 < pid < 2**31 and all(isinstance(text, str) for text in texts) else None
 
 
 def _identity_of(descriptor: int) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ..errors import BadInput, ResourceFault
+from ..text_tables import clean
 
 MANIFEST = "uwm.json"  # in every folder that uwm writes: our mark
 OWN = {MANIFEST, "README.md", "report.html", "uwm_patch.safetensors"}  # what we write beside weights
@@ -66,15 +67,14 @@ def check_folder(output: Path, inputs: Iterable[Path] = (), overwrite: bool = Fa
     return place
 
 
-def refuse_foreign(output: Path, place: Path, kind: str | None = None) -> None:
-    """Refuse a folder that has something in it and not our mark, or the mark of another kind. Raises BadInput."""
+def refuse_foreign(output: Path, place: Path) -> None:
+    """Refuse a folder that has something in it and is no edited model with our mark. Raises BadInput."""
     if not any(place.iterdir()):
         return
     if not (place / MANIFEST).is_file() or (place / MANIFEST).is_symlink():
         raise BadInput(f"{output}: exists and was not written by uwm (no {MANIFEST}), so it is not replaced")
-    if kind_of(place) != kind:
-        other = kind_of(place) or "model"
-        raise BadInput(f"{output}: exists and holds a {other}, so it is not replaced; choose another output")
+    if (kind := kind_of(place)) is not None:
+        raise BadInput(f"{output}: exists and holds a {clean(kind)}, so it is not replaced; choose another output")
 
 
 def kind_of(folder: Path) -> str | None:
