@@ -188,7 +188,7 @@ def test_a_folder_that_cannot_be_made_or_read_is_no_error(model, calib, tmp_path
 def test_the_ones_used_longest_ago_go(cache):
     cache.put(KEY, tensors(40))
     cache = replace(cache, max_bytes=3 * entry(cache).stat().st_size + 100)
-    for name in ("mine.safetensors", f".uwm-1-{KEY}.safetensors"):
+    for name in ("mine.safetensors", f".uwm-{16 * '0'}-{KEY}.safetensors"):
         (cache.folder / name).write_bytes(bytes(2000))
         os.utime(cache.folder / name, (1, 1))
     for number in range(3):

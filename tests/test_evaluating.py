@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 import uwm
 from uwm import evaluating
 from uwm.errors import BadInput
-from uwm.evaluating import EvalRecipe, ReportFiles, run_evaluation, write_report_files
+from uwm.evaluating import EvalRecipe, ReportFiles, open_reports, run_evaluation
 
 
 @pytest.fixture
@@ -54,16 +54,20 @@ def test_without_a_baseline_nothing_is_compared(recipe):
 
 def test_report_files(recipe, tmp_path):
     files = ReportFiles(*(tmp_path / name for name in ("page.html", "gate.xml", "summary.md")))
-    done = run_evaluation(recipe, files)
-    assert list(tmp_path.iterdir()) == []
-    write_report_files(done, files, done.sections())
+    for _ in range(2):  # what is ours is replaced
+        with open_reports(recipe, files) as reports:
+            done = run_evaluation(recipe)
+            reports.write(done, done.sections())
     assert {path.name for path in tmp_path.iterdir()} == {"page.html", "gate.xml", "summary.md"}
 
 
 def test_what_cannot_work_is_refused_before_a_model_is_loaded(recipe, tiny_set, monkeypatch):
     monkeypatch.setattr(evaluating, "load", lambda *_, **__: pytest.fail("the model was loaded"))
-    with pytest.raises(BadInput, match="is an input or lies in one"):
-        run_evaluation(recipe, ReportFiles(html=tiny_set / "page.html"))
+    with (
+        pytest.raises(BadInput, match="is an input or lies in one"),
+        open_reports(recipe, ReportFiles(html=tiny_set / "page.html")),
+    ):
+        pytest.fail("the work began")
     with pytest.raises(BadInput, match="needs --baseline"):
         run_evaluation(replace(recipe, baseline=None, requirements=("GS>=-2%",)))
     with pytest.raises(BadInput, match="no figure 'XY'"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import xml.etree.ElementTree as ET
 
@@ -120,13 +122,24 @@ def test_reports_never_go_over_or_into_an_input(gate, made, tiny_set, tmp_path):
     weights, pairs = made / "edited" / "model.safetensors", tiny_set / "pairs.jsonl"
     for flag, file in (("--junit", weights), ("--markdown", weights), ("--markdown", pairs)):
         refused(gate(flag, file), 2, f"{file}: is an input or lies in one")
+    refused(gate("--html", tiny_set / "images" / "0000_safe.png"), 2, "is an input or lies in one")
     refused(gate("--junit", tmp_path), 2, "is a folder")
     assert weights.read_bytes() == before
 
 
-def test_a_report_that_cannot_be_written_comes_after_the_figures(gate, tmp_path):
+def test_a_report_that_cannot_be_written_is_found_out_before_the_work(gate, tmp_path):
     (tmp_path / "file").touch()
-    code, out, err = gate("--junit", tmp_path / "file" / "gate.xml")
+    for flag in ("--junit", "--html", "--markdown"):
+        refused(gate(flag, tmp_path / "file" / "gate.xml", model=tmp_path / "no-model"), 4, "file/gate.xml")
+
+
+def test_a_disk_that_fails_at_the_report_loses_no_figures(gate, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "link", full)
+    code, out, err = gate("--junit", tmp_path / "gate.xml")
     assert code == 4
     assert "\nGS " in out
-    assert err.startswith("uwm: error: ")
+    assert err.endswith("gate.xml: could not write: No space left on device\n")
+    assert [*tmp_path.iterdir()] == []

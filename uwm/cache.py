@@ -27,7 +27,7 @@ from .version import __version__
 
 FORMAT = 2  # raise it when pictures are read or embeddings are made in another way
 MAX_BYTES = 2 << 30
-OURS = re.compile(r"(\.uwm-\d+-)?[0-9a-f]{64}\.safetensors")  # entries, and what a killed process left of one
+OURS = re.compile(r"(\.uwm-[0-9a-f]{16}-)?[0-9a-f]{64}\.safetensors")  # entries, and what a kill left of one
 PROBE_SIZES = ((97, 211), (640, 427))  # width and height: below and above what models take, and not square
 PROBE_TEXTS = ["a picture of 2 dogs", "Ünusual — words, and one of many letters: electroencephalographically"]
 

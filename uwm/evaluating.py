@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from .calibration import CalibrationSet, read_calibration
 from .embedding import quadruples
 from .evaluation import EvalResult, collapse_notes, concepts_of, differences, evaluate
 from .expressions import Verdict, check_known, parse_requirements
-from .gate import check_report_files, write_reports
+from .gate import is_junit, junit
 from .inputs import BARE, Opening, model_warnings
 from .knowledge import DataSet, open_data_sets
 from .models import Model, load
-from .report import Section, as_markdown, sections, write_evaluation
+from .outputs import OutputFile, OutputText, appended_file, output_file, refuse_one_place
+from .report import Section, as_markdown, evaluation_page, is_page, sections
+from .shipped_files import DEMO_MODEL
 from .statistics.batches import BATCH_SIZE, Progress
 
 
@@ -98,14 +101,11 @@ class Evaluated:
         return sections(self.pairs.root.name, self.results, self.changes, self.verdicts, **shown)
 
 
-def run_evaluation(
-    recipe: EvalRecipe, files: ReportFiles | None = None, *, progress: Progress | None = None
-) -> Evaluated:
+def run_evaluation(recipe: EvalRecipe, *, progress: Progress | None = None) -> Evaluated:
     """Measure a model, compare it with a baseline, and check requirements.
 
     Args:
         recipe: The settings.
-        files: Refused before the long work where they cannot be written; `write_report_files` writes them.
         progress: As in `uwm.score`.
 
     Raises:
@@ -113,8 +113,6 @@ def run_evaluation(
     """
     has_baseline = recipe.baseline is not None
     required = [one for text in recipe.requirements for one in parse_requirements(text, has_baseline)]
-    inputs = [recipe.model, recipe.baseline, recipe.pairs, recipe.data_root, *recipe.zero_shot]
-    check_report_files(vars(files or ReportFiles()).values(), filter(None, inputs))
     images: dict[str, Any] = {"safe_images": recipe.safe_images, "unsafe_images": recipe.unsafe_images}
     whole = read_calibration(recipe.pairs, split=recipe.split, **images).limit(recipe.limit, recipe.seed)
     chosen = quadruples(whole)
@@ -164,9 +162,62 @@ def _warnings(pairs: CalibrationSet, data_sets: Mapping[str, DataSet]) -> Iterat
         yield f"measuring on all splits ({', '.join(pairs.splits())}); see --split"
 
 
-def write_report_files(done: Evaluated, files: ReportFiles, tables: list[Section]) -> None:
-    """Write the page and the JUnit file, and append the tables to the Markdown file. Raises ResourceFault."""
-    title = f"uwm eval {Path(done.recipe.model).name}"
-    write_reports(done.verdicts, title, as_markdown(tables, title), files.junit, files.markdown)
-    if files.html is not None:
-        write_evaluation(files.html, done.pairs, done.results, done.verdicts, asdict(done.recipe))
+@dataclass(frozen=True)
+class Reports:
+    """The report files of an evaluation, while they are locked; None for those that nobody asked for."""
+
+    html: OutputFile | None = None
+    junit: OutputFile | None = None
+    markdown: OutputText | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of their places."""
+        return tuple(note for file in (self.html, self.junit, self.markdown) if file for note in file.notes)
+
+    def write(self, done: Evaluated, tables: list[Section]) -> None:
+        """Write the page and the JUnit file, and add the tables to the Markdown file. Raises ResourceFault."""
+        title = f"uwm eval {Path(done.recipe.model).name}"
+        if self.junit is not None:
+            self.junit.write(junit(done.verdicts, title))
+        if self.markdown is not None:
+            self.markdown.write(as_markdown(tables, title).encode())
+        if self.html is not None:
+            page = evaluation_page(done.pairs, done.results, done.verdicts, asdict(done.recipe))
+            self.html.write(page.encode())
+
+
+@contextmanager
+def open_reports(recipe: EvalRecipe, files: ReportFiles) -> Iterator[Reports]:
+    """Check the report files before the long work, and hold their locks until they are written.
+
+    A page and a JUnit file that uwm wrote are replaced; the Markdown file is added to, whoever wrote it.
+
+    Raises:
+        BadInput: Two of them are one file, one is an input or lies in one, or is a file that uwm did not write.
+        ResourceFault: One of them cannot be written.
+    """
+    asked = [file for file in vars(files).values() if file is not None]
+    refuse_one_place(asked)
+    inputs = [*_read(recipe)]
+    with ExitStack() as stack:
+
+        def entered(opened: AbstractContextManager[Any]) -> Any:
+            return stack.enter_context(opened)
+
+        yield Reports(
+            None if files.html is None else entered(output_file(files.html, inputs, True, is_page)),
+            None if files.junit is None else entered(output_file(files.junit, inputs, True, is_junit)),
+            None if files.markdown is None else entered(appended_file(files.markdown, inputs)),
+        )
+
+
+def _read(recipe: EvalRecipe) -> Iterable[Path]:
+    """What is read of this machine's files; references to the Hub are not looked up for that."""
+    images = (recipe.safe_images, recipe.unsafe_images)
+    named = (recipe.model, recipe.baseline, recipe.pairs, *images, recipe.data_root, *recipe.zero_shot)
+    for reference in (*named, recipe.templates, recipe.preprocess):
+        if reference and Path(reference).exists():
+            yield Path(reference)
+    if "demo" in (recipe.model, recipe.baseline):
+        yield DEMO_MODEL

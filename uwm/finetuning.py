@@ -13,18 +13,18 @@ from .backends import Backend, Computing, Trained, TrainingSettings, find_backen
 from .backends.lora import check_installed
 from .backends.training import check_training
 from .calibration import CalibrationSet
-from .checkpoint import new_folder, passing_folder, write_edited
+from .checkpoint import check_written, write_edited
 from .clock import Clock
 from .embedding import embed, quadruples
 from .errors import BadInput, InvalidResult
 from .evaluation import EvalResult
 from .inputs import (
     Inputs,
-    check_paths,
     check_sets,
     check_sets_with,
     describe_inputs,
     describe_results,
+    input_paths,
     load_model,
     measure,
     read_data_sets,
@@ -36,6 +36,7 @@ from .inputs import (
 from .manifest import Manifest, TrainingFacts
 from .models import Model, load
 from .models.student import check_trainable
+from .outputs import OutputFolder, output_folder
 from .statistics.batches import Progress
 
 
@@ -102,8 +103,24 @@ def finetune(
     Raises:
         UwmError: Of every kind; whatever happens, an earlier output stays whole until the new one is verified.
     """
+    backend, settings = _check(recipe)
+    paths = input_paths(recipe)
+    check_written(paths[0])
+    if output is None:
+        return _carry_out(recipe, backend, settings, None, progress)
+    with output_folder(output, paths, overwrite) as place:
+        return _carry_out(recipe, backend, settings, place, progress)
+
+
+def _carry_out(
+    recipe: FinetuneRecipe,
+    backend: Backend,
+    settings: TrainingSettings,
+    place: OutputFolder | None,
+    progress: Progress | None,
+) -> Finetuned:
+    """What `finetune` does after the checks, with the lock of the output held."""
     clock = Clock()
-    backend, settings = _check(recipe, output, overwrite)
     with clock("read"):
         calibration, held_out = read_sets(recipe)
         refuse_bad_images([calibration, *held_out.values()], recipe.workers)
@@ -114,14 +131,14 @@ def finetune(
         model = load_model(replace(recipe, dtype="float32"))  # the frozen reference
         check_trainable(model)
         reached = check_sets_with(recipe, model, {"calibration": calibration, **held_out}, data_sets)
-        _try_output(recipe, model, pairs, output)
-    state = state_file(output) if output is not None else None
+        _try_output(recipe, model, pairs, place)
+    state = state_file(place.output) if place is not None else None
     with clock("train"):
         how: dict[str, Any] = {"seed": recipe.seed, "computing": recipe.computing(), "state": state}
         trained = train(model, pairs, validation, backend, settings, progress=progress, **how)
     manifest = describe_inputs(recipe, model, calibration, {"both": len(pairs)}, calibration.fingerprint())
     manifest["training"] = _training(backend, settings, trained, len(validation))
-    with _folder(output) as folder:
+    with _folder(place) as folder:
         with clock("write"):
             manifest["output_sha256"] = write_trained(model, trained.adapter, folder)
         with clock("evaluate"):
@@ -131,7 +148,8 @@ def finetune(
     if state is not None:
         state.unlink(missing_ok=True)
     manifest["run"] = clock.report()
-    remarks = [*warnings(model, (*checked.told, *reached), results)]
+    notes = () if place is None else place.notes
+    remarks = [*notes, *warnings(model, (*checked.told, *reached), results)]
     if trained.resumed_from:
         remarks.append(f"went on after epoch {trained.resumed_from} of an earlier run")
     return Finetuned(trained, results, manifest, tuple(remarks))
@@ -150,13 +168,12 @@ def find_backend(name: str) -> Backend:
     return there[name]
 
 
-def _check(recipe: FinetuneRecipe, output: Path | None, overwrite: bool) -> tuple[Backend, TrainingSettings]:
+def _check(recipe: FinetuneRecipe) -> tuple[Backend, TrainingSettings]:
     """Refuse what cannot work before anything is read."""
     check_installed()
     backend = find_backend(recipe.method)
     settings = recipe.training(backend)
     check_training(settings, recipe.computing())
-    check_paths(recipe, output, overwrite)
     return backend, settings
 
 
@@ -168,7 +185,7 @@ def _split(recipe: FinetuneRecipe, calibration: CalibrationSet) -> tuple[Calibra
     return whole.holdout(recipe.validation, recipe.seed, "--validation")
 
 
-def _try_output(recipe: FinetuneRecipe, model: Model, pairs: CalibrationSet, output: Path | None) -> None:
+def _try_output(recipe: FinetuneRecipe, model: Model, pairs: CalibrationSet, output: OutputFolder | None) -> None:
     """Write the untrained model as the trained one will be, load it, and embed a pair: all that the end needs.
 
     Raises:
@@ -177,7 +194,7 @@ def _try_output(recipe: FinetuneRecipe, model: Model, pairs: CalibrationSet, out
     """
     assert model.checkpoint is not None
     first = replace(pairs, pairs=pairs.pairs[:1])
-    with TemporaryDirectory() if output is None else passing_folder(output) as place:
+    with TemporaryDirectory() if output is None else output.trial() as place:
         write_edited(model.checkpoint, {}, Path(place), with_config=True)
         model.write_side_files(Path(place))
         try:
@@ -194,10 +211,10 @@ def _try_output(recipe: FinetuneRecipe, model: Model, pairs: CalibrationSet, out
 
 
 @contextmanager
-def _folder(output: Path | None) -> Iterator[Path]:
+def _folder(output: OutputFolder | None) -> Iterator[Path]:
     """The output in the making; of a dry run, one that vanishes."""
     if output is not None:
-        with new_folder(output) as folder:
+        with output.make() as folder:
             yield folder
         return
     with TemporaryDirectory() as folder:

@@ -7,9 +7,17 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .checkpoint.folder import write_file
-from .errors import BadInput, RequirementNotMet
+from .errors import RequirementNotMet
 from .expressions import Verdict
+
+MARK = "uwm eval"  # by this name of its suites a JUnit file is known as ours, which may be replaced
+MARKED = re.compile(rb'<\?xml[^>]*>\s*<testsuites name="uwm eval"')
+
+
+def is_junit(path: Path) -> bool:
+    """Whether a file is a JUnit file that uwm wrote."""
+    with path.open("rb") as file:
+        return MARKED.match(file.read(256)) is not None
 
 
 def junit(verdicts: Sequence[Verdict], suite: str) -> bytes:
@@ -21,7 +29,7 @@ def junit(verdicts: Sequence[Verdict], suite: str) -> bytes:
     """
     failed = sum(not verdict.met for verdict in verdicts)
     counts = {"tests": str(len(verdicts)), "failures": str(failed), "errors": "0"}
-    root = ET.Element("testsuites", counts)
+    root = ET.Element("testsuites", {"name": MARK, **counts})
     cases = ET.SubElement(root, "testsuite", {"name": _legal(suite), **counts})
     for verdict in verdicts:
         case = ET.SubElement(cases, "testcase", {"classname": "uwm.eval", "name": _legal(verdict.requirement)})
@@ -49,30 +57,6 @@ def github_annotations(verdicts: Iterable[Verdict]) -> list[str]:
 
 def _escaped(text: str) -> str:
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-
-
-def check_report_files(files: Iterable[Path | None], inputs: Iterable[str | Path]) -> None:
-    """Refuse to write a report over or into an input. Raises BadInput."""
-    sources = [Path(source).resolve() for source in inputs if Path(source).exists()]
-    for file in files:
-        if file is None:
-            continue
-        for source in sources:
-            if source in (file.resolve(), *file.resolve().parents):
-                raise BadInput(f"{file}: is an input or lies in one ({source.name}); choose another file")
-        if file.is_dir():
-            raise BadInput(f"{file}: is a folder; choose a file")
-
-
-def write_reports(
-    verdicts: Sequence[Verdict], title: str, summary: str, junit_file: Path | None, markdown_file: Path | None
-) -> None:
-    """Write JUnit XML; append the summary to the Markdown file, which may have content of earlier CI steps."""
-    if junit_file is not None:
-        write_file(junit_file, junit(verdicts, title))
-    if markdown_file is not None:
-        with markdown_file.open("a", encoding="utf-8") as stream:
-            stream.write(summary)
 
 
 def demand(verdicts: Iterable[Verdict]) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-from .checkpoint import MANIFEST, read_json
-from .checkpoint.folder import write_file
+from .checkpoint import read_json
 from .errors import BadInput
+from .outputs import MANIFEST, put_file
 from .records import to_json
 
 FORMAT = 2  # 2: changes of any kind
@@ -159,7 +159,7 @@ class Manifest(TypedDict, total=False):
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write uwm.json into a folder. Raises ResourceFault when the disk fails."""
-    write_file(folder / MANIFEST, (to_json(manifest) + "\n").encode())
+    put_file(folder / MANIFEST, (to_json(manifest) + "\n").encode())
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -1,7 +1,8 @@
-"""What installed distributions add to uwm, by entry points; ours are found like anybody's."""
+"""What installed distributions add to uwm, by entry points; ours are found like anybody's, and keep their names."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from importlib.metadata import Distribution, EntryPoint, entry_points
@@ -9,9 +10,16 @@ from typing import Any
 
 from .errors import BadInput
 
+OURS = "uwm"  # the distribution
+GROUPS = ("uwm.editors", "uwm.backends")  # they share names: `uwm compare` takes both
+
+logger = logging.getLogger(__name__)
+
 
 class Installed(Mapping[str, Any]):
     """Name -> object, sorted, of every distribution with entry points in a group; each is imported when it is got.
+
+    A name of ours, in any group, is ours alone: what another distribution registers under it is left out.
 
     Args:
         group: Such as ``uwm.editors``.
@@ -27,8 +35,12 @@ class Installed(Mapping[str, Any]):
     def __init__(self, group: str, what: str, check: Callable[[Any], str | None], only: str | None = None) -> None:
         self._what, self._check = what, check
         self._entries: dict[str, list[EntryPoint]] = {}
-        for entry in sorted(entry_points(group=group), key=lambda entry: (entry.name, owner(entry))):
-            if only in (None, owner(entry)):
+        found = entry_points()
+        taken = {entry.name for of in GROUPS for entry in found.select(group=of) if is_ours(entry)}
+        for entry in sorted(found.select(group=group), key=lambda entry: (entry.name, owner(entry))):
+            if entry.name in taken and not is_ours(entry):
+                logger.warning("%s: its %s %r is left out, for the name is uwm's", owner(entry), what, entry.name)
+            elif only in (None, owner(entry)):
                 self._entries.setdefault(entry.name, []).append(entry)
 
     def __iter__(self) -> Iterator[str]:
@@ -46,6 +58,11 @@ class Installed(Mapping[str, Any]):
             both = f"{owner(first)} and {owner(others[0])}"
             raise BadInput(f"two {self._what}s are called {name!r}, of {both}; uninstall one")
         return _load(first, self._what, self._check)
+
+
+def is_ours(entry: EntryPoint) -> bool:
+    """Whether an entry point is one of uwm's own, of its distribution and within its package."""
+    return owner(entry) == OURS and entry.value.partition(":")[0].split(".")[0] == OURS
 
 
 def owner(entry: EntryPoint) -> str:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import MANIFEST, file_sha256
+from .checkpoint import file_sha256
 from .errors import BadInput, InvalidResult
 from .manifest import read_manifest
 from .models.hub import LOGIN, fault, faults, is_offline, quiet
+from .outputs import MANIFEST
 from .version import __version__
 
 CARD = "README.md"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from .calibration import CalibrationSet, Preservation
-from .checkpoint import new_folder, open_checkpoint
+from .checkpoint import check_written, open_checkpoint
 from .clock import Clock
 from .editing import settings
 from .editing.editors import DEFAULT, Editor, Proposal, Statistics, find_editor
@@ -24,10 +24,10 @@ from .evaluation import EvalResult
 from .inputs import (
     Inputs,
     Sets,
-    check_paths,
     check_sets_with,
     describe_inputs,
     describe_results,
+    input_paths,
     load_model,
     measure,
     read_all,
@@ -38,6 +38,7 @@ from .label_noise import LabelNoise, label_noise_of
 from .manifest import EditFacts, LayerFacts, Manifest
 from .models import Model
 from .models.export import check_export, export
+from .outputs import OutputFolder, output_folder
 from .report import Example, find_examples
 from .shipped_files import DEMO_SET
 from .statistics.batches import Progress
@@ -149,8 +150,23 @@ def run(
     Raises:
         UwmError: Of every kind; whatever happens, an earlier output stays whole until the new one is verified.
     """
+    recipe, request, paths = _check(recipe)
+    if output is None:
+        return _carry_out(recipe, request, None, show_examples, progress)
+    check_written(paths[0], recipe.also_export)
+    with output_folder(output, paths, overwrite) as place:
+        return _carry_out(recipe, request, place, show_examples, progress)
+
+
+def _carry_out(
+    recipe: Recipe,
+    request: SearchRequest | None,
+    place: OutputFolder | None,
+    show_examples: bool,
+    progress: Progress | None,
+) -> Outcome:
+    """What `run` does after the checks, with the lock of the output held."""
     clock = Clock()
-    recipe, request = _check(recipe, output, overwrite)
     with clock("read"):
         sets = read_all(recipe, recipe.preserve)
         budget = None if request is None else Budget.of(request, sets, recipe.seed)
@@ -173,12 +189,13 @@ def run(
     if budget is not None:
         manifest["budget"] = budget.facts(choice, results)
         made = (*budget.told, *choice.told, *made)
-    if output is not None:
-        with clock("write"), new_folder(output) as folder:
+    if place is not None:
+        with clock("write"), place.make() as folder:
             manifest["output_sha256"] = _write_weights(folder, model, edit.patch, recipe.also_export)
             write_documents(folder, manifest, results, clock, examples)
     manifest["run"] = clock.report()
     told = (*edit.proposal.warnings, *made, *warnings(model, (*sets.checked.told, *reached), results))
+    told = told if place is None else (*place.notes, *told)
     return Outcome(edit.patch, results, manifest, told)
 
 
@@ -192,8 +209,12 @@ def _load(recipe: Recipe, sets: Sets) -> tuple[Model, tuple[str, ...]]:
     return model, told
 
 
-def _check(recipe: Recipe, output: Path | None, overwrite: bool) -> tuple[Recipe, SearchRequest | None]:
-    """Refuse what cannot work before anything is read; return what is to be done, with the default method if needed."""
+def _check(recipe: Recipe) -> tuple[Recipe, SearchRequest | None, list[Path]]:
+    """Refuse what cannot work before anything is read.
+
+    Returns:
+        What is to be done, with the default method if needed; the search; and what is read, the model first.
+    """
     request = _wish(recipe)
     check_share(recipe.until_stable)
     if recipe.until_stable is not None and request is not None:
@@ -204,10 +225,10 @@ def _check(recipe: Recipe, output: Path | None, overwrite: bool) -> tuple[Recipe
         recipe = replace(recipe, method=DEFAULT)
     for editor in [find_editor(recipe.method)] if recipe.method else []:
         _check_editor(recipe, editor)
-    model = check_paths(recipe, output, overwrite, recipe.preserve)
+    paths = input_paths(recipe, recipe.preserve)
     if not recipe.again:
-        _refuse_edited(model)
-    return recipe, request
+        _refuse_edited(paths[0])
+    return recipe, request, paths
 
 
 def _check_editor(recipe: Recipe, editor: Editor) -> None:

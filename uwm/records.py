@@ -12,9 +12,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from .checkpoint.dtypes import DTYPES, Bits
-from .checkpoint.folder import write_file
 from .checkpoint.header import read_header
 from .errors import BadInput
+from .outputs import put_file, real
 
 if TYPE_CHECKING:
     import torch
@@ -24,10 +24,32 @@ FORMATS = {"patch": (2, 1)}  # kind -> formats that are read, the one that is wr
 KEY = "uwm"  # a single metadata key: with more, safetensors writes them in random order
 
 
-def write(path: Path, kind: str, tensors: Mapping[str, torch.Tensor | Bits], about: Mapping[str, Any]) -> None:
-    """Write a record atomically; equal content gives equal bytes."""
+def content(kind: str, tensors: Mapping[str, torch.Tensor | Bits], about: Mapping[str, Any]) -> bytes:
+    """A record as the bytes of its file; equal content gives equal bytes."""
     text = json.dumps({"kind": kind, "format": FORMATS.get(kind, (FORMAT,))[0], **about}, sort_keys=True)
-    write_file(path, _serialised({name: Bits.of(tensor) for name, tensor in tensors.items()}, {KEY: text}))
+    return _serialised({name: Bits.of(tensor) for name, tensor in tensors.items()}, {KEY: text})
+
+
+def write(path: Path, kind: str, tensors: Mapping[str, torch.Tensor | Bits], about: Mapping[str, Any]) -> None:
+    """Write a record into a folder of ours, atomically. Raises ResourceFault."""
+    put_file(path, content(kind, tensors, about))
+
+
+def save(path: Path, kind: str, data: bytes) -> None:
+    """Write a record's bytes where a caller says, atomically, over nothing but a record of its kind.
+
+    Raises:
+        BadInput: Something else is there. ResourceFault: The disk failed.
+    """
+    place = real(path)
+    if place.is_file() and not is_record(kind, place):
+        raise BadInput(f"{path}: exists and holds no {kind} that uwm wrote, so it is not replaced; choose another file")
+    put_file(place, data)
+
+
+def is_record(kind: str, path: Path) -> bool:
+    """Whether a file is a record of a kind, which is our mark for files of this sort."""
+    return (describe(path) or {}).get("kind") == kind
 
 
 def _serialised(stored: Mapping[str, Bits], metadata: dict[str, str]) -> bytes:

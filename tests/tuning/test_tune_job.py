@@ -12,10 +12,10 @@ import torch
 from terminal import done, hashes, refused
 
 import uwm
-from uwm.checkpoint import folder as folders
 from uwm.editing.live import patched
 from uwm.editing.patch import Patch
 from uwm.errors import BadInput, UwmError
+from uwm.outputs import places
 from uwm.statistics.batches import embed_inputs
 from uwm.tuning import tune as jobs
 from uwm.tuning.search import Search
@@ -254,7 +254,7 @@ def test_an_output_inside_of_a_file_is_refused(common, out, run_uwm, no_model):
 
 
 def test_an_output_that_cannot_be_made_is_refused(common, run_uwm, no_model, monkeypatch, out):
-    monkeypatch.setattr(folders.os, "access", lambda *_: False)  # also where root runs the tests
+    monkeypatch.setattr(places.os, "access", lambda *_: False)  # also where root runs the tests
     refused(run_uwm(*common, "-o", out), 4, "not writable")
 
 

@@ -53,7 +53,9 @@ def save_state(path: Path, key: str, state: State) -> None:
 
 
 def load_state(path: Path, key: str) -> State | None:
-    """What `save_state` wrote, or None where there is nothing. Raises BadInput when it belongs to another run."""
+    """What `save_state` wrote, or None where there is nothing. Raises BadInput for another run's, and for a link."""
+    if path.is_symlink():
+        raise BadInput(f"{path}: is a link, which uwm never makes; remove it")
     if not path.exists():
         return None
     tensors, about = records.read(path, "training")

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BadInput, Refused
+from ..outputs import MANIFEST, OWN
 from .adapters import refuse_adapter_beside
+from .containment import demand_contained, is_contained
 from .json_files import read_json
 
 INDEX = "model.safetensors.index.json"
@@ -21,7 +23,6 @@ CANDIDATES = (  # in this order, then any other index; a pickle only when there 
 )  # fmt: skip
 WEIGHT_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx"}
 SHARD_INDEX = re.compile(r"(.*)(\.safetensors|\.bin)\.index(\.\w+)?\.json")  # stem, suffix, variant as .fp16
-OWN = {"uwm.json", "README.md", "report.html", "uwm_patch.safetensors"}
 OTHER_FORMATS = {"onnx", "openvino"}  # folders with unedited copies in other formats
 EXPORTS = {"hf", "open_clip"}  # in a folder of ours, what --also-export wrote
 
@@ -167,12 +168,34 @@ def _check_shard(index: Path, name: str, suffix: str) -> None:
     """A shard is a file in the index's folder. Raises Refused where it is elsewhere, BadInput where it is missing."""
     if not re.fullmatch(rf"[\w.\-]+{re.escape(suffix)}", name):
         raise Refused(f"{index}: shard name {name!r} is not a plain {suffix} file name in this folder")
-    path, home = index.parent / name, index.parent.resolve()
+    path = index.parent / name
     if not path.is_file():
         raise BadInput(f"{index}: shard {name!r} is missing{_unfinished(index.parent)}; download it again")
-    blobs = home.parents[1] / "blobs" if home.parent.name == "snapshots" else home  # the Hub's cache
-    if path.resolve().parent not in (home, blobs):
+    if not is_contained(path, index.parent):
         raise Refused(f"{index}: shard {name!r} is a link that leaves this folder; put the file itself there")
+
+
+def check_written(path: Path, exported: str | None = None) -> None:
+    """Refuse, before the work, a model of which an edited copy cannot be written.
+
+    Args:
+        path: The file or folder.
+        exported: The sub-folder that will hold the model in another layout.
+
+    Raises:
+        BadInput: A shard or a folder in it has the name of a file that we write beside the weights.
+        Refused: A side file is a link out of the folder, which would be copied into the output.
+    """
+    source = find_sources(path)
+    if not path.is_dir():
+        return
+    weights = [safetensors_name(name) if name.endswith(".bin") else name for _, name, _ in source.files]
+    for name in (*weights, *map(str, source.side_files)):
+        first = Path(name).parts[0]
+        if first in OWN or first == exported:
+            raise BadInput(f"{path}: {name} has a name under which uwm writes beside the weights; rename {first}")
+    for place in source.side_files:
+        demand_contained(path / place, path)
 
 
 def _side_files(root: Path, *edited: Path) -> Iterator[Path]:
@@ -183,7 +206,7 @@ def _side_files(root: Path, *edited: Path) -> Iterator[Path]:
     for path in sorted(root.rglob("*")):
         place = path.relative_to(root)
         hidden = any(part.startswith(".") for part in place.parts)
-        exported = place.parts[0] in EXPORTS and (root / "uwm.json").is_file()
+        exported = place.parts[0] in EXPORTS and (root / MANIFEST).is_file()
         if not path.is_file() or hidden or exported or (path.name in OWN and path.parent == root):
             continue
         weights = path.suffix in WEIGHT_SUFFIXES or SHARD_INDEX.fullmatch(path.name)

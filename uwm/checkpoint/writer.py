@@ -18,6 +18,7 @@ import numpy as np
 
 from ..errors import BadInput, InvalidResult, ResourceFault
 from ..weights import WeightId, WeightRef
+from .containment import demand_contained
 from .dtypes import Bits, Dtype
 from .header import make_header, rewritten
 from .reader import CHUNK, Checkpoint, TensorInfo, WeightsFile, read_into, same_bytes
@@ -82,6 +83,7 @@ def write_edited(
         plans[key] = [(WeightRef(key), Replacement(tensor))]
     try:
         for name in checkpoint.side_files:
+            demand_contained(checkpoint.path / name, checkpoint.path)
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(checkpoint.path / name, folder / name)
         for index, content in checkpoint.indices:

@@ -30,19 +30,20 @@ def evaluate(
     html: Path | None, junit: Path | None, markdown: Path | None, **flags: Any,
 ) -> None:  # fmt: skip
     """SafeGround, retrieval and zero-shot accuracy; a requirement that is not met sets the exit code."""
-    from ..evaluating import EvalRecipe, ReportFiles, run_evaluation, write_report_files
+    from ..evaluating import EvalRecipe, ReportFiles, open_reports, run_evaluation
     from ..gate import demand, github_annotations
     from ..report import as_text
 
     settings, show = split_flags(flags)
-    files = ReportFiles(html, junit, markdown)
-    done = run_evaluation(EvalRecipe(**settings, cache=not no_cache), files, progress=progress_of(show))
-    warn(show, done.warnings)
-    tables = done.sections(all_figures=all_figures, by_concept=by_concept)
-    say(show, done.as_dict(), as_text(tables, all_figures=all_figures, changes=bool(done.changes)))
-    for line in github_annotations(done.verdicts) if annotations == "github" else ():
-        click.echo(line, err=True)  # GitHub reads both streams; stdout may hold JSON
-    write_report_files(done, files, tables)
+    recipe = EvalRecipe(**settings, cache=not no_cache)
+    with open_reports(recipe, ReportFiles(html, junit, markdown)) as reports:
+        done = run_evaluation(recipe, progress=progress_of(show))
+        warn(show, (*reports.notes, *done.warnings))
+        tables = done.sections(all_figures=all_figures, by_concept=by_concept)
+        say(show, done.as_dict(), as_text(tables, all_figures=all_figures, changes=bool(done.changes)))
+        for line in github_annotations(done.verdicts) if annotations == "github" else ():
+            click.echo(line, err=True)  # GitHub reads both streams; stdout may hold JSON
+        reports.write(done, tables)
     demand(done.verdicts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,21 +43,22 @@ def score(output: Path, overwrite: bool, **flags: Any) -> None:
     from ..calibration import signal
     from ..editing.entries.scoring import entry_editor
     from ..editing.entries.scoring import score as make
-    from ..inputs import Inputs, calibration_pairs, load_model
+    from ..inputs import Inputs, calibration_pairs, input_paths, load_model
+    from ..outputs import output_file
+    from ..records import is_record
 
     settings, show = split_flags(flags)
     how = {name: value for name in SCORING if (value := settings.pop(name)) is not None}
     how["method"] = entry_editor(settings.pop("method")).name
     recipe = Inputs(**settings)
-    _refuse_existing(output, overwrite, recipe.model, recipe.calib)
-    pairs = calibration_pairs(recipe)
     how |= {"batch_size": recipe.batch_size, "workers": recipe.workers, "progress": progress_of(show)}
-    model = load_model(recipe)
-    scores = make(model, pairs, **how)
-    towers = {weight.tower.partition("_")[0] for weight in scores}
-    told = [*model.notes, *pairs.warnings(), *signal(model, pairs, towers).warnings()]
-    warn(show, told)
-    scores.save(output)
+    with output_file(output, input_paths(recipe), overwrite, partial(is_record, "scores")) as file:
+        pairs = calibration_pairs(recipe)
+        model = load_model(recipe)
+        scores = make(model, pairs, **how)
+        towers = {weight.tower.partition("_")[0] for weight in scores}
+        warn(show, [*file.notes, *model.notes, *pairs.warnings(), *signal(model, pairs, towers).warnings()])
+        file.write(scores.content())
     say(show, {"output": str(output), "weights": len(scores), **scores.recipe}, f"{len(scores)} weights → {output}")
 
 
@@ -70,14 +72,16 @@ def select(scores: Path, output: Path, overwrite: bool, **flags: Any) -> None:
     """A patch from stored scores."""
     from ..editing.entries.scores import Scores
     from ..editing.entries.select import select as make
+    from ..outputs import output_file
+    from ..records import is_record
     from ..report import layer_table
     from ..text_tables import text_table
 
     settings, show = split_flags(flags)
-    _refuse_existing(output, overwrite, str(scores))
-    loaded = Scores.load(scores)
-    patch = make(loaded, **settings)
-    patch.save(output)
+    with output_file(output, [scores], overwrite, partial(is_record, "patch")) as file:
+        patch = make(Scores.load(scores), **settings)
+        file.write(patch.content())
+    warn(show, file.notes)
     layers = {str(name): asdict(summary) for name, summary in patch.summaries().items()}
     say(show, {"output": str(output), "layers": layers}, f"{text_table(layer_table(layers))}\n→ {output}")
 
@@ -217,10 +221,3 @@ def push(folder: Path, repository: str, **flags: Any) -> None:
     listed = "\n".join(f"{size:>14,}  {name}" for name, size in done.files.items())
     text = done.url if done.commit else f"{listed}\nwould be uploaded to {done.url}"
     say(show, {"url": done.url, "commit": done.commit, "files": done.files}, text)
-
-
-def _refuse_existing(path: Path, overwrite: bool, *inputs: str) -> None:
-    if any(Path(source).resolve() == path.resolve() for source in inputs):
-        raise BadInput(f"{path}: is the input itself; choose another output")
-    if path.exists() and not overwrite:
-        raise BadInput(f"{path}: exists; pass --overwrite to replace it, or choose another output")

@@ -15,8 +15,6 @@ import torch
 from ..backends import Adapter, Trained, train, write_trained
 from ..cache import EmbeddingCache
 from ..calibration import CalibrationSet, Preservation
-from ..checkpoint import new_folder
-from ..checkpoint.folder import write_file
 from ..clock import Cost, measured
 from ..editing.editors import Statistics
 from ..editing.files import fit, write_patched
@@ -25,6 +23,7 @@ from ..editing.patch import Patch
 from ..errors import BadInput
 from ..inputs import load_model
 from ..models import Model
+from ..outputs import new_folder, put_file
 from ..statistics.batches import Progress
 from .methods import Edit, Given, Stage, Train
 from .plan import Facts, key_of
@@ -166,7 +165,7 @@ def _beside(path: Path) -> Path:
 def keep_costs(folder: Path, costs: Costs, trained: int | None) -> None:
     """Note beside a checkpoint what it took; then it counts as finished."""
     known = {"costs": {name: asdict(cost) for name, cost in costs.items()}, "trained": trained}
-    write_file(_beside(folder), json.dumps(known).encode())
+    put_file(_beside(folder), json.dumps(known).encode())
 
 
 def _two_towers(model: Model) -> Model:
@@ -182,7 +181,7 @@ def _remembered(path: Path, cost: Cost, trained: Trained) -> Cost:
         return Cost(**json.loads(path.read_text("utf-8")))
     if trained.resumed_from:
         cost = replace(cost, seconds=round(sum(epoch["seconds"] for epoch in trained.history), 3))
-    write_file(path, json.dumps(asdict(cost)).encode())
+    put_file(path, json.dumps(asdict(cost)).encode())
     return cost
 
 

@@ -12,13 +12,13 @@ from ..backends import Backend, find_backends
 from ..backends.lora import check_installed
 from ..backends.training import check_training
 from ..calibration import CalibrationSet, read_preservation
-from ..checkpoint.folder import write_file
+from ..checkpoint import check_written
 from ..embedding import quadruples
-from ..errors import BadInput
-from ..inputs import Checked, check_paths, check_sets, public_settings, read_data_sets, read_sets, refuse_bad_images
+from ..inputs import Checked, check_sets, input_paths, public_settings, read_data_sets, read_sets, refuse_bad_images
 from ..inputs.fingerprints import content_or_tag, data_set_fingerprint, device_name, model_files
-from ..manifest import Manifest, read_manifest, write_manifest
+from ..manifest import Manifest, write_manifest
 from ..models.references import resolve
+from ..outputs import check_filled, filled_folder, link_note, put_file
 from ..records import to_json
 from ..report import versions
 from ..report.plotting import check_plotting
@@ -94,6 +94,15 @@ def compare(
         UwmError: Of every kind; results that are there stay.
     """
     check_plotting()
+    with filled_folder(output, KIND, KIND, _read(recipe)) as folder:
+        found = _carry_out(recipe, folder, overwrite, keep_checkpoints, progress)
+    return replace(found, warnings=(*link_note(output, folder), *found.warnings))
+
+
+def _carry_out(
+    recipe: CompareRecipe, output: Path, overwrite: bool, keep_checkpoints: bool, progress: Progress | None
+) -> Comparison:
+    """What `compare` does after the checks, with the lock of the folder held."""
     prepared = prepare(recipe, output)
     _open(output, overwrite)
     bench, yardstick = prepared.bench, prepared.yardstick
@@ -108,18 +117,31 @@ def compare(
 
 def planned(recipe: CompareRecipe, output: Path) -> list[tuple[str, bool]]:
     """The runs of a comparison by name, and whether each is there already; nothing is run or written."""
+    output = check_filled(output, KIND, KIND, _read(recipe))
     runs = prepare(recipe, output).runs
     return [(run.name(), path_of(output, run).is_file()) for run in runs]
+
+
+def _methods(recipe: CompareRecipe, backends: Mapping[str, Backend]) -> list[Method]:
+    default = {"text_layers": recipe.text_layers, "vision_layers": recipe.vision_layers}
+    return parse_methods(recipe.methods, backends, default, recipe.training)
+
+
+def _read(recipe: CompareRecipe) -> list[Path]:
+    """What is read, the checkpoints among the methods included, so that the folder is not laid over or into it."""
+    stages = (stage for method in _methods(recipe, find_backends()) for stage in method.stages)
+    given = [Path(stage.reference) for stage in stages if isinstance(stage, Given)]
+    return [*input_paths(recipe, recipe.preserve), *(path for path in given if path.exists())]
 
 
 def prepare(recipe: CompareRecipe, output: Path) -> _Prepared:
     """Read and check everything but models."""
     backends = find_backends()
-    default = {"text_layers": recipe.text_layers, "vision_layers": recipe.vision_layers}
-    methods = parse_methods(recipe.methods, backends, default, recipe.training)
+    methods = _methods(recipe, backends)
     recipe.check(any(method.trains for method in methods))
     _check_training(recipe, methods, backends)
-    model = check_paths(recipe, output, overwrite=True, preserve=recipe.preserve)
+    model = resolve(recipe.model, **recipe.hub())
+    check_written(model)
     pairs, sets = read_sets(recipe)
     sets = {name: quadruples(found) for name, found in sets.items()}
     data_sets = read_data_sets(recipe)
@@ -162,18 +184,14 @@ def _given(methods: list[Method], recipe: CompareRecipe) -> dict[str, Any]:
     """Reference -> fingerprint of every checkpoint among the methods."""
     stages = [stage for method in methods for stage in method.stages if isinstance(stage, Given)]
     hub = {**recipe.hub(), "revision": None}
-    return {stage.reference: model_files(resolve(stage.reference, **hub)) for stage in stages}
+    paths = {stage.reference: resolve(stage.reference, **hub) for stage in stages}
+    for path in paths.values():
+        check_written(path)
+    return {reference: model_files(path) for reference, path in paths.items()}
 
 
 def _open(output: Path, overwrite: bool) -> None:
-    """Refuse a folder that is not a comparison's; mark a new one. Raises BadInput."""
-    if output.exists() and any(output.iterdir()):
-        try:
-            ours = read_manifest(output).get("kind") == KIND
-        except (BadInput, OSError):
-            ours = False
-        if not ours:
-            raise BadInput(f"{output}: exists and holds no comparison; choose another output")
+    """Mark a folder as a comparison's; of one that is begun anew nothing is left. Raises ResourceFault."""
     if overwrite:
         shutil.rmtree(output / RESULTS, ignore_errors=True)
         clear(output, keep=False)
@@ -231,8 +249,8 @@ def _write(found: Comparison, output: Path) -> None:
         "json": to_json(found.as_dict()) + "\n",
     }
     for suffix, text in texts.items():
-        write_file(output / f"{NAME}.{suffix}", text.encode())
+        put_file(output / f"{NAME}.{suffix}", text.encode())
     for number, (name, table) in enumerate(found.tables.items()):
         place = NAME if number == 0 else f"{NAME}-{name}"
         for suffix, image in draw(table, f"{name}, {found.pairs[name]} pairs").items():
-            write_file(output / f"{place}.{suffix}", image)
+            put_file(output / f"{place}.{suffix}", image)

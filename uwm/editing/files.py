@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..checkpoint import Checkpoint, check_output, new_folder, open_checkpoint, write_edited
+from ..checkpoint import Checkpoint, check_written, open_checkpoint, write_edited
 from ..checkpoint.dtypes import Bits
 from ..checkpoint.reach import idle, unread
 from ..checkpoint.reader import cast_sha256, matrix_sha256
 from ..errors import BadInput
 from ..manifest import FORMAT, Manifest, write_manifest
 from ..models.references import resolve
+from ..outputs import output_folder
 from ..version import __version__
 from ..weights import WeightId
 from .patch import PATCH_FILE, Patch
@@ -75,13 +76,14 @@ def apply(
     """
     output = Path(output)
     checkpoint = open_checkpoint(resolve(reference), key)
-    check_output(output, [checkpoint.path], overwrite)
-    fitted, left_out = fit(checkpoint, patch, cast=cast)
-    with new_folder(output) as folder:
-        hashes = write_patched(checkpoint, fitted, folder)
-        _write_manifest(folder, "apply", fitted, hashes)
+    check_written(checkpoint.path)
+    with output_folder(output, [checkpoint.path], overwrite) as place:
+        fitted, left_out = fit(checkpoint, patch, cast=cast)
+        with place.make() as folder:
+            hashes = write_patched(checkpoint, fitted, folder)
+            _write_manifest(folder, "apply", fitted, hashes)
     notes = (*checkpoint.notes, *_bare_notes(checkpoint, output), *idle(unread(checkpoint), fitted.changes))
-    return Rewritten(hashes, fitted, left_out, notes)
+    return Rewritten(hashes, fitted, left_out, (*place.notes, *notes))
 
 
 def write_patched(checkpoint: Checkpoint, patch: Patch, folder: Path, *, with_config: bool = False) -> dict[str, str]:
@@ -121,13 +123,14 @@ def revert(
     """
     output = Path(output)
     checkpoint = open_checkpoint(resolve(reference), key)
-    check_output(output, [checkpoint.path], overwrite)
-    fitted, left_out = fit(checkpoint, patch, cast=cast, edited=True)
-    with new_folder(output) as folder:
-        undo = {name: step for name in fitted.changes if (step := fitted.undo(name)) is not None}
-        hashes = write_edited(checkpoint, undo, folder, patch.aliases)
-        _write_manifest(folder, "revert", fitted, hashes)
-    return Rewritten(hashes, fitted, left_out, (*checkpoint.notes, *_bare_notes(checkpoint, output)))
+    check_written(checkpoint.path)
+    with output_folder(output, [checkpoint.path], overwrite) as place:
+        fitted, left_out = fit(checkpoint, patch, cast=cast, edited=True)
+        with place.make() as folder:
+            undo = {name: step for name in fitted.changes if (step := fitted.undo(name)) is not None}
+            hashes = write_edited(checkpoint, undo, folder, patch.aliases)
+            _write_manifest(folder, "revert", fitted, hashes)
+    return Rewritten(hashes, fitted, left_out, (*place.notes, *checkpoint.notes, *_bare_notes(checkpoint, output)))
 
 
 def _bare_notes(checkpoint: Checkpoint, output: Path) -> Iterator[str]:

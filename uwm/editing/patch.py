@@ -91,7 +91,11 @@ class Patch:
         return Chain([step for step in (inverse, missed) if step is not None])
 
     def save(self, path: str | Path) -> None:
-        """Write one small safetensors file, atomically; the same patch gives the same bytes."""
+        """Write `content` to a file, atomically. Raises BadInput where something is there that is no patch of ours."""
+        records.save(Path(path), "patch", self.content())
+
+    def content(self) -> bytes:
+        """One small safetensors file; the same patch gives the same bytes."""
         tensors: dict[str, Bits] = {}
         weights = {}
         for name in sorted(self.changes):
@@ -101,7 +105,7 @@ class Patch:
             tensors |= {f"{name}:{MISSED}:{part}": bits for part, bits in missed.items()}
             weights[str(name)] = self._about(name, settings)
         about = {"recipe": self.recipe, "weights": weights, "aliases": self.aliases}
-        records.write(Path(path), "patch", tensors, about)
+        return records.content("patch", tensors, about)
 
     def _about(self, name: WeightId, settings: dict[str, Any]) -> dict[str, Any]:
         about: dict[str, Any] = {"kind": self.changes[name].kind, "settings": settings}

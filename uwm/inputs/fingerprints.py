@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import MANIFEST, file_sha256, open_checkpoint
+from ..checkpoint import file_sha256, open_checkpoint
 from ..knowledge import DataSet
+from ..outputs import MANIFEST
 
 
 def model_files(path: Path) -> dict[str, str]:

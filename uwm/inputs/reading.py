@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from ..calibration import CalibrationSet, Preservation, comes_without_pictures, image_paths, read_calibration
-from ..checkpoint import check_output
 from ..errors import BadInput
 from ..images import bad_images
 from ..knowledge import DataSet, open_data_sets
@@ -77,13 +76,12 @@ class Inputs(Opening):
     workers: int = 2
 
 
-def check_paths(inputs: Inputs, output: Path | None, overwrite: bool, preserve: str | None = None) -> Path:
-    """Refuse an output that is or holds an input, before anything is read; return the model's path."""
+def input_paths(inputs: Inputs, preserve: str | None = None) -> list[Path]:
+    """What a job reads, so that no output goes over or into it; the model's path comes first. Raises as `resolve`."""
     model = resolve(inputs.model, **inputs.hub())
-    if output is not None:
-        sets = (inputs.calib, inputs.eval_set, inputs.safe_images, inputs.unsafe_images, inputs.data_root, preserve)
-        check_output(output, [model, *(Path(p) for p in (*sets, *inputs.zero_shot) if p)], overwrite)
-    return model
+    sets = (inputs.calib, inputs.eval_set, inputs.safe_images, inputs.unsafe_images, inputs.data_root, preserve)
+    others = (*sets, *inputs.zero_shot, inputs.templates, inputs.preprocess)
+    return [model, *(Path(path) for path in others if path)]
 
 
 def load_model(inputs: Inputs, keep: bool = False) -> Model:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..checkpoint.containment import demand_contained
 from ..errors import BadInput
 from ..models.kept import Source
-from .pictures import Pictures, image_folder, numbers_as_numbers, tell_classes, text_lines
+from .pictures import Pictures, demand_no_way_out, image_folder, numbers_as_numbers, tell_classes, text_lines
 from .published import PHOTO, PUBLISHED
 
 ALL = "all"
@@ -94,6 +95,7 @@ def open_data_sets(
 
     Raises:
         BadInput: Unknown, missing, not whole or not of its form; or two sets share a name.
+        Refused: A link in a folder leads out of it.
     """
     prompts = None if templates is None else _templates(Path(templates), ensemble)
     opened: dict[str, DataSet] = {}
@@ -137,7 +139,10 @@ def _published(key: str, data_root: str | Path | None, prompts: tuple[str, ...] 
 def _folder(folder: Path, prompts: tuple[str, ...] | None, ensemble: bool) -> DataSet:
     if not (folder / "classnames.txt").is_file():
         raise BadInput(f"{folder}: a zero-shot folder needs classnames.txt, one name a line")
+    for own in (folder / "classnames.txt", folder / "templates.txt"):
+        demand_contained(own, folder)
     pictures = image_folder(folder, numbers_as_numbers)
+    demand_no_way_out((Path(file) for file, _ in pictures.samples), folder)
     names = text_lines(folder / "classnames.txt")
     if len(names) != len(pictures.classes):
         raise BadInput(f"{folder}: classnames.txt has {len(names)} names for {len(pictures.classes)} class folders")
@@ -146,6 +151,7 @@ def _folder(folder: Path, prompts: tuple[str, ...] | None, ensemble: bool) -> Da
         own = folder / "templates.txt"
         prompts = _templates(own, ensemble) if own.is_file() else (PHOTO,)
     listed = folder.parent / "unsafe_classes.txt"
+    demand_contained(listed, folder.parent)
     unsafe = frozenset(text_lines(listed)) if listed.is_file() else frozenset()
     name = folder.resolve().name
     odd = (*_counted_otherwise(name, pictures.classes), *_one_name(name, names))

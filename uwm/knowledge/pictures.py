@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from PIL import Image
 
+from ..checkpoint.containment import demand_contained
 from ..errors import BadInput
 from ..images import load_image
 
@@ -63,6 +64,19 @@ def image_folder(folder: Path, order: Order = sorted) -> ImageFolder:
         return Ordered(str(folder), loader=lambda path: load_image(Path(path)))
     except FileNotFoundError as error:
         raise BadInput(f"{folder}: not in ImageFolder form ({str(error).splitlines()[0]})") from None
+
+
+def demand_no_way_out(files: Iterable[Path], folder: Path) -> None:
+    """Refuse links among files of a folder, and on the way to them, that lead out of it. Raises Refused."""
+    known = {folder}
+    for file in files:
+        for place in (file, *file.parents):
+            if place in known:
+                break
+            if place.is_symlink():
+                demand_contained(place, folder)
+            if place != file:
+                known.add(place)
 
 
 def tell_classes(folder: Path, folders: Iterable[str], names: Iterable[str]) -> None:

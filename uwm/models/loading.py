@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoint import MANIFEST, Checkpoint, open_checkpoint
+from ..checkpoint import Checkpoint, open_checkpoint
 from ..errors import BadInput, ResourceFault
 from ..layouts import FILE_NAMES
+from ..outputs import MANIFEST
 from .base import Model
 from .beside import beside, refuse_unlike
 from .hub import network

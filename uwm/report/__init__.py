@@ -6,7 +6,8 @@ from .card import model_card
 from .document import paired_differences, versions
 from .evaluation import Section, as_markdown, as_text, sections
 from .examples import Example, find_examples
-from .page import html_report, write_evaluation
+from .page import evaluation_page, html_report
+from .parts import is_page
 from .tables import LEGEND, RANDOM_LEGEND, edit_words, heading, layer_table, rows
 from .verdict import verdict_lines
 
@@ -18,9 +19,11 @@ __all__ = [
     "as_markdown",
     "as_text",
     "edit_words",
+    "evaluation_page",
     "find_examples",
     "heading",
     "html_report",
+    "is_page",
     "layer_table",
     "model_card",
     "paired_differences",
@@ -28,5 +31,4 @@ __all__ = [
     "sections",
     "verdict_lines",
     "versions",
-    "write_evaluation",
 ]

@@ -7,13 +7,11 @@ A pure function of ``uwm.json``'s content: every figure in it is in that file, a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
 from ..calibration import CalibrationSet
-from ..checkpoint.folder import write_file
 from ..evaluation import EvalResult
 from ..expressions import Verdict
 from ..manifest import Manifest
@@ -60,15 +58,14 @@ def html_report(document: Manifest, examples: Sequence[Example] = ()) -> str:
     return whole_page(title, *parts)
 
 
-def write_evaluation(
-    file: Path,
+def evaluation_page(
     pairs: CalibrationSet,
     results: Mapping[str, EvalResult],
     verdicts: Sequence[Verdict],
     settings: Mapping[str, Any],
-) -> None:
-    """Write the page of `uwm eval`; arguments as `evaluation_document`. Raises ResourceFault when the disk fails."""
-    write_file(file, html_report(evaluation_document(pairs, results, verdicts, settings)).encode())
+) -> str:
+    """The page of `uwm eval`; arguments as `evaluation_document`."""
+    return html_report(evaluation_document(pairs, results, verdicts, settings))
 
 
 def _summary(document: Manifest) -> Markup:

@@ -18,6 +18,8 @@ from .markup import join, tag
 from .tables import points, shared_words
 
 STYLE = Path(__file__).with_name("page.css")
+MARK = tag("meta", name="generator", content="uwm")  # by it a page is known as ours, which may be replaced
+HEAD = 4096  # bytes in which it stands
 
 
 def whole_page(title: str, *parts: Markup | None) -> str:
@@ -27,12 +29,19 @@ def whole_page(title: str, *parts: Markup | None) -> str:
         tag("meta", charset="utf-8"),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
-        tag("meta", name="generator", content="uwm"),
+        MARK,
         tag("title", title),
         tag("style", Markup(STYLE.read_text("utf-8"))),
     )
     body = tag("body", tag("main", tag("h1", tag("bdi", title)), *parts))
     return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is a page that uwm wrote."""
+    with path.open("rb") as file:
+        start = file.read(HEAD)
+    return start.startswith(b"<!doctype html>") and str(MARK).encode() in start
 
 
 def section(title: str, anchor: str, *parts: Markup | None) -> Markup:

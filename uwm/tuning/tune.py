@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from ..evaluation import EvalResult, differences, summarise, zero_shot_fields
 from ..inputs import (
     Inputs,
     Sets,
-    check_paths,
     check_sets_with,
+    input_paths,
     load_model,
     public_settings,
     read_all,
@@ -29,6 +29,7 @@ from ..inputs import (
 from ..inputs.fingerprints import content_or_tag, data_set_fingerprint, device_name, model_files
 from ..knowledge import DataSet
 from ..manifest import Manifest, read_manifest, write_manifest
+from ..outputs import MANIFEST, filled_folder, link_note
 from ..report import versions
 from ..report.plotting import check_plotting
 from ..statistics.batches import Progress
@@ -91,7 +92,21 @@ def tune(recipe: TuneRecipe, output: Path, *, overwrite: bool = False, progress:
     check_plotting()
     request = SearchRequest(NO_LOSS, False, recipe.objective, recipe.methods, recipe.settings, recipe.trials, METHODS)
     request.check()
-    model_path = check_paths(recipe, output, overwrite=True, preserve=recipe.preserve)
+    paths = input_paths(recipe, recipe.preserve)
+    with filled_folder(output, KIND, "search of uwm tune", paths) as folder:
+        found = _carry_out(recipe, request, paths[0], folder, overwrite, progress)
+    return replace(found, warnings=(*link_note(output, folder), *found.warnings))
+
+
+def _carry_out(
+    recipe: TuneRecipe,
+    request: SearchRequest,
+    model_path: Path,
+    output: Path,
+    overwrite: bool,
+    progress: Progress | None,
+) -> Tuned:
+    """What `tune` does after the checks, with the lock of the folder held."""
     known = _known_search(output)
     sets = read_all(recipe, recipe.preserve)
     budget = Budget.of(request, sets, recipe.seed)
@@ -152,16 +167,8 @@ def _key(recipe: TuneRecipe, model: Path, sets: Sets) -> str:
 
 
 def _known_search(output: Path) -> str | None:
-    """The key of the search that a folder holds, None for a new folder. Raises BadInput for any other folder."""
-    if not output.exists() or not any(output.iterdir()):
-        return None
-    try:
-        known = read_manifest(output)
-    except (BadInput, OSError):
-        known = {}
-    if known.get("kind") != KIND:
-        raise BadInput(f"{output}: exists and holds no search of uwm tune; choose another output")
-    return known.get("search", "")
+    """The key of the search that a folder holds, None for a new folder."""
+    return read_manifest(output).get("search", "") if (output / MANIFEST).is_file() else None
 
 
 def _open(output: Path, key: str, overwrite: bool) -> None:

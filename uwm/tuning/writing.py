@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..checkpoint.folder import write_file
+from ..outputs import put_file
 from ..records import to_json
 from .front import FILE, Front
 from .page import front_page
@@ -27,6 +27,6 @@ def write_front(folder: Path, front: Front) -> None:
     texts = {FILE: f"{to_json(front)}\n", "tune.md": markdown(front), "tune.csv": csv_table(front)}
     texts["report.html"] = front_page(front)
     for name, text in texts.items():
-        write_file(folder / name, text.encode())
+        put_file(folder / name, text.encode())
     for suffix, data in draw(front).items():
-        write_file(folder / f"front.{suffix}", data)
+        put_file(folder / f"front.{suffix}", data)

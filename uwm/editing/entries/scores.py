@@ -55,10 +55,14 @@ class Scores(Mapping[WeightId, torch.Tensor]):
                 raise InvalidResult(f"{weight}: the scores hold NaN or infinite values")
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file, atomically; the same scores give the same bytes."""
+        """Write `content` to a file, atomically. Raises BadInput where something is there that is no scores of ours."""
+        records.save(Path(path), "scores", self.content())
+
+    def content(self) -> bytes:
+        """One safetensors file; the same scores give the same bytes."""
         about = {"recipe": self.recipe, "base": _named(self.base), "guards": _named(self.guards)}
         about["casts"] = _named(self.casts)
-        records.write(Path(path), "scores", {str(w): t for w, t in self.tensors.items()}, about)
+        return records.content("scores", {str(w): t for w, t in self.tensors.items()}, about)
 
     @classmethod
     def load(cls, path: str | Path) -> Scores:
