@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from .errors import BadInput, InvalidResult
 from .images import load_image
 from .metrics import Items, collapsed, first_rows
 from .models import Model
+from .processes import from_first, in_order, is_first, own_part
 from .statistics.batches import BATCH_SIZE, Progress, embed_inputs
 
 SIDES = ("safe", "unsafe")
@@ -101,15 +103,24 @@ def embed(
         BadInput: The set has no complete quadruple. InvalidResult: NaN or infinite embeddings.
     """
     whole = quadruples(calibration)
-    key = None if cache is None else embedding_key(model, whole, batch_size)
-    found = None if cache is None or key is None else cache.get(key)
+    key, found = (
+        (None, None) if cache is None else from_first(partial(_known, cache, model, whole, batch_size), "cache")
+    )
     if found is not None:
         return Embeddings(**found)
     settings: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "progress": progress}
     made = Embeddings(*embed_tower(model, whole, "text", **settings), *embed_tower(model, whole, "vision", **settings))
-    if cache is not None and key is not None:
+    if cache is not None and key is not None and is_first():
         cache.put(key, vars(made))
     return made
+
+
+def _known(
+    cache: EmbeddingCache, model: Model, whole: CalibrationSet, batch_size: int
+) -> tuple[str, dict[str, torch.Tensor] | None]:
+    """The key of a set's embeddings, and the cached ones."""
+    key = embedding_key(model, whole, batch_size)
+    return key, cache.get(key)
 
 
 @torch.no_grad()
@@ -137,10 +148,12 @@ def embed_tower(
     if not pairs:
         return []
     sources, sides = different_items(replace(calibration, pairs=pairs), modality)
-    batches: Iterable = _inputs(model, sources, batch_size, workers)
+    starts = own_part(range(0, len(sources), batch_size))
+    batches: Iterable = _inputs(model, [sources[start : start + batch_size] for start in starts], workers)
     if progress is not None:
-        batches = progress(batches, -(-len(sources) // batch_size), f"embed {tower}")
-    rows = torch.cat([F.normalize(embed_inputs(model, *inputs), dim=-1).cpu() for inputs in batches])
+        batches = progress(batches, len(starts), f"embed {tower}")
+    made = (F.normalize(embed_inputs(model, *inputs), dim=-1).cpu() for inputs in batches)
+    rows = torch.cat(in_order(made, f"embed {tower}"))
     embedded = [rows[own] for own in sides]
     bad = ~torch.isfinite(torch.cat(embedded, 1)).all(1)
     if bad.any():
@@ -149,12 +162,11 @@ def embed_tower(
 
 
 def _inputs(
-    model: Model, sources: Sequence[str | Path], batch_size: int, workers: int
+    model: Model, batches: Iterable[Sequence[str | Path]], workers: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-    """Captions as tokens and masks, or image files as pixel values, in batches."""
+    """Captions as tokens and masks, or image files as pixel values, batch by batch."""
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        for start in range(0, len(sources), batch_size):
-            part = sources[start : start + batch_size]
+        for part in batches:
             if isinstance(part[0], str):
                 yield model.tokenize([str(text) for text in part])
             else:

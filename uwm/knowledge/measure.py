@@ -15,6 +15,7 @@ from ..errors import BadInput, InvalidResult
 from ..intervals import bootstrap, shares
 from ..metrics import TIE, Standing
 from ..models import Model
+from ..processes import in_order, own_part
 from ..statistics.batches import BATCH_SIZE, Progress, embed_inputs
 from .data_sets import DataSet
 
@@ -71,17 +72,23 @@ def zero_shot(
     classes = class_embeddings(model, data, batch_size)[kept]  # [labels, dim]
     batches: Iterable = _batches(data, batch_size, workers)
     if progress is not None:
-        batches = progress(batches, -(-len(data) // batch_size), data.name)
-    hits, targets = [], []
+        batches = progress(batches, len(own_part(range(0, len(data), batch_size))), data.name)
+    found = in_order(_hits(model, data, batches, classes, place), data.name)
+    hits, targets = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return figures_of(data, place, hits, targets, seed)
+
+
+def _hits(
+    model: Model, data: DataSet, batches: Iterable, classes: torch.Tensor, place: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Of each batch `hits_of` its images, and the class of each."""
     for items in batches:
         pixels = model.preprocess([picture for picture, _ in items])
         similarity = F.normalize(embed_inputs(model, pixels, None), dim=-1).cpu() @ classes.T  # [batch, labels]
         if not torch.isfinite(similarity).all():
             raise InvalidResult(f"{data.name}: the model's embeddings are NaN or infinite")
-        own = torch.tensor([target for _, target in items])
-        hits.append(hits_of(similarity, place[own]))
-        targets.append(own)
-    return figures_of(data, place, torch.cat(hits), torch.cat(targets), seed)
+        targets = torch.tensor([target for _, target in items])
+        yield hits_of(similarity, place[targets]), targets
 
 
 def class_labels(model: Model, data: DataSet) -> torch.Tensor:
@@ -136,9 +143,9 @@ def class_embeddings(model: Model, data: DataSet, batch_size: int = BATCH_SIZE) 
     """One normalised embedding a class, [classes, dim], on the CPU: the normalised mean over its prompts' (Radford et
     al., "Learning Transferable Visual Models From Natural Language Supervision", section 3.1.4)."""
     prompts = data.prompts
-    starts = range(0, len(prompts), batch_size)
-    rows = [embed_inputs(model, *model.tokenize(prompts[i : i + batch_size])).cpu() for i in starts]
-    return mean_of_prompts(data, F.normalize(torch.cat(rows), dim=-1))
+    starts = own_part(range(0, len(prompts), batch_size))
+    rows = (embed_inputs(model, *model.tokenize(prompts[i : i + batch_size])).cpu() for i in starts)
+    return mean_of_prompts(data, F.normalize(torch.cat(in_order(rows, f"prompts of {data.name}")), dim=-1))
 
 
 def mean_of_prompts(data: DataSet, prompts: torch.Tensor) -> torch.Tensor:
@@ -147,10 +154,10 @@ def mean_of_prompts(data: DataSet, prompts: torch.Tensor) -> torch.Tensor:
 
 
 def _batches(data: DataSet, size: int, workers: int) -> Iterator[list[tuple[Image.Image, int]]]:
-    """Pictures and their classes, in order; the next batch is read while the model works on one."""
+    """Pictures and their classes, batch by batch; the next batch is read while the model works on one."""
     with ThreadPoolExecutor(max(1, workers)) as pool:
         ahead = []
-        for start in range(0, len(data), size):
+        for start in own_part(range(0, len(data), size)):
             ahead.append(pool.map(data.read, range(start, min(start + size, len(data)))))
             if len(ahead) == 2:
                 yield list(ahead.pop(0))

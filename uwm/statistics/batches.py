@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from ..calibration import CalibrationPair, CalibrationSet, Preservation
 from ..images import load_image
 from ..models import Model
+from ..processes import is_own
 from .pooled_token import check_pooled_token
 
 BATCH_SIZE = 64
@@ -48,6 +50,34 @@ class PairBatch:
         there = [(inputs, mask) for inputs, mask in sides if inputs is not None]
         return there if sides[0][0] is not None else []
 
+    def pairs(self, tower: str) -> int:
+        """How many pairs a tower gets."""
+        sides = self.sides(tower)
+        return len(sides[0][0]) if sides else 0
+
+
+class UnmadeBatch(PairBatch):
+    """A batch that another process works on; it is read only where its inputs are asked for after all.
+
+    Args:
+        make: Gives the batch.
+        pairs: How many it has.
+        modalities: Of ``text`` and ``vision``, those that it has.
+    """
+
+    def __init__(self, make: Callable[[], PairBatch], pairs: int, modalities: Sequence[str]) -> None:
+        super().__init__()
+        vars(self).update(_make=make, _pairs=pairs, _modalities=modalities)  # the base is frozen
+
+    def sides(self, tower: str) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+        """As `PairBatch.sides`."""
+        made: PairBatch = vars(self)["_make"]()
+        return made.sides(tower)
+
+    def pairs(self, tower: str) -> int:
+        """As `PairBatch.pairs`; nothing is read."""
+        return vars(self)["_pairs"] if tower.partition("_")[0] in vars(self)["_modalities"] else 0
+
 
 def pair_batches(
     model: Model,
@@ -69,31 +99,53 @@ def pair_batches(
         joint: Captions and pictures together, of pairs that have both; without it first the captions of all pairs
             that have them, then the pictures.
     """
+    texts = [p for p in calibration.pairs if p.has_text and (p.has_image or not joint)]
+    images = [p for p in calibration.pairs if p.has_image and (p.has_text or not joint)]
     with ThreadPoolExecutor(max(1, workers)) as pool:
+
+        def both(pairs: list[CalibrationPair]) -> PairBatch:
+            return PairBatch(*_pixels(model, pairs, pool), *_tokens(model, pairs))
+
+        def captions(pairs: list[CalibrationPair]) -> PairBatch:
+            return PairBatch(None, None, *_tokens(model, pairs))
+
+        def pictures(pairs: list[CalibrationPair]) -> PairBatch:
+            return PairBatch(*_pixels(model, pairs, pool))
+
         if joint:
-            for pairs in _chunks([p for p in calibration.pairs if p.has_text and p.has_image], batch_size):
-                yield PairBatch(*_pixels(model, pairs, pool), *_tokens(model, pairs))
+            yield from share_out([(both, part, ("text", "vision")) for part in _chunks(texts, batch_size)])
             return
-        if "text" in towers:
-            for pairs in _chunks([p for p in calibration.pairs if p.has_text], batch_size):
-                yield PairBatch(None, None, *_tokens(model, pairs))
-        if "vision" in towers:
-            for pairs in _chunks([p for p in calibration.pairs if p.has_image], batch_size):
-                yield PairBatch(*_pixels(model, pairs, pool))
+        parts: list[Piece] = [(captions, p, ("text",)) for p in _chunks(texts, batch_size) if "text" in towers]
+        parts += [(pictures, part, ("vision",)) for part in _chunks(images, batch_size) if "vision" in towers]
+        yield from share_out(parts)
 
 
 def preserved_batches(
     model: Model, preserve: Preservation, *, batch_size: int = BATCH_SIZE, towers: Iterable[str], workers: int = 2
 ) -> Iterator[PairBatch]:
     """A preservation set as batches without an unsafe side: first the captions, then the images."""
-    if "text" in towers:
-        for captions in _chunks(preserve.captions, batch_size):
-            ids, mask = model.tokenize([*captions])
-            yield PairBatch(safe_input_ids=ids, safe_attention_mask=mask)
-    if "vision" in towers:
-        with ThreadPoolExecutor(max(1, workers)) as pool:
-            for paths in _chunks(preserve.images, batch_size):
-                yield PairBatch(safe_pixel_values=model.preprocess(list(pool.map(load_image, paths))))
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+
+        def captions(texts: list[str]) -> PairBatch:
+            ids, mask = model.tokenize(texts)
+            return PairBatch(safe_input_ids=ids, safe_attention_mask=mask)
+
+        def pictures(paths: list[Path]) -> PairBatch:
+            return PairBatch(safe_pixel_values=model.preprocess(list(pool.map(load_image, paths))))
+
+        texts, images = _chunks(preserve.captions, batch_size), _chunks(preserve.images, batch_size)
+        parts: list[Piece] = [(captions, part, ("text",)) for part in texts if "text" in towers]
+        parts += [(pictures, part, ("vision",)) for part in images if "vision" in towers]
+        yield from share_out(parts)
+
+
+Piece = tuple[Callable[[Any], PairBatch], list, tuple[str, ...]]  # what makes a batch, of what, its modalities
+
+
+def share_out(parts: Iterable[Piece]) -> Iterator[PairBatch]:
+    """The batches, of which those of other processes are not made."""
+    for number, (make, of, modalities) in enumerate(parts):
+        yield make(of) if is_own(number) else UnmadeBatch(partial(make, of), len(of), modalities)
 
 
 def _tokens(model: Model, pairs: list[CalibrationPair]) -> tuple[torch.Tensor, ...]:

@@ -10,7 +10,7 @@ import torch
 
 from ..errors import BadInput
 from ..weights import WeightId
-from .passes import SAFE, UNSAFE, Part
+from .passes import SAFE, UNSAFE, Part, Shared
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Scorer(Protocol):
         """Take in one batch."""
 
 
-class ChannelNorms:
+class ChannelNorms(Shared):
     """Reducer of UWM: token statistics of every weight's input, given to that weight's scorer (UWM, section 4).
 
     Args:
@@ -76,4 +76,9 @@ class ChannelNorms:
         if len(part.embeddings) < 2:
             raise BadInput(f"a batch of the {part.tower} tower has no unsafe side; UWM compares safe with unsafe")
         for weight in self.layers(part.tower):
-            self.scorers[weight].update(self._found.pop((weight, SAFE)), self._found.pop((weight, UNSAFE)))
+            self.give((weight, self._found.pop((weight, SAFE)), self._found.pop((weight, UNSAFE))))
+
+    def join(self, item: tuple[WeightId, TokenStatistics, TokenStatistics]) -> None:
+        """Feed a weight's scorer."""
+        weight, safe, unsafe = item
+        self.scorers[weight].update(safe, unsafe)
