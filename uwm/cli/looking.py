@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ..errors import BadInput
+from ..processes import is_first
 from .flags import COMMON, GATE, IMAGES, MODEL, ZERO_SHOT, progress_of, say, split_flags, warn
 from .group import uwm
 
@@ -35,8 +36,10 @@ def evaluate(
     from ..report import as_text
 
     settings, show = split_flags(flags)
-    files = ReportFiles(html, junit, markdown)
+    files = ReportFiles(html, junit, markdown) if is_first() else ReportFiles()
     done = run_evaluation(EvalRecipe(**settings, cache=not no_cache), files, progress=progress_of(show))
+    if not is_first():
+        return
     warn(show, done.warnings)
     tables = done.sections(all_figures=all_figures, by_concept=by_concept)
     say(show, done.as_dict(), as_text(tables, all_figures=all_figures, changes=bool(done.changes)))

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ..errors import BadInput
+from ..processes import is_first
 from .flags import (
     COMMON,
     FILES,
@@ -53,6 +54,8 @@ def score(output: Path, overwrite: bool, **flags: Any) -> None:
     how |= {"batch_size": recipe.batch_size, "workers": recipe.workers, "progress": progress_of(show)}
     model = load_model(recipe)
     scores = make(model, pairs, **how)
+    if not is_first():
+        return
     towers = {weight.tower.partition("_")[0] for weight in scores}
     told = [*model.notes, *pairs.warnings(), *signal(model, pairs, towers).warnings()]
     warn(show, told)
