@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from ..errors import BadInput
-from .group import current
+from ..errors import BadInput, UwmError
+from .group import Group, current
 
 Item = TypeVar("Item")
 
@@ -38,17 +39,35 @@ def own_part(items: Sequence[Item]) -> Sequence[Item]:
     return items if group is None else items[group.rank :: group.count]
 
 
+@dataclass(frozen=True)
+class _Failed:
+    """In place of the result of a batch: why there is none."""
+
+    batch: int
+    error: UwmError
+
+
 def in_order(results: Iterable[Item], label: str) -> list[Item]:
     """The results of all batches in the order of one process.
 
     Args:
         results: Of this process's batches, those of `own_part`.
         label: What it is about; every process gives the same.
+
+    Raises:
+        UwmError: The first that any process came upon, in all of them, so that they go on alike.
     """
     group = current()
     if group is None:
         return [*results]
-    found = group.exchange([*results], label)
+    mine: list[Item | _Failed] = []
+    try:
+        for result in results:
+            mine.append(result)
+    except UwmError as error:
+        mine.append(_Failed(group.rank + len(mine) * group.count, error))
+    found = group.exchange(mine, label)
+    _raise_first(part[-1] for part in found if part)
     return [found[n % group.count][n // group.count] for n in range(sum(map(len, found)))]
 
 
@@ -57,29 +76,54 @@ def in_rounds(results: Iterable[Item | None], label: str) -> Iterator[Item]:
 
     Args:
         results: One for every batch of the job; None for those of the other processes.
-        label: As there.
+        label, Raises: As there.
     """
     group = current()
     if group is None:
         yield from results  # type: ignore[misc]
         return
-    mine, number = None, -1
-    for number, result in enumerate(results):
-        mine = result if is_own(number) else mine
-        if number % group.count == group.count - 1:
-            yield from group.exchange(mine, label)
+    mine: Any = None
+    number = 0
+    for result in _caught(results):
+        mine = result if is_own(number) or isinstance(result, _Failed) else mine
+        number += 1
+        if number % group.count == 0 or isinstance(result, _Failed):
+            yield from _round(group, mine, label, group.count)
             mine = None
-    if left := (number + 1) % group.count:
-        yield from group.exchange(mine, label)[:left]
+    if number % group.count:
+        yield from _round(group, mine, label, number % group.count)
+
+
+def _caught(results: Iterable[Item]) -> Iterator[Item | _Failed]:
+    """The results, and in place of an error what failed."""
+    number = 0
+    try:
+        for result in results:
+            yield result
+            number += 1
+    except UwmError as error:
+        yield _Failed(number, error)
+
+
+def _round(group: Group, mine: Any, label: str, batches: int) -> list[Any]:
+    found = group.exchange(mine, label)
+    _raise_first(found)
+    return found[:batches]
+
+
+def _raise_first(results: Iterable[Any]) -> None:
+    failed = [result for result in results if isinstance(result, _Failed)]
+    if failed:
+        raise min(failed, key=lambda one: one.batch).error
 
 
 def from_first(make: Callable[[], Item], label: str) -> Item:
-    """What the first process makes; the others make nothing and get it."""
+    """What the first process makes; the others make nothing and get it. Raises UwmError in all of them."""
     group = current()
     if group is None:
         return make()
-    found: Item = group.exchange(make() if group.rank == 0 else None, label)[0]
-    return found
+    found: list[Item] = in_order((make() for _ in range(group.rank == 0)), label)
+    return found[0]
 
 
 @contextmanager

@@ -139,7 +139,7 @@ def preserved_batches(
         yield from share_out(parts)
 
 
-Piece = tuple[Callable[[Any], PairBatch], list, tuple[str, ...]]  # what makes a batch, of what, its modalities
+Piece = tuple[Callable[[Any], PairBatch], Sequence, tuple[str, ...]]  # what makes a batch, of what, its modalities
 
 
 def share_out(parts: Iterable[Piece]) -> Iterator[PairBatch]:

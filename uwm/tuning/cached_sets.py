@@ -17,6 +17,7 @@ from ..images import load_image
 from ..knowledge import DataSet, ZeroShot
 from ..knowledge.measure import class_labels, figures_of, hits_of, mean_of_prompts
 from ..models import Model
+from ..processes import in_order
 from ..weights import WeightId
 from .cached_tower import CachedTower, Source
 
@@ -73,9 +74,11 @@ class CachedDataSets:
     def __init__(self, model: Model, data_sets: Mapping[str, DataSet], keep: Keep) -> None:
         self._data_sets = data_sets
         self._labels = {name: class_labels(model, data) for name, data in data_sets.items()}
-        self._targets = {name: torch.zeros(len(data), dtype=torch.long) for name, data in data_sets.items()}
+        self._targets = {name: torch.full((len(data),), -1) for name, data in data_sets.items()}
         self._prompts = keep("text", [prompt for data in data_sets.values() for prompt in data.prompts])
         self._pictures = keep("vision", [*self._readers()])
+        read = in_order([self._targets], "classes")  # each process has those of the pictures that it read
+        self._targets = {name: torch.stack([one[name] for one in read]).amax(0) for name in data_sets}
 
     def classify(self, changes: Changes, seed: int | None = None) -> dict[str, ZeroShot]:
         """As `uwm.knowledge.zero_shot` under these changes; without a seed no interval."""

@@ -15,7 +15,8 @@ from ..editing.changes import Change
 from ..editing.live import changed
 from ..errors import InvalidResult
 from ..models import Model
-from ..statistics.batches import PairBatch, Progress, embed_inputs
+from ..processes import from_first, in_order, own_part
+from ..statistics.batches import PairBatch, Progress, embed_inputs, share_out
 from ..statistics.embeddings import PairEmbeddings
 from ..statistics.hooks import kept_outputs, skipped
 from ..statistics.passes import block_module, run_pass
@@ -95,7 +96,7 @@ class CachedTower:
             found = self._pooled.embed(own)
         else:
             with changed(self._model, changes):
-                found = torch.cat([*self._from_block(own)])
+                found = torch.cat(in_order(self._from_block(own), f"trial {self._tower}"))
         rows = F.normalize(found, dim=-1).cpu()
         if not torch.isfinite(rows.sum()):  # one value that is not finite makes the sum so
             raise InvalidResult(f"{self._tower} tower: NaN or infinite embeddings")
@@ -114,7 +115,7 @@ class CachedTower:
             return torch.empty(0, 0), None
         named = pooled_weights(self._model, self._tower)
         inputs, embeddings = PooledInputs(self._model, [*named]), PairEmbeddings(normalised=False)
-        batches: Iterable = (self._as_batch(*made) for made in self._inputs())
+        batches: Iterable = self._shared_batches()
         if progress is not None:
             batches = progress(batches, self._batches, f"embed {self._tower}")
         run_pass(self._model, batches, [inputs, embeddings], [self._tower])
@@ -125,9 +126,12 @@ class CachedTower:
     @torch.no_grad()
     def _agrees(self, pooled: PooledMlp) -> bool:
         """Whether an edit of the MLP does to the first batch what it does to the tower."""
-        with changed(self._model, pooled.probe()):
-            edited = embed_inputs(self._model, *next(self._inputs())).cpu()
-        return pooled.agrees(edited)
+
+        def first_batch() -> torch.Tensor:
+            with changed(self._model, pooled.probe()):
+                return embed_inputs(self._model, *next(self._inputs())[1]).cpu()
+
+        return pooled.agrees(from_first(first_batch, "probe"))
 
     @property
     def _batches(self) -> int:
@@ -138,16 +142,31 @@ class CachedTower:
             return PairBatch(safe_pixel_values=inputs)
         return PairBatch(safe_input_ids=inputs, safe_attention_mask=mask)
 
-    def _inputs(self) -> Iterator[Inputs]:
-        """Tokens with their mask, or pixel values, batch by batch; kept where there is room."""
+    def _shared_batches(self) -> Iterator[PairBatch]:
+        """All batches, of which those of other processes are not made."""
         with ThreadPoolExecutor(max(1, self._workers)) as pool:
-            for number in range(self._batches):
-                made = self._made.get(number)
-                if made is None:
-                    made = self._make(number, pool)
-                    if self._room.take(*made):
-                        self._made[number] = made
-                yield made
+
+            def made(numbered: range) -> PairBatch:
+                return self._as_batch(*self._kept(numbered.start // self._batch_size, pool))
+
+            starts = range(0, len(self), self._batch_size)
+            rows = [range(start, min(start + self._batch_size, len(self))) for start in starts]
+            yield from share_out((made, part, (self._tower,)) for part in rows)
+
+    def _inputs(self) -> Iterator[tuple[int, Inputs]]:
+        """The number of each of this process's batches, and tokens with their mask, or pixel values."""
+        with ThreadPoolExecutor(max(1, self._workers)) as pool:
+            for number in own_part(range(self._batches)):
+                yield number, self._kept(number, pool)
+
+    def _kept(self, number: int, pool: ThreadPoolExecutor) -> Inputs:
+        """The inputs of a batch; kept where there is room."""
+        made = self._made.get(number)
+        if made is None:
+            made = self._make(number, pool)
+            if self._room.take(*made):
+                self._made[number] = made
+        return made
 
     def _make(self, number: int, pool: ThreadPoolExecutor) -> Inputs:
         part = self._sources[number * self._batch_size : (number + 1) * self._batch_size]
@@ -160,10 +179,13 @@ class CachedTower:
 
     @torch.no_grad()
     def _from_block(self, changes: Mapping[WeightId, Change]) -> Iterator[torch.Tensor]:
-        """Embeddings batch by batch, [batch, dim]; blocks before the first edited one are not run where it is kept."""
+        """Embeddings of this process's batches, [batch, dim].
+
+        Blocks before the first edited one are not run where their output is kept.
+        """
         first = self._first_edited(changes)
         blocks = [block_module(self._model, WeightId(self._tower, block, "fc1")) for block in range(first)]
-        for number, made in enumerate(self._inputs()):
+        for number, made in self._inputs():
             output = self._outputs.get((first - 1, number))
             if output is not None:
                 with skipped(blocks, output):
