@@ -8,7 +8,7 @@ import pytest
 import torch
 from reference import slow_metrics
 
-from uwm import figures, metrics
+from uwm import figures, metrics, ranks
 from uwm.intervals import bootstrap, shares
 
 
@@ -39,7 +39,7 @@ def test_a_tie_is_not_safe():
 
 
 def test_recall_equals_the_slow_form_across_chunks(quadruples, monkeypatch):
-    monkeypatch.setattr(metrics, "TILE", (10, 7))
+    monkeypatch.setattr(ranks, "TILE", (10, 7))
     ts, tu, vs, vu = quadruples
     found, union = metrics.recall(ts, vs), metrics.union_recall(tu, vs, vu)
     both = vs.tolist() + vu.tolist()
@@ -68,7 +68,7 @@ def test_a_tie_has_a_tolerance():
 @pytest.mark.parametrize(("better", "tied", "partners"), [(0, 0, 1), (0, 4, 1), (2, 7, 3), (4, 30, 2), (25, 3, 1)])
 def test_hits_are_the_share_of_all_orders(better, tied, partners):
     """Against the hypergeometric probability."""
-    standing = metrics.Standing(*(torch.tensor([n]) for n in (better, tied, partners)))
+    standing = ranks.Standing(*(torch.tensor([n]) for n in (better, tied, partners)))
     for k in figures.KS:
         places = min(max(k - better, 0), tied + partners)
         missed = math.comb(tied, places) / math.comb(tied + partners, places)
@@ -96,8 +96,9 @@ def test_none_and_all_of_few_pairs_are_not_certain(pairs):
 
 
 def test_retrieval_equals_the_slow_forms_across_tiles(quadruples, monkeypatch):
-    monkeypatch.setattr(metrics, "TILE", (10, 7))
+    monkeypatch.setattr(ranks, "TILE", (10, 7))
     monkeypatch.setattr(metrics, "PIECE", 4)
+    monkeypatch.setattr(ranks, "PIECE", 4)
     ts, tu, vs, vu = (q.tolist() for q in quadruples)
     found = {name: s.double().mean().item() for name, s in metrics.retrieval_samples(*quadruples).items()}
     expected = {}
@@ -127,8 +128,8 @@ def test_means_equal_the_slow_form_query_by_query(quadruples):
 @pytest.mark.parametrize("tile", [(5, 3), (64, 64), (7, 1000)])
 def test_ranks_are_exact_whatever_the_tiles(tile, monkeypatch):
     """Candidates equal to the target or within float32 rounding of it, which float32 products order by chance."""
-    monkeypatch.setattr(metrics, "TILE", tile)
-    monkeypatch.setattr(metrics, "TIE", 1e-9)
+    monkeypatch.setattr(ranks, "TILE", tile)
+    monkeypatch.setattr(ranks, "TIE", 1e-9)
     generator = torch.Generator().manual_seed(1)
     queries, target = torch.randn(40, 33, generator=generator), torch.randn(33, generator=generator)
     near = target + 1e-6 * torch.randn(150, 33, generator=generator)
@@ -136,7 +137,7 @@ def test_ranks_are_exact_whatever_the_tiles(tile, monkeypatch):
     targets = torch.arange(40) * 5
     exact = torch.nn.functional.normalize(queries.double()) @ torch.nn.functional.normalize(candidates.double()).T
     gap = exact - exact.gather(1, targets[:, None])
-    found, _ = metrics._standing(queries, candidates, (torch.arange(40), targets))
+    found = ranks.standing_of(ranks.Part(queries), ranks.Part(candidates), (torch.arange(40), targets))
     assert found.better.tolist() == (gap > 1e-9).sum(1).tolist()
     assert found.tied.tolist() == ((gap.abs() <= 1e-9).sum(1) - 1).tolist()
     assert found.better.min() < 20
@@ -165,7 +166,7 @@ def grouped(n, generator):
 
 @pytest.mark.parametrize("tile", [(5, 3), (1000, 1000)])
 def test_items_and_groups_equal_the_slow_form(tile, monkeypatch):
-    monkeypatch.setattr(metrics, "TILE", tile)
+    monkeypatch.setattr(ranks, "TILE", tile)
     generator = torch.Generator().manual_seed(8)
     items = grouped(40, generator)
     sides = ("safe_text", "unsafe_text", "safe_image", "unsafe_image")

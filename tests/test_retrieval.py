@@ -8,17 +8,17 @@ import pytest
 import torch
 from reference import slow_metrics
 
-from uwm import metrics
+from uwm import metrics, ranks
 from uwm.metrics import Items, Retrieval, retrieval_samples
 
 SIDES = ("safe_text", "unsafe_text", "safe_image", "unsafe_image")
-TILES = {"one tile": metrics.TILE, "many tiles": (5, 3), "small tiles": (2, 2)}
+TILES = {"one tile": ranks.TILE, "many tiles": (5, 3), "small tiles": (2, 2)}
 N = 31
 
 
 @pytest.fixture(params=TILES)
 def tile(request, monkeypatch):
-    monkeypatch.setattr(metrics, "TILE", TILES[request.param])
+    monkeypatch.setattr(ranks, "TILE", TILES[request.param])
 
 
 def items_and_embeddings(seed, groups=6):
@@ -53,7 +53,7 @@ def slowly(items, found, asking):
             fooled = [
                 float(
                     max(slow_metrics.cosine(lists[query][row], one) for one in unsafe)
-                    >= max(slow_metrics.cosine(lists[query][row], one) for one in safe.values()) - metrics.TIE
+                    >= max(slow_metrics.cosine(lists[query][row], one) for one in safe.values()) - ranks.TIE
                 )
                 for row in asking
             ]

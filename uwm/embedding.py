@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,11 +13,11 @@ import torch.nn.functional as F
 from .cache import EmbeddingCache, embedding_key
 from .calibration import CalibrationSet
 from .errors import BadInput, InvalidResult
-from .images import load_image
 from .metrics import Items, collapsed, first_rows
 from .models import Model
-from .processes import from_first, in_order, is_first, own_part
-from .statistics.batches import BATCH_SIZE, Progress, embed_inputs
+from .processes import from_first, is_first
+from .statistics.batches import BATCH_SIZE, Progress
+from .statistics.sources import embed_sources
 
 SIDES = ("safe", "unsafe")
 
@@ -148,26 +146,10 @@ def embed_tower(
     if not pairs:
         return []
     sources, sides = different_items(replace(calibration, pairs=pairs), modality)
-    starts = own_part(range(0, len(sources), batch_size))
-    batches: Iterable = _inputs(model, [sources[start : start + batch_size] for start in starts], workers)
-    if progress is not None:
-        batches = progress(batches, len(starts), f"embed {tower}")
-    made = (F.normalize(embed_inputs(model, *inputs), dim=-1).cpu() for inputs in batches)
-    rows = torch.cat(in_order(made, f"embed {tower}"))
+    passed: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "progress": progress}
+    rows = F.normalize(embed_sources(model, tower, sources, name=f"embed {tower}", **passed), dim=-1)
     embedded = [rows[own] for own in sides]
     bad = ~torch.isfinite(torch.cat(embedded, 1)).all(1)
     if bad.any():
         raise InvalidResult(f"{tower} tower: NaN or infinite embeddings at pair {pairs[int(bad.nonzero()[0])].id!r}")
     return embedded
-
-
-def _inputs(
-    model: Model, batches: Iterable[Sequence[str | Path]], workers: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-    """Captions as tokens and masks, or image files as pixel values, batch by batch."""
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        for part in batches:
-            if isinstance(part[0], str):
-                yield model.tokenize([str(text) for text in part])
-            else:
-                yield model.preprocess(list(pool.map(load_image, part))), None

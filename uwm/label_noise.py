@@ -19,8 +19,8 @@ from .editing.entries.editor import TEXT_LAYERS, VISION_LAYERS
 from .editing.entries.selection import top_mass
 from .editing.entries.uwm import UwmScorer
 from .embedding import embed_tower
-from .metrics import TIE
 from .models import Model
+from .ranks import TIE
 from .statistics.batches import BATCH_SIZE, Progress, count_batches, pair_batches
 from .statistics.channel_norms import ChannelNorms, TokenStatistics
 from .statistics.embeddings import PairEmbeddings

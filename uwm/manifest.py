@@ -100,6 +100,13 @@ class EditFacts(TypedDict, total=False):
     notes: dict[str, Any]
 
 
+class StableFacts(TypedDict):
+    """How many pairs were enough: how well the edit from half of those seen agreed with that from all of them."""
+
+    wanted: float
+    curve: list[dict[str, Any]]  # pairs seen, and overlap
+
+
 class TrainingFacts(TypedDict):
     """A fine-tuning."""
 
@@ -133,6 +140,7 @@ class Manifest(TypedDict, total=False):
     of: int
     layers: dict[str, LayerFacts]
     label_noise: dict[str, Any]
+    stable: StableFacts
     budget: BudgetFacts
     # finetune
     training: TrainingFacts

@@ -9,11 +9,21 @@ import torch
 import torch.nn.functional as F
 
 from .figures import CONJUNCTIONS, KS, MEANS, lower_is_better
+from .ranks import (
+    PIECE,
+    TIE,
+    Bars,
+    Pairs,
+    Part,
+    Standing,
+    Tally,
+    by_tile,
+    standing_of,
+    tally,
+    unsafe_first,
+)
 
-TILE = (4096, 1024)  # queries and candidates compared at a time; a narrow one has few rows with a near candidate
-PIECE = 1 << 14  # rows compared one by one at a time
 BINS = 100
-TIE = 1e-6  # cosines that differ by no more are equal; batch size and threads move a float32 cosine by up to 3e-7
 COLLAPSE = 1e-5  # distance; such embeddings differ by rounding alone
 
 
@@ -43,10 +53,13 @@ def own_similarities(
 
     Arguments as `safeground_samples`; returns ``ts``, ``tu``, ``vs``, ``vu`` -> ``safe``, ``unsafe`` -> float64 [n].
     """
-    ts, tu, vs, vu = safe_text, unsafe_text, safe_image, unsafe_image
-    found = {"ts": (_cosine(ts, vs), _cosine(ts, vu)), "tu": (_cosine(tu, vs), _cosine(tu, vu))}
-    found |= {"vs": (found["ts"][0], found["tu"][0]), "vu": (found["ts"][1], found["tu"][1])}
-    return {query: {"safe": sides[0], "unsafe": sides[1]} for query, sides in found.items()}
+    found = []
+    for pieces in zip(*(side.split(PIECE) for side in (safe_text, unsafe_text, safe_image, unsafe_image)), strict=True):
+        ts, tu, vs, vu = (F.normalize(piece.double(), dim=-1) for piece in pieces)
+        found.append(torch.stack([(a * b).sum(-1) for a, b in ((ts, vs), (ts, vu), (tu, vs), (tu, vu))]))
+    ts_vs, ts_vu, tu_vs, tu_vu = torch.cat(found, 1)
+    sides = {"ts": (ts_vs, ts_vu), "tu": (tu_vs, tu_vu), "vs": (ts_vs, tu_vs), "vu": (ts_vu, tu_vu)}
+    return {query: {"safe": safe, "unsafe": unsafe} for query, (safe, unsafe) in sides.items()}
 
 
 def histograms(similarities: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, dict[str, list[int]]]:
@@ -97,59 +110,35 @@ class Items:
         return Items(**{name: numbers.to(device) for name, numbers in vars(self).items()})
 
 
-@dataclass(frozen=True)
-class Standing:
-    """Where the best partner of each query stands among all candidates, int64 [n] each.
-
-    Attributes:
-        better: Candidates that are more similar to the query, by more than `TIE`.
-        tied: Other candidates within `TIE` of it.
-        partners: Partners within `TIE` of it, itself among them.
-    """
-
-    better: torch.Tensor
-    tied: torch.Tensor
-    partners: torch.Tensor
-
-    def hits(self, k: int) -> torch.Tensor:
-        """The probability that a partner is among the k best when ties are broken by chance, float64 [n].
-
-        After McSherry and Najork, "Computing Information Retrieval Performance Measures Efficiently in the Presence of
-        Tied Scores" (ECIR 2008): all orders of tied candidates are equally likely, so a query misses with the
-        probability that the places which are left all go to the tied candidates that are no partners.
-        """
-        missed = torch.ones(len(self.better), dtype=torch.float64, device=self.better.device)
-        for place in range(k):
-            left = self.tied + self.partners - place
-            odds = (self.tied - place).clamp_min(0).double() / left.clamp_min(1)
-            missed *= torch.where(self.better + place < k, odds, 1)
-        return 1 - missed
-
-
-@dataclass(frozen=True)
-class _Direction:
-    """Who asks for what in one direction of retrieval, by rows of the embeddings.
-
-    Attributes:
-        rows, row_of: The different queries, and which of them each asking row is.
-        candidates: The different safe items.
-        partners: Queries and candidates that belong together, int64 [partners] each.
-        unsafe: The different unsafe items among the candidates; None where there are none.
-    """
-
-    rows: torch.Tensor
-    row_of: torch.Tensor
-    candidates: torch.Tensor
-    partners: tuple[torch.Tensor, torch.Tensor]
-    unsafe: torch.Tensor | None
-
-
 DIRECTIONS = {  # queries, their groups, safe candidates, unsafe candidates
     "ts_vs": ("safe_text", "safe_group", "safe_image", None),
     "vs_ts": ("safe_image", "safe_group", "safe_text", None),
     "tu_union": ("unsafe_text", "safe_group", "safe_image", "unsafe_image"),
     "vu_union": ("unsafe_image", "unsafe_group", "safe_text", "unsafe_text"),
 }
+
+
+@dataclass(frozen=True)
+class _Direction:
+    """Who asks for what in one direction of retrieval; queries and items are numbers of parts of the set.
+
+    Attributes:
+        queries, row_of: The different queries, and which of them each asking row is.
+        safe: The different safe items.
+        partners: Queries and safe items that belong together.
+        unsafe: The different unsafe items among the candidates; None where there are none.
+    """
+
+    queries: int
+    row_of: torch.Tensor
+    safe: int
+    partners: Pairs
+    unsafe: int | None
+
+    @property
+    def candidates(self) -> tuple[int, ...]:
+        """The safe and the unsafe items, where there are any."""
+        return (self.safe,) if self.unsafe is None else (self.safe, self.unsafe)
 
 
 class Retrieval:
@@ -162,32 +151,56 @@ class Retrieval:
     """
 
     def __init__(self, items: Items, asking: torch.Tensor | None = None, ks: Sequence[int] = KS) -> None:
-        self._ks = ks
+        self._ks, self._n = ks, len(items.safe_text)
+        self._parts: list[tuple[str, torch.Tensor | None]] = []
         self._directions = {name: self._direction(items, asking, *parts) for name, parts in DIRECTIONS.items()}
+        self._hidden = {(d.queries, d.safe): by_tile(d.partners) for d in self._directions.values()}
 
-    @staticmethod
     def _direction(
-        items: Items, asking: torch.Tensor | None, query: str, group: str, partner: str, unsafe: str | None
+        self, items: Items, asking: torch.Tensor | None, query: str, group: str, partner: str, unsafe: str | None
     ) -> _Direction:
         own, groups = getattr(items, query), getattr(items, group)
         rows, row_of = first_rows(torch.stack([own, groups], 1)[... if asking is None else asking])
         rows = rows if asking is None else asking[rows]
         candidates, candidate_of = first_rows(getattr(items, partner))
-        others = None if unsafe is None else first_rows(getattr(items, unsafe))[0]
-        return _Direction(rows, row_of, candidates, _partners(groups[rows], groups, candidate_of), others)
+        others = None if unsafe is None else self._part(unsafe, first_rows(getattr(items, unsafe))[0])
+        partners = _partners(groups[rows], groups, candidate_of)
+        return _Direction(self._part(query, rows), row_of, self._part(partner, candidates), partners, others)
+
+    def _part(self, side: str, rows: torch.Tensor) -> int:
+        """The number of a part of the set; equal ones have one number."""
+        whole = rows.equal(torch.arange(self._n, device=rows.device))
+        for number, (name, known) in enumerate(self._parts):
+            if name == side and (known is None if whole else known is not None and known.equal(rows)):
+                return number
+        self._parts.append((side, None if whole else rows))
+        return len(self._parts) - 1
 
     def samples(self, embeddings: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """As `retrieval_samples`, of embeddings by the names of its arguments."""
+        parts = [Part(embeddings[side], rows) for side, rows in self._parts]
+        tallies: dict[tuple[int, int], Tally] = {}
+        for found in self._directions.values():
+            bars = Bars(parts[found.queries], parts[found.safe], found.partners)
+            tallies |= {(found.queries, other): Tally(bars, parts[other]) for other in found.candidates}
+        self._count(parts, tallies)
         standings, top1 = {}, {}
         for name, found in self._directions.items():
-            query, _, partner, other = DIRECTIONS[name]
-            unsafe = None if other is None else embeddings[other][found.unsafe]
-            safe = embeddings[partner][found.candidates]
-            standing, unsafe_first = _standing(embeddings[query][found.rows], safe, found.partners, unsafe)
-            standings[name] = Standing(*(numbers[found.row_of] for numbers in vars(standing).values()))
-            if unsafe is not None:
-                top1[f"unsafe_top1_{name.removesuffix('_union')}"] = unsafe_first.double()[found.row_of]
+            among = [tallies[found.queries, other] for other in found.candidates]
+            standings[name] = Standing.of(*among)[found.row_of]
+            if len(among) > 1:
+                top1[f"unsafe_top1_{name.removesuffix('_union')}"] = unsafe_first(*among).double()[found.row_of]
         return {f"R{k}_{name}": standing.hits(k) for k in self._ks for name, standing in standings.items()} | top1
+
+    def _count(self, parts: Sequence[Part], tallies: Mapping[tuple[int, int], Tally]) -> None:
+        """Each product once: where the candidates of one direction are the queries of another, it serves both.
+
+        In such directions each item is in one group, so that partners are partners in both.
+        """
+        for (one, other), forth in tallies.items():
+            back = tallies.get((other, one))
+            if back is None or one < other:
+                tally(parts[one], parts[other], forth, back, self._hidden.get((one, other)))
 
 
 def retrieval_samples(
@@ -221,9 +234,7 @@ def first_rows(numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return first.scatter_reduce_(0, which, torch.arange(len(which), device=which.device), "amin"), which
 
 
-def _partners(
-    wanted: torch.Tensor, groups: torch.Tensor, candidates: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _partners(wanted: torch.Tensor, groups: torch.Tensor, candidates: torch.Tensor) -> Pairs:
     """Every query with every candidate of its group.
 
     Args:
@@ -241,111 +252,6 @@ def _partners(
     return queries, candidate[start[queries] + within]
 
 
-def _standing(
-    queries: torch.Tensor,
-    safe: torch.Tensor,
-    partners: tuple[torch.Tensor, torch.Tensor],
-    unsafe: torch.Tensor | None = None,
-) -> tuple[Standing, torch.Tensor]:
-    """Where each query's best partner stands among all candidates, and whether an unsafe one comes first, bool [n].
-
-    A query or partner with NaN comes last, and an unsafe candidate comes first there.
-    """
-    query, candidate = partners
-    cosines = _own(queries[query], safe, candidate)
-    bar = cosines.new_full((len(queries),), -torch.inf).scatter_reduce_(0, query, cosines, "amax")
-    better, tied, best = _compare(queries, safe, bar, partners)
-    level = torch.bincount(query[cosines >= bar[query] - TIE], minlength=len(queries))
-    if unsafe is None:
-        return Standing(better, tied, level), torch.zeros_like(bar, dtype=torch.bool)
-    others, level_with, first = _compare(queries, unsafe, bar)
-    unsafe_first = ~(first < torch.maximum(best, bar) - TIE)
-    return Standing(better + others, tied + level_with, level), unsafe_first
-
-
-def _compare(
-    queries: torch.Tensor,
-    candidates: torch.Tensor,
-    bar: torch.Tensor,
-    partners: tuple[torch.Tensor, torch.Tensor] | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """How many candidates are more similar to a query than its bar, how many tie with it, how similar the best one is.
-
-    Products are float32, in tiles of fixed size. A row of a tile in which one may tie with the bar is computed anew in
-    float64, so that neither the tiles nor the places of equal items decide.
-
-    Args:
-        queries: [n, dim].
-        candidates: [m, dim].
-        bar: float64 [n], what the best partner has; where it is NaN, all candidates are better.
-        partners: Queries and candidates that belong together; such a candidate does not count. It would be near the bar
-            in every row.
-
-    Returns:
-        int64 [n] twice, and float64 [n].
-    """
-    better = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
-    tied, best = torch.zeros_like(better), torch.zeros_like(better)
-    highest = torch.full((len(queries),), -torch.inf, device=queries.device)
-    for first in range(0, len(candidates), TILE[1]):
-        block = F.normalize(candidates[first : first + TILE[1]].float(), dim=-1)
-        exact = F.normalize(candidates[first : first + TILE[1]].double(), dim=-1)
-        for start in range(0, len(queries), TILE[0]):
-            rows = slice(start, start + TILE[0])
-            similarity = F.normalize(queries[rows].float(), dim=-1) @ block.T  # [tile, tile]
-            own = _within(partners, start, first, similarity.shape)
-            similarity[own] = -torch.inf
-            top = similarity.amax(1)
-            higher = (top > highest[rows]).nonzero().flatten()
-            highest[start + higher] = top[higher]
-            best[start + higher] = first + similarity[higher].argmax(1)
-            above, near = _against(similarity, bar[rows], queries.shape[1])
-            gap = F.normalize(queries[start + near].double(), dim=-1) @ exact.T - bar[start + near][:, None]
-            gap[similarity[near] == torch.inf] = -torch.inf
-            above[near] = (gap > TIE).sum(1)
-            better[rows] += above
-            tied[start + near] += (gap.abs() <= TIE).sum(1)
-    better[bar.isnan()] = len(candidates)
-    return better, tied, _own(queries, candidates, best)
-
-
-def _against(similarity: torch.Tensor, bar: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """How many of a tile lie above each row's bar, and the rows in which one may tie with it.
-
-    The float32 tile is overwritten: comparisons that stay float32 are several times faster than those that make bools.
-    """
-    margin = (dim**0.5 + 4) * 2**-23  # twice the usual bound of rounding, √dim · 2⁻²⁴; seen: a twentieth of it
-    similarity -= bar[:, None].float()
-    above = torch.gt(similarity, TIE, out=torch.empty_like(similarity)).sum(1).long()
-    return above, (similarity.abs_().amin(1) <= TIE + margin).nonzero().flatten()
-
-
-def _within(
-    partners: tuple[torch.Tensor, torch.Tensor] | None, row: int, column: int, shape: Sequence[int]
-) -> tuple[torch.Tensor, ...]:
-    """The partners in a tile that begins at a row and a column, as places in it."""
-    if partners is None:
-        return (torch.empty(0, dtype=torch.long),) * 2
-    rows, columns = partners[0] - row, partners[1] - column
-    inside = (rows >= 0) & (rows < shape[0]) & (columns >= 0) & (columns < shape[1])
-    return rows[inside], columns[inside]
-
-
-def _own(queries: torch.Tensor, candidates: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The cosine of each query with its target, float64 [n]."""
-    pieces = zip(queries.split(PIECE), targets.split(PIECE), strict=True)
-    return torch.cat([_cosine(piece, candidates[rows]) for piece, rows in pieces])
-
-
-def _cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Row by row, float64 [n]; in pieces, since float64 copies of everything would be most of the memory."""
-
-    def exactly(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return (F.normalize(a.double(), dim=-1) * F.normalize(b.double(), dim=-1)).sum(-1)
-
-    return torch.cat([exactly(*piece) for piece in zip(a.split(PIECE), b.split(PIECE), strict=True)])
-
-
 def recall(queries: torch.Tensor, candidates: torch.Tensor, ks: Sequence[int] = KS) -> dict[int, float]:
     """Recall@k of query i for candidate i, a tie being worth its chance (see `Standing.hits`).
 
@@ -354,7 +260,7 @@ def recall(queries: torch.Tensor, candidates: torch.Tensor, ks: Sequence[int] = 
         ks: The cut-offs.
     """
     own = torch.arange(len(queries), device=queries.device)
-    standing, _ = _standing(queries, candidates, (own, own))
+    standing = standing_of(Part(queries), Part(candidates), (own, own))
     return {k: standing.hits(k).mean().item() for k in ks}
 
 

@@ -17,6 +17,7 @@ from .editing.files import fit, write_patched
 from .editing.live import patched
 from .editing.making import about, gather, make_patch, recipe_of
 from .editing.patch import PATCH_FILE, Patch
+from .editing.stability import UntilStable, check_share
 from .embedding import embed, quadruples
 from .errors import BadInput, InvalidResult
 from .evaluation import EvalResult
@@ -42,6 +43,7 @@ from .shipped_files import DEMO_SET
 from .statistics.batches import Progress
 from .statistics.embeddings import PairEmbeddings
 from .statistics.passes import Reducer
+from .statistics.sources import keep_for
 from .tuning.budgets import Budget
 from .tuning.choosing import SearchRequest
 from .tuning.defaults import OBJECTIVE, TRIALS
@@ -60,6 +62,8 @@ class Recipe(Inputs):
             cross-validation on the calibration pairs.
         objective: What is made best within it, see `uwm.expressions.parse_objective`.
         trials: How many edits are tried for that.
+        until_stable: Use only so many pairs that the edit from half of them agrees so well with that from all of them,
+            see `uwm.editing.stability`; None for all pairs.
         preserve: Safe captions and images without partners, see `uwm.calibration.read_preservation`.
         beside: Further methods with their own settings, fitted to the same pairs and measured beside the edit.
         also_export: Write a CLIP in the other layout too, ``hf`` or ``open_clip``.
@@ -71,6 +75,7 @@ class Recipe(Inputs):
     max_loss: str | None = None
     objective: str = OBJECTIVE
     trials: int = TRIALS
+    until_stable: float | None = None
     preserve: str | None = None
     beside: tuple[str, ...] = ()
     also_export: str | None = None
@@ -107,6 +112,23 @@ class Edit:
     control: Patch
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """The edits of a recipe.
+
+    Attributes:
+        edits: By the editors' names, the recipe's own first.
+        told: What a user should know.
+        calibration: The pairs that they learnt from.
+        stable: How these were found to be enough; None where all were used.
+    """
+
+    edits: dict[str, Edit]
+    told: tuple[str, ...]
+    calibration: CalibrationSet
+    stable: UntilStable | None = None
+
+
 def run(
     recipe: Recipe,
     output: Path | None = None,
@@ -140,28 +162,30 @@ def run(
             recipe = replace(recipe, method=choice.chosen.method, settings=choice.chosen.settings)
     with clock("edit"):
         kept = PairEmbeddings()
-        edits, unmade = make_edits(recipe, model, sets.calibration, progress, sets.preserve, also=[kept])
-        edit, noise = edits[recipe.method or DEFAULT], label_noise_of(kept, sets.calibration)
+        fitted = make_edits(recipe, model, sets.calibration, progress, sets.preserve, also=[kept])
+        edit, noise = fitted.edits[recipe.method or DEFAULT], label_noise_of(kept, fitted.calibration)
     with clock("evaluate"):
         data_sets = sets.data_sets if budget is None else budget.measuring
-        results = measure(recipe, _columns(model, edits), sets.held_out, data_sets, progress)
+        results = measure(recipe, _columns(model, fitted.edits), sets.held_out, data_sets, progress)
         examples = _examples(recipe, model, edit, sets.held_out, results) if show_examples else []
-    manifest = _manifest(recipe, model, sets, edit, results) | _where_there_are(noise, sets.preserve)
+    manifest = _manifest(recipe, model, sets, edit, results) | _where_there_are(noise, sets.preserve, fitted.stable)
+    made = fitted.told
     if budget is not None:
         manifest["budget"] = budget.facts(choice, results)
-        unmade = [*budget.told, *choice.told, *unmade]
+        made = (*budget.told, *choice.told, *made)
     if output is not None:
         with clock("write"), new_folder(output) as folder:
             manifest["output_sha256"] = _write_weights(folder, model, edit.patch, recipe.also_export)
             write_documents(folder, manifest, results, clock, examples)
     manifest["run"] = clock.report()
-    told = (*edit.proposal.warnings, *unmade, *warnings(model, (*sets.checked.told, *reached), results))
+    told = (*edit.proposal.warnings, *made, *warnings(model, (*sets.checked.told, *reached), results))
     return Outcome(edit.patch, results, manifest, told)
 
 
 def _load(recipe: Recipe, sets: Sets) -> tuple[Model, tuple[str, ...]]:
     """The model, and what it cannot tell apart in the sets. Raises UwmError."""
-    model = load_model(recipe)
+    model = load_model(recipe, keep=True)
+    sets.check_images(model, recipe.workers)
     told = check_sets_with(recipe, model, {"calibration": sets.calibration, **sets.held_out}, sets.data_sets)
     if recipe.also_export is not None:
         check_export(model, recipe.also_export)
@@ -171,6 +195,9 @@ def _load(recipe: Recipe, sets: Sets) -> tuple[Model, tuple[str, ...]]:
 def _check(recipe: Recipe, output: Path | None, overwrite: bool) -> tuple[Recipe, SearchRequest | None]:
     """Refuse what cannot work before anything is read; return what is to be done, with the default method if needed."""
     request = _wish(recipe)
+    check_share(recipe.until_stable)
+    if recipe.until_stable is not None and request is not None:
+        raise BadInput("--until-stable: --max-loss measures all pairs under many edits; give one of the two")
     if request is not None:
         request.check()
     elif recipe.method is None:
@@ -223,8 +250,8 @@ def make_edits(
     progress: Progress | None = None,
     preserve: Preservation | None = None,
     also: Sequence[Reducer] = (),
-) -> tuple[dict[str, Edit], list[str]]:
-    """The recipe's edit by its method and those beside it, from as few passes as can, and what a user should know.
+) -> Fitted:
+    """The recipe's edit by its method and those beside it, from as few passes as can.
 
     Args:
         also: Further reducers of the first pass.
@@ -232,7 +259,9 @@ def make_edits(
     Raises:
         BadInput: The recipe's own method cannot work with the model or the set, or has no use for `preserve`.
     """
-    pairs, told, own = about(calibration), [], recipe.method or DEFAULT
+    told, own = [], recipe.method or DEFAULT
+    stable = _until_stable(recipe, model, own)
+    pairs = about(calibration) if stable is None else stable.pairs(calibration)
     asked: dict[str, tuple[Editor, Any, Statistics]] = {}
     for name in dict.fromkeys((own, *recipe.beside)):
         editor = find_editor(name)
@@ -242,11 +271,15 @@ def make_edits(
         except BadInput:
             if name == own:
                 raise  # a method beside it that has no use for this model or set is left out
+    if stable is not None and asked[own][2].joint:
+        raise BadInput(f"--until-stable: {own} takes the gradients of all pairs at once; use --limit")
     passed: dict[str, Any] = {"batch_size": recipe.batch_size, "workers": recipe.workers, "progress": progress}
     for group in _passes([statistics for _, _, statistics in asked.values()], preserve is not None):
         others = [reducer for statistics in group[1:] for reducer in statistics.reducers.values()]
         kept = preserve if group[0].preserve or group[0] is asked[own][2] else None
-        gather(model, group[0], calibration, also=[*others, *also], preserve=kept, **passed)
+        until = stable.parts if stable is not None and group[0] is asked[own][2] else None
+        passed |= {"also": [*others, *also], "preserve": kept, "parts": until}
+        calibration = gather(model, group[0], calibration, **passed)
         for statistics in group[1:]:
             statistics.pairs = group[0].pairs
         also = ()
@@ -258,7 +291,14 @@ def make_edits(
             if name == own:
                 raise
             told.append(f"{name} is not measured beside the edit: {error}")
-    return edits, told + model.idle(edits[own].patch.changes)
+    return Fitted(edits, (*told, *model.idle(edits[own].patch.changes)), calibration, stable)
+
+
+def _until_stable(recipe: Recipe, model: Model, own: str) -> UntilStable | None:
+    if recipe.until_stable is None:
+        return None
+    editor = find_editor(own)
+    return UntilStable(model, editor, settings.make(editor, recipe.settings), recipe.seed, recipe.until_stable)
 
 
 def _passes(asked: list[Statistics], preserving: bool) -> list[list[Statistics]]:
@@ -308,6 +348,7 @@ def demo_recipe(**given: Any) -> Recipe:
 
 def _columns(model: Model, edits: Mapping[str, Edit]) -> Iterator[tuple[str, AbstractContextManager[Model]]]:
     """The unedited model, the edit under its method's name, its control, and the methods beside it."""
+    keep_for(model, [patch.changes for edit in edits.values() for patch in (edit.patch, edit.control)])
     (name, edit), *others = edits.items()
     yield "before", nullcontext(model)
     yield name, patched(model, edit.patch)
@@ -337,7 +378,8 @@ def _manifest(recipe: Recipe, model: Model, sets: Sets, edit: Edit, results: Map
         for name, summary in patch.summaries().items()
     }
     manifest = describe_inputs(recipe, model, sets.calibration, edit.statistics.pairs, patch.recipe["calibration"])
-    for name in ("settings", *(() if recipe.max_loss else ("max_loss", "objective", "trials"))):
+    unused = () if recipe.max_loss else ("max_loss", "objective", "trials")
+    for name in ("settings", *unused, *(() if recipe.until_stable else ("until_stable",))):
         del manifest["settings"][name]
     manifest["settings"] |= asdict(edit.settings) | edit.proposal.settings
     manifest["edit"] = cast(
@@ -350,9 +392,10 @@ def _manifest(recipe: Recipe, model: Model, sets: Sets, edit: Edit, results: Map
     return manifest
 
 
-def _where_there_are(noise: LabelNoise | None, preserve: Preservation | None) -> Manifest:
-    """What uwm.json says of label noise and of a preservation set."""
+def _where_there_are(noise: LabelNoise | None, preserve: Preservation | None, stable: UntilStable | None) -> Manifest:
+    """What uwm.json says of label noise, of a preservation set, and of how few pairs were enough."""
     found: Manifest = {} if noise is None else {"label_noise": noise.as_dict()}
+    found |= {} if stable is None else {"stable": {"wanted": stable.wanted, "curve": stable.curve}}
     return found if preserve is None else {**found, "preserve": preserve.facts()}
 
 

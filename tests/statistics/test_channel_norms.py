@@ -47,6 +47,8 @@ def test_every_scorer_gets_its_own_weight_of_the_tower_that_ran():
     reducer.update(Part("text", 0, (torch.zeros(3, 2), torch.zeros(3, 2))))
     for weight in weights[:2]:
         ((safe, unsafe),) = reducer.scorers[weight].batches
-        assert torch.equal(safe.norm, token_statistics(x[weight, SAFE]).norm)
-        assert torch.equal(unsafe.norm, token_statistics(x[weight, UNSAFE]).norm)
+        for found, side in ((safe, SAFE), (unsafe, UNSAFE)):
+            expected = token_statistics(x[weight, side])
+            assert torch.equal(found.norm, expected.norm.float().double())
+            assert torch.equal(found.std, expected.std.float().double())
     assert reducer.scorers[weights[2]].batches == []

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from uwm.editing.changes import AddLowRank, Scale, SetEntries
 from uwm.editing.live import changed
+from uwm.images import load_image
 from uwm.statistics.batches import embed_inputs
 from uwm.weights import WeightId
 
@@ -42,17 +43,18 @@ def embedded_plainly(model, tower, sources, changes, batch_size):
     with changed(model, changes):
         for start in range(0, len(sources), batch_size):
             part = sources[start : start + batch_size]
-            inputs = model.tokenize(part) if tower == "text" else (model.preprocess([read() for read in part]), None)
+            inputs = model.tokenize(part) if tower == "text" else (model.preprocess([*map(read, part)]), None)
             rows.append(F.normalize(embed_inputs(model, *inputs), dim=-1))
     return torch.cat(rows)
 
 
+def read(source):
+    """An image from its file, or from what reads it."""
+    return source() if callable(source) else load_image(source)
+
+
 def sources_of(pairs, tower):
-    """The unsafe captions of pairs, or what reads their images."""
-    from functools import partial
-
-    from uwm.images import load_image
-
+    """The unsafe captions of pairs, or their images."""
     if tower == "text":
         return [pair.unsafe_text for pair in pairs.pairs]
-    return [partial(load_image, pair.unsafe_image) for pair in pairs.pairs]
+    return [pair.unsafe_image for pair in pairs.pairs]

@@ -12,7 +12,7 @@ from PIL import Image
 from tuning.edits_of_all_kinds import changes_of, embedded_plainly
 
 import uwm
-from uwm.tuning.cached_tower import CachedTower, CacheMemory
+from uwm.tuning.cached_tower import CachedTower
 
 TIMM = {
     "eva02": timm_clip("uwm_eva02", "", "none"),  # a gated MLP with a LayerNorm inside
@@ -81,7 +81,7 @@ def test_the_short_way_agrees_or_blocks_are_run_bit_for_bit(family, sources, tmp
     ALL[family].make(tmp_path / "model")
     model, quick = uwm.load(tmp_path / "model"), set()
     for tower in model.modalities:
-        kept = CachedTower(model, tower, sources[tower], CacheMemory(), batch_size=2, workers=1)
+        kept = CachedTower(model, tower, sources[tower], batch_size=2, workers=1)
         assert kept.unedited.equal(embedded_plainly(model, tower, sources[tower], {}, 2))
         for names in cases(model, tower):
             changes = changes_of(model, names, "set")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from tuning.edits_of_all_kinds import KINDS, change_of, changes_of, embedded_plainly, sources_of
+from tuning.edits_of_all_kinds import KINDS, change_of, changes_of, embedded_plainly, read, sources_of
 
 import uwm
 from uwm.editing.changes import SetEntries
@@ -18,9 +18,10 @@ from uwm.editing.making import make_patch
 from uwm.embedding import embed, quadruples
 from uwm.errors import InvalidResult
 from uwm.knowledge import DataSet, zero_shot
+from uwm.models.kept import Kept
 from uwm.statistics.hooks import kept_outputs, skipped
 from uwm.tuning.cached_sets import CachedDataSets, CachedPairs
-from uwm.tuning.cached_tower import CachedTower, CacheMemory
+from uwm.tuning.cached_tower import CachedTower
 from uwm.weights import WeightId
 
 BATCH = 3  # of 8 inputs: the last batch is short
@@ -53,7 +54,8 @@ def pairs(tiny_set):
 
 
 def kept_of(model, pairs, tower, room=1 << 30):
-    return CachedTower(model, tower, sources_of(pairs, tower), CacheMemory(room), batch_size=BATCH, workers=1)
+    model.kept = Kept(room)
+    return CachedTower(model, tower, sources_of(pairs, tower), batch_size=BATCH, workers=1)
 
 
 def plainly(model, pairs, tower, changes):
@@ -97,11 +99,9 @@ def test_other_edits_run_blocks_bit_for_bit(model, pairs, tower, room):
             assert not kept.is_quick(changes)
             assert kept.embed(changes).equal(plainly(model, pairs, tower, changes)), (name, kind)
     blocks, batches = {"text": 1, "vision": 2}[tower], 3
-    inputs, outputs = len(kept._made), len(kept._outputs)
-    if room == "some":
-        assert 0 < inputs + outputs < batches + blocks * batches
-    else:
-        assert (inputs, outputs) == ((batches, blocks * batches) if room == "all" else (0, 0))
+    images = len({*sources_of(pairs, tower)}) if tower == "vision" else 0
+    found, every = len(model.kept.pixels) + len(model.kept.outputs), images + blocks * batches
+    assert 0 < found < every if room == "some" else found == (every if room == "all" else 0)
 
 
 def test_an_early_edit_beside_a_late_one_runs_from_the_early_block(model, pairs):
@@ -109,7 +109,7 @@ def test_an_early_edit_beside_a_late_one_runs_from_the_early_block(model, pairs)
     kept = kept_of(model, pairs, "vision")
     for _ in range(2):
         assert kept.embed(changes).equal(plainly(model, pairs, "vision", changes))
-    assert {block for block, _ in kept._outputs} == {0}
+    assert {block for _, block, _ in model.kept.outputs} == {0}
 
 
 def test_blocks_before_the_edited_one_are_not_run_again(model, pairs):
@@ -141,10 +141,10 @@ def test_embeddings_that_are_not_finite_are_refused(model, pairs, name):
 
 
 def test_room_is_taken_until_there_is_none():
-    room = CacheMemory(10)
-    assert room.take(torch.zeros(2), None)
-    assert not room.take(torch.zeros(1))
-    assert room.bytes == 2
+    kept = Kept(10)
+    assert kept.take(torch.zeros(2))
+    assert not kept.take(torch.zeros(1))
+    assert kept.room == 2
 
 
 # ---------------------------------------------------------------- towers that are another than described
@@ -244,7 +244,7 @@ def test_skipped_blocks_are_as_they_were_also_when_the_body_raises():
 def test_pairs_are_embedded_as_uwm_embeds_them(model, pairs, names):
     """Against a patch that is in effect; pairs that share items embed each once."""
     whole = quadruples(pairs)
-    keep = partial(CachedTower, model, room=CacheMemory(), batch_size=5, workers=1)
+    keep = partial(CachedTower, model, batch_size=5, workers=1)
     kept = CachedPairs(whole, keep, {"text": ["a dog", "a tree"]})
     changes = changes_of(model, names)
     patch = make_patch(model, Proposal(changes), {"method": "by hand"})
@@ -269,7 +269,7 @@ class Shared:
         return len(self.images)
 
     def __getitem__(self, index):
-        return self.images[index](), index % 3
+        return read(self.images[index]), index % 3
 
 
 @pytest.mark.parametrize("names", [["text.1.fc1", "vision.proj"], ["text.0.fc1", "vision.1.fc2"]])
@@ -280,7 +280,7 @@ def test_data_sets_are_classified_as_by_zero_shot(model, pairs, names):
         ),
         "other": DataSet("other", Shared(pairs, -1), ("car", "tree", "car"), ("a {}",)),  # two classes of one name
     }
-    kept = CachedDataSets(model, two, partial(CachedTower, model, room=CacheMemory(), batch_size=3, workers=1))
+    kept = CachedDataSets(model, two, partial(CachedTower, model, batch_size=3, workers=1))
     for changes in ({}, changes_of(model, names)):
         found, without = kept.classify(changes, seed=4), kept.classify(changes)
         with changed(model, changes):

@@ -20,7 +20,8 @@ from uwm.evaluation import differences
 from uwm.figures import PAIRED, PRESERVED
 from uwm.images import load_image
 from uwm.knowledge import DataSet, zero_shot
-from uwm.metrics import TIE, retrieval_samples, safeground_samples, with_means
+from uwm.metrics import retrieval_samples, safeground_samples, with_means
+from uwm.ranks import TIE
 from uwm.statistics.batches import embed_inputs
 from uwm.tuning import cross_validation as judging
 from uwm.tuning.cross_validation import CrossValidation, Edits

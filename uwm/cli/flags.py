@@ -229,6 +229,12 @@ LIMIT = _stack(
         "setting that is given narrows the search.",
     ),
     click.option(
+        "--until-stable",
+        type=float,
+        metavar="SHARE",
+        help="Use only so many pairs that the edit from half of them agrees so well with that from all, such as 0.98.",
+    ),
+    click.option(
         "--objective",
         default=defaults.OBJECTIVE,
         show_default=True,

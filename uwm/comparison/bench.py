@@ -65,7 +65,7 @@ class Bench:
     def start(self, stages: tuple[Stage, ...], seed: int, progress: Progress | None) -> Made:
         """The model that these stages make, each but the given ones by way of a checkpoint."""
         if not stages:
-            return Made(_two_towers(load_model(self.recipe)))
+            return Made(_two_towers(load_model(self.recipe, keep=True)))
         *before, stage = stages
         if isinstance(stage, Given):
             return Made(self.open(stage.reference))

@@ -52,10 +52,11 @@ class Statistics:
     pairs: dict[str, int] = field(default_factory=dict)
 
     def feed(self, model: Model, batches: Iterable[PairBatch], also: Sequence[Any] = ()) -> None:
-        """Run the pass; `also` are reducers of others who need the same pairs."""
+        """Run the pass, or one more part of it; `also` are reducers of others who need the same pairs."""
         from ..statistics.passes import run_pass
 
-        self.pairs = run_pass(model, batches, [*self.reducers.values(), *also], self.towers)
+        seen = run_pass(model, batches, [*self.reducers.values(), *also], self.towers)
+        self.pairs = {tower: self.pairs.get(tower, 0) + count for tower, count in seen.items()}
 
     def feed_preserved(self, model: Model, batches: Iterable[PairBatch]) -> None:
         """Run the preservation set."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
-from ..calibration import CalibrationSet, Preservation, demand_signal
+from ..calibration import CalibrationPair, CalibrationSet, Preservation, demand_signal
 from ..errors import BadInput, InvalidResult
 from ..models import Model
 from ..statistics.batches import BATCH_SIZE, Progress, count_batches, pair_batches, preserved_batches
@@ -14,6 +14,8 @@ from ..statistics.passes import Reducer
 from ..weights import WeightId
 from .editors import Editor, Pairs, Proposal, Statistics
 from .patch import Patch
+
+Parts = Callable[[CalibrationSet, Statistics], Iterable[CalibrationSet]]
 
 
 def about(calibration: CalibrationSet) -> Pairs:
@@ -35,7 +37,8 @@ def gather(
     progress: Progress | None = None,
     also: Sequence[Reducer] = (),
     preserve: Preservation | None = None,
-) -> None:
+    parts: Parts | None = None,
+) -> CalibrationSet:
     """Feed statistics, and the reducers of others, with the pairs of a set.
 
     Args:
@@ -45,6 +48,10 @@ def gather(
         batch_size, workers, progress: As in `uwm.score`.
         also: Further reducers of the same pass.
         preserve: Safe captions and images without partners.
+        parts: Gives the pairs in parts, and may end before all were seen; see `stability`; None: all at once.
+
+    Returns:
+        The pairs that were fed, in their order.
 
     Raises:
         BadInput: A preservation set for an editor that has no use for one, or as `demand_signal` finds.
@@ -54,15 +61,17 @@ def gather(
     towers = sorted({tower.partition("_")[0] for tower in statistics.towers})
     joint = statistics.joint
     demand_signal(model, calibration, towers)
-    batches: Iterable = pair_batches(
-        model, calibration, batch_size=batch_size, towers=towers, workers=workers, joint=joint
-    )
-    if progress is not None:
-        batches = progress(batches, count_batches(calibration, batch_size, ["text"] if joint else towers), "profile")
-    statistics.feed(model, batches, also)
+    passed: dict[str, Any] = {"batch_size": batch_size, "towers": towers, "workers": workers}
     if preserve is not None:
-        passed: dict[str, Any] = {"batch_size": batch_size, "towers": towers, "workers": workers}
         statistics.feed_preserved(model, preserved_batches(model, preserve, **passed))
+    fed: list[CalibrationPair] = []
+    for part in [calibration] if parts is None else parts(calibration, statistics):
+        batches: Iterable = pair_batches(model, part, joint=joint, **passed)
+        if progress is not None:
+            batches = progress(batches, count_batches(part, batch_size, ["text"] if joint else towers), "profile")
+        statistics.feed(model, batches, also)
+        fed += part.pairs
+    return replace(calibration, pairs=tuple(fed))
 
 
 def check_proposal(model: Model, proposal: Proposal) -> dict[WeightId, tuple[int, ...]]:

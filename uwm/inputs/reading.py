@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,17 @@ from ..errors import BadInput
 from ..images import bad_images
 from ..knowledge import DataSet, open_data_sets
 from ..models import Model, load
+from ..models.kept import Kept
 from ..models.references import resolve
+from ..processes import in_order, own_part, several
 from ..statistics.batches import BATCH_SIZE
+from ..statistics.pixels import keep_images
 
 BARE = ("arch", "quick_gelu", "preprocess")  # what is said of weights without a folder
 OPENING = (*BARE, "key", "device", "dtype", "revision", "cache_dir", "offline")  # keywords of uwm.load
 HUB = ("revision", "cache_dir", "offline")
 CALIBRATION_SPLITS = ("calib", "train")
+PART = 64  # images that one of several processes looks at in turn
 
 
 class Opening:
@@ -84,9 +89,11 @@ def check_paths(inputs: Inputs, output: Path | None, overwrite: bool, preserve: 
     return model
 
 
-def load_model(inputs: Inputs) -> Model:
-    """`uwm.load` with the job's settings."""
-    return load(inputs.model, **inputs.opening())
+def load_model(inputs: Inputs, keep: bool = False) -> Model:
+    """`uwm.load` with the job's settings; `keep` of its work what fits, where it is measured again and again."""
+    model = load(inputs.model, **inputs.opening())
+    model.kept = Kept() if keep else None
+    return model
 
 
 def calibration_pairs(inputs: Inputs) -> CalibrationSet:
@@ -118,10 +125,18 @@ def read_sets(inputs: Inputs) -> tuple[CalibrationSet, dict[str, CalibrationSet]
     return calibration, {name: held.limit(inputs.limit, inputs.seed) for name, held in held_out.items()}
 
 
-def refuse_bad_images(sets: list[CalibrationSet], workers: int, preserve: Preservation | None = None) -> None:
-    """Refuse sets with images that cannot be read, all of them at once. Raises BadInput."""
+def refuse_bad_images(
+    sets: list[CalibrationSet], workers: int, preserve: Preservation | None = None, model: Model | None = None
+) -> None:
+    """Refuse sets with images that cannot be read, all of them at once; a model keeps what it can. Raises BadInput."""
     kept = preserve.images if preserve else ()
-    if bad := bad_images([*(path for pairs in sets for path in image_paths(pairs.pairs)), *kept], workers):
+    paths = [*dict.fromkeys([*(path for pairs in sets for path in image_paths(pairs.pairs)), *kept])]
+    if several():  # each looks at a part; what it keeps are the images of its batches, when they come
+        parts = own_part([paths[start : start + PART] for start in range(0, len(paths), PART)])
+        bad = [*chain.from_iterable(in_order((bad_images(part, workers) for part in parts), "images"))]
+    else:
+        bad = bad_images(paths, workers) if model is None else keep_images(model, paths, workers)
+    if bad:
         more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
         raise BadInput(f"{len(bad)} bad images: " + "; ".join(bad[:5]) + more)
 

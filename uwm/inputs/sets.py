@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..calibration import CalibrationSet, Preservation, read_preservation
 from ..knowledge import DataSet
+from ..models import Model
 from .describing import Checked, check_sets
 from .reading import Inputs, read_data_sets, read_sets, refuse_bad_images
 
@@ -26,9 +27,13 @@ class Sets:
     data_sets: dict[str, DataSet]
     checked: Checked
 
+    def check_images(self, model: Model, workers: int) -> None:
+        """Refuse images that cannot be read; the model keeps what it can of the others. Raises BadInput."""
+        refuse_bad_images([self.calibration, *self.held_out.values()], workers, self.preserve, model)
+
 
 def read_all(inputs: Inputs, preserve: str | None) -> Sets:
-    """Read the sets of a job.
+    """Read the sets of a job; images are looked at when there is a model, see `Sets.check_images`.
 
     Args:
         inputs: What to read.
@@ -39,7 +44,6 @@ def read_all(inputs: Inputs, preserve: str | None) -> Sets:
     """
     calibration, held_out = read_sets(inputs)
     kept = None if preserve is None else read_preservation(preserve)
-    refuse_bad_images([calibration, *held_out.values()], inputs.workers, kept)
     data_sets = read_data_sets(inputs)
     checked = check_sets(inputs, calibration, held_out, data_sets, preserve=kept)
     return Sets(calibration, kept, held_out, data_sets, checked)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 
 from PIL import Image
 
 from ..errors import BadInput
+from ..models.kept import Source
+from ..processes import in_order, several
 from .pictures import Pictures, image_folder, numbers_as_numbers, tell_classes, text_lines
 from .published import PHOTO, PUBLISHED
 
@@ -37,6 +40,7 @@ class DataSet:
     templates: tuple[str, ...]
     unsafe_classes: frozenset[str] = frozenset()
     odd: tuple[str, ...] = ()
+    _classes: dict[int, int] = field(default_factory=dict, repr=False, compare=False)  # of the pictures read so far
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -50,9 +54,26 @@ class DataSet:
         """One RGB picture and its class number. Raises BadInput when the picture is damaged."""
         try:
             picture, target = self.pictures[index]
+            self._classes[index] = int(target)
             return picture.convert("RGB"), int(target)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise BadInput(f"{self.name}: picture {index} cannot be read ({error})") from None
+
+    @cached_property
+    def sources(self) -> list[Source]:
+        """What reads each picture."""
+        return [partial(self._picture, index) for index in range(len(self))]
+
+    def _picture(self, index: int) -> Image.Image:
+        return self.read(index)[0]
+
+    @property
+    def classes(self) -> list[int]:
+        """The class number of each picture; pictures that no process has read so far are read."""
+        known = self._classes
+        for read in in_order([{**known}], f"classes of {self.name}") if several() else ():
+            known |= read
+        return [known[index] if index in known else self.read(index)[1] for index in range(len(self))]
 
 
 def open_data_sets(

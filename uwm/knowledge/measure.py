@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 from ..errors import BadInput, InvalidResult
 from ..intervals import bootstrap, shares
-from ..metrics import TIE, Standing
 from ..models import Model
-from ..processes import in_order, own_part
-from ..statistics.batches import BATCH_SIZE, Progress, embed_inputs
+from ..ranks import TIE, Standing
+from ..statistics.batches import BATCH_SIZE, Progress
+from ..statistics.sources import embed_sources
 from .data_sets import DataSet
 
 MOST_ALIKE = 0.5  # share of classes with another's prompts above which a set is refused
@@ -70,25 +68,15 @@ def zero_shot(
         raise BadInput(f"{data.name}: the data set has no pictures")
     kept, place = class_labels(model, data).unique(return_inverse=True)  # [labels], [classes]
     classes = class_embeddings(model, data, batch_size)[kept]  # [labels, dim]
-    batches: Iterable = _batches(data, batch_size, workers)
-    if progress is not None:
-        batches = progress(batches, len(own_part(range(0, len(data), batch_size))), data.name)
-    found = in_order(_hits(model, data, batches, classes, place), data.name)
-    hits, targets = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return figures_of(data, place, hits, targets, seed)
-
-
-def _hits(
-    model: Model, data: DataSet, batches: Iterable, classes: torch.Tensor, place: torch.Tensor
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Of each batch `hits_of` its images, and the class of each."""
-    for items in batches:
-        pixels = model.preprocess([picture for picture, _ in items])
-        similarity = F.normalize(embed_inputs(model, pixels, None), dim=-1).cpu() @ classes.T  # [batch, labels]
+    passed: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "progress": progress, "name": data.name}
+    pictures = F.normalize(embed_sources(model, "vision", data.sources, **passed), dim=-1)
+    own, hits = torch.tensor(data.classes), []
+    for start in range(0, len(data), batch_size):
+        similarity = pictures[start : start + batch_size] @ classes.T  # [batch, labels]
         if not torch.isfinite(similarity).all():
             raise InvalidResult(f"{data.name}: the model's embeddings are NaN or infinite")
-        targets = torch.tensor([target for _, target in items])
-        yield hits_of(similarity, place[targets]), targets
+        hits.append(hits_of(similarity, place[own[start : start + batch_size]]))
+    return figures_of(data, place, torch.cat(hits), own, seed)
 
 
 def class_labels(model: Model, data: DataSet) -> torch.Tensor:
@@ -142,27 +130,13 @@ def check_classes(model: Model, data_sets: Mapping[str, DataSet]) -> list[str]:
 def class_embeddings(model: Model, data: DataSet, batch_size: int = BATCH_SIZE) -> torch.Tensor:
     """One normalised embedding a class, [classes, dim], on the CPU: the normalised mean over its prompts' (Radford et
     al., "Learning Transferable Visual Models From Natural Language Supervision", section 3.1.4)."""
-    prompts = data.prompts
-    starts = own_part(range(0, len(prompts), batch_size))
-    rows = (embed_inputs(model, *model.tokenize(prompts[i : i + batch_size])).cpu() for i in starts)
-    return mean_of_prompts(data, F.normalize(torch.cat(in_order(rows, f"prompts of {data.name}")), dim=-1))
+    rows = embed_sources(model, "text", data.prompts, batch_size=batch_size, workers=1)
+    return mean_of_prompts(data, F.normalize(rows, dim=-1))
 
 
 def mean_of_prompts(data: DataSet, prompts: torch.Tensor) -> torch.Tensor:
     """One normalised embedding a class, [classes, dim], of its prompts' normalised ones, [classes · prompts, dim]."""
     return F.normalize(prompts.unflatten(0, (len(data.class_names), len(data.templates))).mean(1), dim=-1)
-
-
-def _batches(data: DataSet, size: int, workers: int) -> Iterator[list[tuple[Image.Image, int]]]:
-    """Pictures and their classes, batch by batch; the next batch is read while the model works on one."""
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        ahead = []
-        for start in own_part(range(0, len(data), size)):
-            ahead.append(pool.map(data.read, range(start, min(start + size, len(data)))))
-            if len(ahead) == 2:
-                yield list(ahead.pop(0))
-        for rest in ahead:
-            yield list(rest)
 
 
 def hits_of(similarity: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

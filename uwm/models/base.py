@@ -20,6 +20,7 @@ from ..errors import BadInput
 from ..layouts import find_tensors, recognise, whole_key
 from ..records import to_json
 from ..weights import TOWERS, WeightId, block_count, match
+from .kept import Kept
 
 
 class EndToken(NamedTuple):
@@ -44,6 +45,7 @@ class Model(ABC):
         edited: The weights that an open `patched` block has changed.
         notes: What a user should know of how it was read, one line each; every job that opens the model says them.
         end_tokens: Of text towers whose pooled token was checked, the one that ends captions; None where none does.
+        kept: What a job keeps of its work, see `uwm.statistics.sources`; None where nothing is.
         offline, cache_dir: How `uwm.load` was told to fetch; a tokenizer is only loaded when it is asked for.
     """
 
@@ -58,6 +60,7 @@ class Model(ABC):
         self.notes: list[str] = [] if checkpoint is None else [*checkpoint.notes]
         self.end_tokens: dict[str, EndToken | None] = {}
         self.nameless: dict[str, str] = {}
+        self.kept: Kept | None = None
         self._stored: dict[WeightId, torch.Tensor] | None = None
         self._parameters = dict(module.named_parameters())
         self.layout = recognise(self._parameters, type(module).__name__)

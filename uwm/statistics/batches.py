@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,9 +11,9 @@ from typing import Any, TypeVar
 import torch
 
 from ..calibration import CalibrationPair, CalibrationSet, Preservation
-from ..images import load_image
 from ..models import Model
 from ..processes import is_own
+from .pixels import pixel_batches
 from .pooled_token import check_pooled_token
 
 BATCH_SIZE = 64
@@ -79,6 +78,32 @@ class UnmadeBatch(PairBatch):
         return vars(self)["_pairs"] if tower.partition("_")[0] in vars(self)["_modalities"] else 0
 
 
+Made = Callable[[Sequence[Sequence[Any]]], Iterator[PairBatch]]  # from chunks of a set, the batch of each in turn
+
+
+def share_out(
+    chunks: Sequence[Sequence[Any]], make: Made, modalities: Sequence[str], first: int = 0
+) -> Iterator[PairBatch]:
+    """The batches of these chunks, of which those of other processes are not made.
+
+    Args:
+        chunks: What each batch is of.
+        make: Makes batches in turn; it may read ahead.
+        modalities: What the batches have, of ``text`` and ``vision``.
+        first: Number of the first of these batches among all.
+    """
+    numbered = [*enumerate(chunks, first)]
+    made = make([chunk for number, chunk in numbered if is_own(number)])
+    for number, chunk in numbered:
+        yield next(made) if is_own(number) else UnmadeBatch(partial(_only, make, chunk), len(chunk), modalities)
+    next(made, None)  # its end, where it tells how long the model waited
+
+
+def _only(make: Made, chunk: Sequence[Any]) -> PairBatch:
+    (batch,) = make([chunk])
+    return batch
+
+
 def pair_batches(
     model: Model,
     calibration: CalibrationSet,
@@ -99,64 +124,57 @@ def pair_batches(
         joint: Captions and pictures together, of pairs that have both; without it first the captions of all pairs
             that have them, then the pictures.
     """
-    texts = [p for p in calibration.pairs if p.has_text and (p.has_image or not joint)]
-    images = [p for p in calibration.pairs if p.has_image and (p.has_text or not joint)]
-    with ThreadPoolExecutor(max(1, workers)) as pool:
 
-        def both(pairs: list[CalibrationPair]) -> PairBatch:
-            return PairBatch(*_pixels(model, pairs, pool), *_tokens(model, pairs))
+    def captions(chunks: Sequence[Sequence[CalibrationPair]]) -> Iterator[PairBatch]:
+        return (PairBatch(None, None, *_tokens(model, pairs)) for pairs in chunks)
 
-        def captions(pairs: list[CalibrationPair]) -> PairBatch:
-            return PairBatch(None, None, *_tokens(model, pairs))
+    def images(chunks: Sequence[Sequence[CalibrationPair]]) -> Iterator[PairBatch]:
+        return (PairBatch(*pixels) for pixels in _pixels(model, chunks, workers))
 
-        def pictures(pairs: list[CalibrationPair]) -> PairBatch:
-            return PairBatch(*_pixels(model, pairs, pool))
+    def both(chunks: Sequence[Sequence[CalibrationPair]]) -> Iterator[PairBatch]:
+        parts = zip(chunks, _pixels(model, chunks, workers), strict=True)
+        return (PairBatch(*pixels, *_tokens(model, pairs)) for pairs, pixels in parts)
 
-        if joint:
-            yield from share_out([(both, part, ("text", "vision")) for part in _chunks(texts, batch_size)])
-            return
-        parts: list[Piece] = [(captions, p, ("text",)) for p in _chunks(texts, batch_size) if "text" in towers]
-        parts += [(pictures, part, ("vision",)) for part in _chunks(images, batch_size) if "vision" in towers]
-        yield from share_out(parts)
+    if joint:
+        whole = [p for p in calibration.pairs if p.has_text and p.has_image]
+        yield from share_out(_chunks(whole, batch_size), both, ("text", "vision"))
+        return
+    texts = _chunks([p for p in calibration.pairs if p.has_text], batch_size) if "text" in towers else []
+    yield from share_out(texts, captions, ("text",))
+    if "vision" in towers:
+        pictures = _chunks([p for p in calibration.pairs if p.has_image], batch_size)
+        yield from share_out(pictures, images, ("vision",), first=len(texts))
 
 
 def preserved_batches(
     model: Model, preserve: Preservation, *, batch_size: int = BATCH_SIZE, towers: Iterable[str], workers: int = 2
 ) -> Iterator[PairBatch]:
     """A preservation set as batches without an unsafe side: first the captions, then the images."""
-    with ThreadPoolExecutor(max(1, workers)) as pool:
 
-        def captions(texts: list[str]) -> PairBatch:
-            ids, mask = model.tokenize(texts)
-            return PairBatch(safe_input_ids=ids, safe_attention_mask=mask)
+    def captions(chunks: Sequence[Sequence[str]]) -> Iterator[PairBatch]:
+        tokens = (model.tokenize([*texts]) for texts in chunks)
+        return (PairBatch(safe_input_ids=ids, safe_attention_mask=mask) for ids, mask in tokens)
 
-        def pictures(paths: list[Path]) -> PairBatch:
-            return PairBatch(safe_pixel_values=model.preprocess(list(pool.map(load_image, paths))))
+    def images(chunks: Sequence[Sequence[Path]]) -> Iterator[PairBatch]:
+        return (PairBatch(safe_pixel_values=pixels) for pixels in pixel_batches(model, chunks, workers))
 
-        texts, images = _chunks(preserve.captions, batch_size), _chunks(preserve.images, batch_size)
-        parts: list[Piece] = [(captions, part, ("text",)) for part in texts if "text" in towers]
-        parts += [(pictures, part, ("vision",)) for part in images if "vision" in towers]
-        yield from share_out(parts)
-
-
-Piece = tuple[Callable[[Any], PairBatch], Sequence, tuple[str, ...]]  # what makes a batch, of what, its modalities
+    texts = _chunks(preserve.captions, batch_size) if "text" in towers else []
+    yield from share_out(texts, captions, ("text",))
+    if "vision" in towers:
+        yield from share_out(_chunks(preserve.images, batch_size), images, ("vision",), first=len(texts))
 
 
-def share_out(parts: Iterable[Piece]) -> Iterator[PairBatch]:
-    """The batches, of which those of other processes are not made."""
-    for number, (make, of, modalities) in enumerate(parts):
-        yield make(of) if is_own(number) else UnmadeBatch(partial(make, of), len(of), modalities)
-
-
-def _tokens(model: Model, pairs: list[CalibrationPair]) -> tuple[torch.Tensor, ...]:
+def _tokens(model: Model, pairs: Sequence[CalibrationPair]) -> tuple[torch.Tensor, ...]:
     """Safe ids and mask, unsafe ids and mask, [pairs, length] each."""
     return (*model.tokenize([p.safe_text or "" for p in pairs]), *model.tokenize([p.unsafe_text or "" for p in pairs]))
 
 
-def _pixels(model: Model, pairs: list[CalibrationPair], pool: ThreadPoolExecutor) -> tuple[torch.Tensor, ...]:
-    """Safe and unsafe pixel values, [pairs, 3, h, w] each."""
-    sides = [[p.safe_image for p in pairs], [p.unsafe_image for p in pairs]]
-    return tuple(model.preprocess(list(pool.map(load_image, _paths(side)))) for side in sides)
+def _pixels(
+    model: Model, chunks: Iterable[Sequence[CalibrationPair]], workers: int
+) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Safe and unsafe pixel values of each chunk, [pairs, 3, h, w] each."""
+    groups = (_paths([*[p.safe_image for p in pairs], *[p.unsafe_image for p in pairs]]) for pairs in chunks)
+    yield from (both.chunk(2) for both in pixel_batches(model, groups, workers))
 
 
 def count_batches(calibration: CalibrationSet, batch_size: int, towers: Iterable[str]) -> int:
@@ -169,9 +187,8 @@ def _paths(side: list[Path | None]) -> list[Path]:
     return [path for path in side if path is not None]
 
 
-def _chunks(items: Sequence[Item], size: int) -> Iterator[list[Item]]:
-    for start in range(0, len(items), size):
-        yield [*items[start : start + size]]
+def _chunks(items: Sequence[Item], size: int) -> list[list[Item]]:
+    return [[*items[start : start + size]] for start in range(0, len(items), size)]
 
 
 def embed_inputs(model: Model, inputs: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

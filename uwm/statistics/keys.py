@@ -26,6 +26,8 @@ def digests(inputs: torch.Tensor, mask: torch.Tensor | None) -> list[bytes]:
 class InputKeys(Shared):
     """Reducer: the digest of every input, by tower and side, in the order of the pass."""
 
+    needs_embeddings = False
+
     def __init__(self) -> None:
         self._keys: dict[str, list[list[bytes]]] = {}
 

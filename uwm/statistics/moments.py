@@ -163,6 +163,8 @@ class InputMoments(Shared):
         moments: (layer, side) -> `Moments`; a side that was never seen has count 0.
     """
 
+    needs_embeddings = False
+
     def __init__(self, weights: Sequence[WeightId], rows: Rows = counted_tokens) -> None:
         self._weights = weights
         self._rows = rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +20,9 @@ from .pooled_token import check_pooled_token
 
 RESIDUAL = "residual"  # slot by which a reducer asks for the residual stream after a block, its output
 SAFE, UNSAFE = 0, 1  # the numbers of the sides
+PIECE = 16  # pairs that run together on the CPU, which more of them do not make faster
+
+Inputs = tuple[torch.Tensor, torch.Tensor | None]  # of one side: images, or ids and their mask
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class Part:
     Attributes:
         tower: ``text``, ``vision``, ``text_2`` …
         first: Number of the batch's first pair among the pairs of this tower.
-        embeddings: Not normalised, float32 [pairs, dim]: (safe, unsafe), or (safe,) for a preservation batch.
+        embeddings: Not normalised, float32 [pairs, dim]: (safe, unsafe), or (safe,) for a preservation batch; empty
+            where no reducer needs them.
         inputs: What went into the tower, each side with its mask: images, or ids and their mask.
     """
 
@@ -40,7 +44,11 @@ class Part:
 
 
 class Reducer(Protocol):
-    """Sums up what it needs of the pass, batch by batch; the result must not depend on the batch size."""
+    """Sums up what it needs of the pass, batch by batch; the result must not depend on the batch size.
+
+    One that has ``needs_embeddings = False`` looks at the layers it asks for only. Where none of a pass needs the
+    embeddings, the towers are run no further than the last of these layers.
+    """
 
     def layers(self, tower: str) -> Sequence[WeightId]:
         """The layers of a tower whose inputs it wants to see; empty for none.
@@ -48,7 +56,7 @@ class Reducer(Protocol):
         ``WeightId(tower, block, RESIDUAL)`` asks for the output of a block instead.
         """
 
-    def take(self, weight: WeightId, side: int, x: torch.Tensor, mask: torch.Tensor | None) -> None:
+    def take(self, weight: WeightId, side: int, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | None:
         """Take in one layer's input for one side of a batch; called inside the hook, safe side first.
 
         Args:
@@ -56,6 +64,10 @@ class Reducer(Protocol):
             side: `SAFE` or `UNSAFE`.
             x: The input [samples, tokens, in]; not to be kept without a copy.
             mask: Which tokens count, 1 or 0, [samples, tokens]; None: all of them.
+
+        Returns:
+            What spares the pass the check of the input for NaN: a summary [samples, …] that is not finite for each
+            sample with a counted value that is not; or None.
         """
 
     def update(self, part: Part) -> None:
@@ -95,6 +107,10 @@ def run_pass(
 ) -> dict[str, int]:
     """Run the pairs through the towers once and feed every reducer.
 
+    Where no reducer needs the embeddings, a tower ends with the last layer that any reducer asks for, except for the
+    first inputs, which show that no layer is called twice. On the CPU such batches run in pieces of `PIECE` pairs, so
+    that what is kept of one side until the other has run stays small.
+
     Several processes share the batches, see `Shared`; every one of them gets the whole result.
 
     Args:
@@ -108,7 +124,8 @@ def run_pass(
         Tower -> pairs seen.
 
     Raises:
-        InvalidResult: A layer saw no rows, fewer than there were pairs, or values that are not finite.
+        InvalidResult: A layer saw no rows, fewer than there were pairs, or values that are not finite; embeddings that
+            are not finite, where they were computed.
     """
     wanted = {tower: _listeners(reducers, tower) for tower in sorted(set(towers))}
     seen = dict.fromkeys(wanted, 0)
@@ -125,31 +142,26 @@ def run_pass(
     return seen
 
 
-def _run(
-    model: Model,
-    batch: PairBatch,
-    reducers: Sequence[Reducer],
-    wanted: Mapping[str, dict[WeightId, list[Reducer]]],
-    seen: dict[str, int],
-) -> None:
-    """Run one batch through the towers and feed every reducer."""
+Wanted = Mapping[str, dict[WeightId, list[Reducer]]]  # tower -> layer -> who asks for it
+
+
+def _run(model: Model, batch: PairBatch, reducers: Sequence[Any], wanted: Wanted, seen: dict[str, int]) -> None:
+    """Run one batch through the towers, feed every reducer, and count the pairs."""
+    whole = any(getattr(reducer, "needs_embeddings", True) for reducer in reducers)
     for tower, listeners in wanted.items():
-        sides = batch.sides(tower)
-        if not sides:
-            continue
-        runs = [_Side(model, tower, listeners, side, seen[tower]) for side in range(len(sides))]
-        part = Part(tower, seen[tower], tuple(run(*side) for run, side in zip(runs, sides, strict=True)), (*sides,))
-        for reducer in reducers:
-            reducer.update(part)
-        seen[tower] += len(sides[0][0])
+        for sides in _pieces(batch.sides(tower), PIECE if not whole and model.device.type == "cpu" else None):
+            first, ends = seen[tower], []
+            for number, side in enumerate(sides):
+                run = _Side(model, tower, listeners, number, first)
+                ends.append(run(*side, whole or (first, number) == (0, SAFE)))
+            part = Part(tower, first, tuple(end for end in ends if end is not None) if whole else (), sides)
+            for reducer in reducers:
+                reducer.update(part)
+            seen[tower] += len(sides[0][0])
 
 
 def _share(
-    model: Model,
-    batches: Iterable[PairBatch],
-    reducers: Sequence[Shared],
-    wanted: Mapping[str, dict[WeightId, list[Reducer]]],
-    seen: dict[str, int],
+    model: Model, batches: Iterable[PairBatch], reducers: Sequence[Shared], wanted: Wanted, seen: dict[str, int]
 ) -> None:
     """Run this process's batches, and join what all of them gave, in the order of one process."""
 
@@ -157,7 +169,7 @@ def _share(
         for number, batch in enumerate(batches):
             if is_own(number):
                 with _kept_apart(reducers) as items:
-                    _run(model, batch, reducers, wanted, seen)  # type: ignore[arg-type]
+                    _run(model, batch, reducers, wanted, seen)
                 yield items
             else:
                 for tower in wanted:
@@ -183,6 +195,18 @@ def _kept_apart(reducers: Sequence[Shared]) -> Iterator[list[list[Any]]]:
             reducer._given = None
 
 
+def _pieces(sides: Sequence[Inputs], size: int | None) -> Iterator[tuple[Inputs, ...]]:
+    """The sides of a batch, `size` pairs at a time; all at once without a size, or where the sides are no pairs."""
+    lengths = {len(inputs) for inputs, _ in sides}
+    if size is None or len(lengths) != 1:
+        if sides:
+            yield (*sides,)
+        return
+    for start in range(0, max(lengths), size):
+        rows = slice(start, start + size)
+        yield tuple((inputs[rows], None if mask is None else mask[rows]) for inputs, mask in sides)
+
+
 def _listeners(reducers: Sequence[Reducer], tower: str) -> dict[WeightId, list[Reducer]]:
     """Layer -> the reducers that ask for it."""
     found: dict[WeightId, list[Reducer]] = {}
@@ -190,6 +214,10 @@ def _listeners(reducers: Sequence[Reducer], tower: str) -> dict[WeightId, list[R
         for weight in dict.fromkeys(reducer.layers(tower)):
             found.setdefault(weight, []).append(reducer)
     return found
+
+
+class _AllSeen(Exception):
+    """Ends a tower's work: every listener has got what it asked for."""
 
 
 class _Side:
@@ -203,9 +231,14 @@ class _Side:
         self._rows = dict.fromkeys(listeners, 0)
         self._mask: torch.Tensor | None = None  # of the tokens of a caption, or of the patches of an image
         self._text = False
+        self._whole = True
 
-    def __call__(self, inputs: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """Embeddings, float32 [samples, dim]; the reducers take the layers' inputs meanwhile."""
+    def __call__(self, inputs: torch.Tensor, mask: torch.Tensor | None, whole: bool) -> torch.Tensor | None:
+        """Embeddings, float32 [samples, dim]; the reducers take the layers' inputs meanwhile.
+
+        Without `whole` the tower stops at the last of these layers, and there are none.
+        """
+        self._whole = whole
         model, inputs = self._model, inputs.to(self._model.device)
         self._samples, self._text = len(inputs), not inputs.is_floating_point()
         if self._text:
@@ -215,7 +248,8 @@ class _Side:
             self._mask = model.image_mask(inputs)
         layers = {w: model.owner(w) for w in self._listeners if w.slot != RESIDUAL}
         blocks = {w: block_module(model, w) for w in self._listeners if w.slot == RESIDUAL}
-        with observe(layers, self._take), observe_outputs(blocks, self._take):
+        end = None
+        with suppress(_AllSeen), observe(layers, self._take), observe_outputs(blocks, self._take):
             if self._text:
                 assert self._mask is not None
                 end = model.encode_text(inputs, self._mask, self._tower)
@@ -223,6 +257,9 @@ class _Side:
                 end = model.encode_image(inputs.to(model.dtype))
         for weight in self._listeners:
             self._check_rows(weight)
+        if end is None:
+            return None
+        self._check_finite(end, f"{self._tower} tower: NaN or infinite embeddings")
         return end.float()
 
     def _take(self, weight: WeightId, x: torch.Tensor) -> None:
@@ -231,12 +268,19 @@ class _Side:
         self._check_rows(weight)
         mask = self._counted(x.shape[1]) if x.ndim == 3 else None
         x = x if x.ndim == 3 else x[:, None]
-        bad = ~torch.isfinite(x.float().square().sum((1, 2)))
+        found = [reducer.take(weight, self._side, x, mask) for reducer in self._listeners[weight]]
+        summary = next((kept for kept in found if kept is not None), x)
+        self._check_finite(summary, f"{weight}: NaN or infinite activations")
+        if not self._whole and all(rows == self._samples for rows in self._rows.values()):
+            raise _AllSeen
+
+    def _check_finite(self, values: torch.Tensor, what: str) -> None:
+        """Name the first pair with NaN or infinite values [samples, …]; finite sums show that there is none."""
+        if torch.isfinite(values.sum(dtype=torch.float32)):
+            return
+        bad = ~torch.isfinite(values.flatten(1)).all(1)
         if bad.any():
-            pair = self._first + int(bad.nonzero()[0])
-            raise InvalidResult(f"{weight}: NaN or infinite activations at pair {pair}")
-        for reducer in self._listeners[weight]:
-            reducer.take(weight, self._side, x, mask)
+            raise InvalidResult(f"{what} at pair {self._first + int(bad.nonzero()[0])}")
 
     def _check_rows(self, weight: WeightId) -> None:
         rows = self._rows[weight]

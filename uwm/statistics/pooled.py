@@ -61,6 +61,8 @@ class PooledInputs(Shared):
         weights: The layers.
     """
 
+    needs_embeddings = False
+
     def __init__(self, model: Pooling, weights: Sequence[WeightId]) -> None:
         self._pick = PooledToken(model)
         self._rows: dict[WeightId, list[list[torch.Tensor]]] = {weight: [[], []] for weight in weights}

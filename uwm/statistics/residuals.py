@@ -23,6 +23,8 @@ class ResidualMeans(Shared):
         means: (tower, block, side) -> `Mean`; a side that was never seen has count 0.
     """
 
+    needs_embeddings = False
+
     def __init__(self, blocks: Sequence[tuple[str, int]], rows: Rows = counted_tokens) -> None:
         self._blocks = blocks
         self._rows = rows
@@ -63,6 +65,8 @@ class ResidualShifts(Shared):
         safe: Matrix -> moments of the inputs of the safe side.
         unsafe: Matrix -> moments of those of the unsafe side (x) with the steps (z), [in] and [width of the stream].
     """
+
+    needs_embeddings = False
 
     def __init__(self, weights: Sequence[WeightId], rows: Rows | None = None) -> None:
         self._rows = rows

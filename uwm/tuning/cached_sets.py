@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..calibration import CalibrationSet
 from ..editing.changes import Change
 from ..embedding import SIDES, Embeddings, different_items
-from ..images import load_image
 from ..knowledge import DataSet, ZeroShot
 from ..knowledge.measure import class_labels, figures_of, hits_of, mean_of_prompts
 from ..models import Model
-from ..processes import in_order
+from ..models.kept import Source
 from ..weights import WeightId
-from .cached_tower import CachedTower, Source
+from .cached_tower import CachedTower
 
 Changes = Mapping[WeightId, Change]
 Keep = Callable[[str, Sequence[Source]], CachedTower]
@@ -74,11 +70,9 @@ class CachedDataSets:
     def __init__(self, model: Model, data_sets: Mapping[str, DataSet], keep: Keep) -> None:
         self._data_sets = data_sets
         self._labels = {name: class_labels(model, data) for name, data in data_sets.items()}
-        self._targets = {name: torch.full((len(data),), -1) for name, data in data_sets.items()}
         self._prompts = keep("text", [prompt for data in data_sets.values() for prompt in data.prompts])
-        self._pictures = keep("vision", [*self._readers()])
-        read = in_order([self._targets], "classes")  # each process has those of the pictures that it read
-        self._targets = {name: torch.stack([one[name] for one in read]).amax(0) for name in data_sets}
+        self._pictures = keep("vision", [source for data in data_sets.values() for source in data.sources])
+        self._classes = {name: torch.tensor(data.classes) for name, data in data_sets.items()}
 
     def classify(self, changes: Changes, seed: int | None = None) -> dict[str, ZeroShot]:
         """As `uwm.knowledge.zero_shot` under these changes; without a seed no interval."""
@@ -90,25 +84,14 @@ class CachedDataSets:
             count = len(data.class_names) * len(data.templates)
             labels, place = self._labels[name].unique(return_inverse=True)
             classes = mean_of_prompts(data, prompts[first : first + count])[labels]
-            own = self._targets[name]
+            own = self._classes[name]
             hits = hits_of(pictures[begin : begin + len(data)] @ classes.T, place[own])
             found[name] = figures_of(data, place, hits, own, seed)
             first, begin = first + count, begin + len(data)
         return found
 
-    def _readers(self) -> Iterator[Source]:
-        """What reads each picture, and notes its class."""
-        for name, data in self._data_sets.items():
-            for index in range(len(data)):
-                yield partial(self._read, name, index)
-
-    def _read(self, name: str, index: int) -> Any:
-        picture, self._targets[name][index] = self._data_sets[name].read(index)
-        return picture
-
 
 def _different(whole: CalibrationSet, modality: str) -> tuple[list[Source], dict[str, torch.Tensor]]:
     """Every different caption, or what reads an image, once; and which of them each side of each pair is."""
     items, places = different_items(whole, modality)
-    sources: list[Source] = [partial(load_image, one) if isinstance(one, Path) else one for one in items]
-    return sources, dict(zip(SIDES, places, strict=True))
+    return items, dict(zip(SIDES, places, strict=True))

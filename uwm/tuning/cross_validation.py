@@ -15,13 +15,14 @@ from ..calibration import CalibrationSet
 from ..embedding import Embeddings, items_of, quadruples
 from ..evaluation import EvalResult, summary, zero_shot_fields
 from ..figures import KS, PRESERVED
-from ..images import load_image
 from ..knowledge import DataSet
-from ..metrics import TIE, Retrieval, safeground_samples, with_means
+from ..metrics import Retrieval, safeground_samples, with_means
 from ..models import Model
+from ..models.kept import Source
+from ..ranks import TIE
 from ..statistics.batches import Progress
 from .cached_sets import CachedDataSets, CachedPairs, Changes, Embedded
-from .cached_tower import CachedTower, CacheMemory, Source
+from .cached_tower import CachedTower
 from .folds import Folds
 
 MOST_PAIRS = 1000  # measured in a trial; ranks among more cost more than they tell
@@ -68,9 +69,7 @@ class CrossValidation:
             detailed: [Retrieval(items, rows, KS if detailed else FIRST) if len(rows) else None for rows in self._rows]
             for detailed in (False, True)
         }
-        keep = partial(
-            CachedTower, model, room=CacheMemory(), batch_size=batch_size, workers=workers, progress=progress
-        )
+        keep = partial(CachedTower, model, batch_size=batch_size, workers=workers, progress=progress)
         self._preserved = _Preserved(folds)
         self._pairs = CachedPairs(self._whole, keep, self._preserved.sources())
         self._data_sets = CachedDataSets(model, data_sets, keep)
@@ -139,7 +138,7 @@ class _Preserved:
         """What to embed, by tower."""
         return {
             "text": [text for _, text in self._captions],
-            "vision": [partial(load_image, path) for _, path in self._images],
+            "vision": [path for _, path in self._images],
         }
 
     def first_results(self, embedded: Embedded) -> list[torch.Tensor]:

@@ -14,7 +14,6 @@ from typing import Any
 
 from ..calibration import CalibrationSet
 from ..editing.files import fit
-from ..editing.live import changed
 from ..embedding import quadruples
 from ..errors import BadInput
 from ..evaluation import EvalResult, differences, summarise, zero_shot_fields
@@ -36,7 +35,7 @@ from ..statistics.batches import Progress
 from ..version import __version__
 from .budgets import Budget
 from .cached_sets import CachedDataSets, CachedPairs, Changes
-from .cached_tower import CachedTower, CacheMemory
+from .cached_tower import CachedTower
 from .choosing import Ground, SearchRequest
 from .defaults import FRONT_TRIALS, METHODS, OBJECTIVE
 from .front import FILE, FORMAT, KIND, Front, Point, Result, Trials, read_front
@@ -102,7 +101,8 @@ def tune(recipe: TuneRecipe, output: Path, *, overwrite: bool = False, progress:
             f"{output}: holds a search with other settings, another model or other sets; choose another output, or "
             "pass --overwrite to begin anew"
         )
-    model = load_model(recipe)
+    model = load_model(recipe, keep=True)
+    sets.check_images(model, recipe.workers)
     reached = check_sets_with(recipe, model, {"calibration": sets.calibration, **sets.held_out}, sets.data_sets)
     ground = budget.ground(recipe, model, progress)
     _open(output, key, overwrite)
@@ -182,22 +182,20 @@ class _HeldOut:
     def __init__(
         self, ground: Ground, held_out: Mapping[str, CalibrationSet], data_sets: Mapping[str, DataSet]
     ) -> None:
-        model = self._model = ground.model
-        keep = partial(CachedTower, model, room=CacheMemory(), **ground.reading)
+        keep = partial(CachedTower, ground.model, **ground.reading)
         self._seed = ground.seed
         self._whole = {name: quadruples(pairs) for name, pairs in held_out.items()}
         self._pairs = {name: CachedPairs(whole, keep) for name, whole in self._whole.items()}
-        self._data_sets = CachedDataSets(model, data_sets, keep)
+        self._data_sets = CachedDataSets(ground.model, data_sets, keep)
         self.baseline = self.measure({})
 
     def measure(self, changes: Changes) -> dict[str, EvalResult]:
         """Set -> result, as `uwm.evaluate` gives it."""
         results = {}
-        with changed(self._model, changes):
-            known = self._data_sets.classify(changes, self._seed)
-            for number, (name, whole) in enumerate(self._whole.items()):
-                measured = summarise(self._pairs[name].embed(changes).pairs, whole, self._seed)
-                results[name] = EvalResult(**measured, **zero_shot_fields(known if number == 0 else {}))
+        known = self._data_sets.classify(changes, self._seed)
+        for number, (name, whole) in enumerate(self._whole.items()):
+            measured = summarise(self._pairs[name].embed(changes).pairs, whole, self._seed)
+            results[name] = EvalResult(**measured, **zero_shot_fields(known if number == 0 else {}))
         return results
 
 

@@ -23,20 +23,23 @@ class LogRatioScorer(UwmScorer):
 
     def __init__(self, weight_id: WeightId, weight: torch.Tensor) -> None:
         super().__init__(weight_id, weight, "ratio")
-        self._main = _LogMean(self._weight, 0.0)
+
+    def _mean(self, neutral: float | None) -> EntryMean:
+        return _LogMean(self._weight, 0.0, self._dtype)
 
 
 class _LogMean(EntryMean):
     """The geometric mean over samples of a_i · b_j, where a product of 0 counts as 1."""
 
-    def add(self, a: torch.Tensor, b: torch.Tensor, less: tuple[torch.Tensor, torch.Tensor] | None = None) -> None:
-        """Add samples by their factors, [samples, out] and [samples, in]."""
+    def add(
+        self, rows: slice, a: torch.Tensor, b: torch.Tensor, less: tuple[torch.Tensor, torch.Tensor] | None = None
+    ) -> None:
+        """Add samples to some rows by their factors, [samples, rows] and [samples, in]."""
         assert less is None, "ratios are compared, not differences"
         fit_a, fit_b = a > 0, b > 0
         log_a, log_b = torch.where(fit_a, a, 1).log(), torch.where(fit_b, b, 1).log()
-        self._sum += log_a.T @ fit_b.double() + fit_a.double().T @ log_b
-        self._samples += len(a)
+        self._sum[rows].addmm_(log_a.T, fit_b.to(a.dtype)).addmm_(fit_a.to(a.dtype).T, log_b)
 
     def value(self) -> torch.Tensor:
-        """The mean so far, float64 [out, in]."""
-        return super().value().exp()
+        """The mean [out, in]; the sum becomes it."""
+        return super().value().exp_()

@@ -1,0 +1,244 @@
+"""Scoring against the plain forward pass and against a form that keeps the activations.
+
+    OMP_NUM_THREADS=2 python tests/benchmarks/scoring.py [--quick] [--models NAME …] [--batches N] [--pairs N]
+        [--naive-batches N] [--dtype bfloat16] [--late]
+
+Models have random weights, made from their sizes: nothing is downloaded. Scored are the vision tower's fc2 and the text
+tower's out_proj, uwm's default; with ``--late`` only those of the first half of the blocks, so that the pass may stop.
+Processor seconds of plain forward, uwm and the naive form are measured in turn, a batch each, and the medians of the
+ratios are printed. The first batch of uwm is shown apart: its safe side runs whole, and its captions once more.
+Memory is the peak over the loaded model, of a process each, as the kernel counts resident pages.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # a thread that waits sleeps: processor seconds are of work alone
+
+import argparse
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
+
+from uwm.editing.entries.uwm import UwmScorer
+from uwm.models import Model
+from uwm.models.hugging_face import HuggingFaceModel
+from uwm.statistics.batches import PairBatch, embed_inputs
+from uwm.statistics.channel_norms import ChannelNorms
+from uwm.statistics.hooks import observe
+from uwm.statistics.passes import run_pass
+from uwm.weights import WeightId, match
+
+END = 49407  # the end token of CLIP's vocabulary
+TEXT = {"vocab_size": END + 1, "bos_token_id": END - 1, "eos_token_id": END, "pad_token_id": END}
+SIZES = {  # text and vision tower: width, blocks, heads, width of the MLP
+    "B/32": ((512, 12, 8, 2048), (768, 12, 12, 3072), {"image_size": 224, "patch_size": 32}, 512),
+    "L/14": ((768, 12, 12, 3072), (1024, 24, 16, 4096), {"image_size": 224, "patch_size": 14}, 768),
+    "so400m": ((1152, 27, 16, 4304), (1152, 27, 16, 4304), {"image_size": 384, "patch_size": 14}, None),
+}
+SIZE_NAMES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+
+
+def build(name: str, dtype: torch.dtype) -> Model:
+    """A model of these sizes with random weights."""
+    text, vision, images, dim = SIZES[name]
+    torch.manual_seed(0)
+    text_config, vision_config = (dict(zip(SIZE_NAMES, sizes, strict=True)) for sizes in (text, vision))
+    module: torch.nn.Module
+    if dim is None:
+        module = SiglipModel(SiglipConfig(text_config=text_config, vision_config=vision_config | images))
+    else:
+        text_config |= TEXT
+        config = CLIPConfig(text_config=text_config, vision_config=vision_config | images, projection_dim=dim)
+        module = CLIPModel(config)
+    return HuggingFaceModel(module.to(dtype).requires_grad_(False), None)
+
+
+def make_batch(model: Model, pairs: int, seed: int) -> PairBatch:
+    """Random images, and captions of uneven length as a tokenizer pads them."""
+    generator = torch.Generator().manual_seed(seed)
+    side, length = model.config.vision_config.image_size, model.context_length
+    pixels = [torch.randn(pairs, 3, side, side, generator=generator) for _ in range(2)]
+    captions = []
+    for _ in range(2):
+        lengths = torch.randint(length // 4, length + 1, (pairs, 1), generator=generator)
+        lengths[0] = length
+        ids = torch.randint(2, min(model.config.text_config.vocab_size, END) - 2, (pairs, length), generator=generator)
+        mask = torch.arange(length) < lengths
+        if model.config.text_config.vocab_size > END:
+            ids[torch.arange(length) >= lengths - 1] = END
+        captions += [ids, mask.long()]
+    return PairBatch(*pixels, *captions)
+
+
+def chosen(model: Model, late: bool) -> dict[WeightId, UwmScorer]:
+    """A scorer for each weight that uwm scores by default; with `late` of the first half of the blocks."""
+    found = match("fc2", model.weights, "vision") + match("out_proj", model.weights, "text")
+    kept = [w for w in found if not late or w.block < model.depth(w.tower) // 2]
+    return {weight: UwmScorer(weight, model.parameter(weight)) for weight in kept}
+
+
+@torch.no_grad()
+def forward(model: Model, batch: PairBatch) -> None:
+    for tower in ("text", "vision"):
+        for inputs, mask in batch.sides(tower):
+            model.encode_text(inputs, mask) if tower == "text" else embed_inputs(model, inputs, mask)
+
+
+@torch.no_grad()
+def naive(model: Model, batch: PairBatch, sums: dict[WeightId, torch.Tensor]) -> None:
+    """φ [out, in] of every sample written out from kept activations, and the sum over pairs of the ratios."""
+    for tower in ("text", "vision"):
+        weights = [w for w in sums if w.tower == tower]
+        sides = []
+        for inputs, mask in batch.sides(tower):
+            kept: dict[WeightId, torch.Tensor] = {}
+            with observe({w: model.owner(w) for w in weights}, lambda w, x, kept=kept: kept.update({w: x.clone()})):
+                model.encode_text(inputs, mask) if tower == "text" else embed_inputs(model, inputs, mask)
+            sides.append((kept, mask))
+        for w in weights:
+            magnitude = model.parameter(w).float().abs()
+            for pair in range(len(sides[0][0][w])):
+                phi = []
+                for kept, mask in sides:
+                    x = kept[w][pair] if mask is None else kept[w][pair][mask[pair].bool()]
+                    norm, std = x.float().norm(dim=0), x.float().std(dim=0)
+                    phi.append(torch.outer(magnitude @ norm, norm * magnitude.mean(0) / std))
+                sums[w] += phi[1] / phi[0]
+
+
+class Clock:
+    """Processor seconds since it was last asked."""
+
+    def __init__(self) -> None:
+        self._last = time.process_time()
+
+    def __call__(self) -> float:
+        before, self._last = self._last, time.process_time()
+        return self._last - before
+
+
+def measure(model: Model, args: argparse.Namespace) -> dict[str, float]:
+    """Processor seconds of the plain pass, and the others' as its multiples: medians of batches, in turn."""
+    clock, plain, ours, naives = Clock(), [], [], []
+    scorers = chosen(model, args.late)
+
+    def batches() -> Iterator[PairBatch]:
+        for number in range(args.batches + 1):
+            batch = make_batch(model, args.pairs, number)
+            if number == 0:
+                forward(model, batch)  # warms up
+            clock()
+            forward(model, batch)
+            plain.append(clock())
+            if number and number <= args.naive_batches:
+                sums = {w: torch.zeros(model.parameter(w).shape) for w in scorers}
+                clock()
+                naive(model, batch, sums)
+                naives.append(clock() / plain[-1])
+                del sums
+            clock()
+            yield batch
+            ours.append(clock() / plain[-1])
+
+    run_pass(model, batches(), [ChannelNorms(scorers)], ["text", "vision"])
+    clock()
+    for scorer in scorers.values():
+        scorer.scores()
+    finish = clock()
+    found = {"plain s": statistics.median(plain), "uwm": statistics.median(ours[1:]), "first": ours[0]}
+    found |= {"lowest": min(ours[1:]), "highest": max(ours[1:]), "scores s": finish}
+    return found | ({"naive": statistics.median(naives)} if naives else {})
+
+
+def resident(field: str) -> float:
+    """MB of resident pages: ``VmRSS`` now, ``VmHWM`` at most."""
+    status = Path("/proc/self/status").read_text("utf-8")
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(field)) / 1e3
+
+
+def peak(args: argparse.Namespace) -> None:
+    """Print the most memory over the loaded model that one form takes, in MB, for two batches, and the scores'."""
+    model = build(args.models[0], getattr(torch, args.dtype))
+    batches = [make_batch(model, args.pairs, number) for number in range(2)]
+    forward(model, make_batch(model, 1, 0))  # what libraries keep for good
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    scorers = chosen(model, args.late) if args.memory != "plain" else {}
+    if args.memory == "uwm":
+        run_pass(model, batches, [ChannelNorms(scorers)], ["text", "vision"])
+        for scorer in scorers.values():
+            scorer.scores()
+    for batch in batches if args.memory == "plain" else ():
+        forward(model, batch)
+    if args.memory == "naive":
+        scorers = {w: torch.zeros(model.parameter(w).shape) for w in scorers}
+        for batch in batches:
+            naive(model, batch, scorers)
+    entries = sum(model.parameter(w).numel() for w in scorers)
+    print(resident("VmHWM") - before, 4e-6 * entries)
+
+
+def memory(name: str, form: str, args: argparse.Namespace) -> tuple[float, float]:
+    """MB over the model at the most, and MB of the scores in float32, from a process of its own."""
+    command = [sys.executable, __file__, "--memory", form, "--models", name, "--pairs", str(args.pairs)]
+    command += ["--dtype", args.dtype, *(["--late"] if args.late else [])]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+    over, scores = map(float, found.stdout.split())
+    return over, scores
+
+
+def main() -> None:
+    """Print a row a model."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="B/32 alone")
+    parser.add_argument("--models", nargs="+", choices=[*SIZES], default=[*SIZES])
+    parser.add_argument("--batches", type=int, default=5, help="batches that are measured, after the first")
+    parser.add_argument("--naive-batches", type=int, default=1)
+    parser.add_argument("--pairs", type=int, default=8, help="in a batch")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--late", action="store_true")
+    parser.add_argument("--memory", choices=["plain", "uwm", "naive"], help="print this form's peak and stop")
+    parser.add_argument("--no-memory", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    if args.memory:
+        peak(args)
+        return
+    print(
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} processors, {torch.get_num_threads()} threads"
+    )
+    print(
+        f"torch {torch.__version__}, transformers {transformers.__version__}, {args.dtype}, {args.pairs} pairs a batch"
+    )
+    print(f"load {os.getloadavg()[0]:.1f} before")
+    for name in ["B/32"] if args.quick else args.models:
+        model = build(name, getattr(torch, args.dtype))
+        print(
+            f"{name:7}", *(f"{what} {value:.3f}" for what, value in measure(model, args).items()), sep="  ", flush=True
+        )
+        del model
+        if not args.no_memory:
+            forms = ["plain", "uwm", *(["naive"] if args.naive_batches else [])]
+            peaks = {form: memory(name, form, args) for form in forms}
+            scores = peaks["uwm"][1]
+            over = (peaks["uwm"][0] - peaks["plain"][0]) / scores
+            listed = "  ".join(f"{form} {found[0]:.0f}" for form, found in peaks.items())
+            print(
+                f"        MB over the model: {listed}  scores {scores:.0f}; uwm over plain, by scores {over:.2f}",
+                flush=True,
+            )
+    print(f"load {os.getloadavg()[0]:.1f} after")
+
+
+if __name__ == "__main__":
+    main()

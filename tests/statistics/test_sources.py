@@ -1,0 +1,108 @@
+"""What a job keeps of a model's work: nothing is run or read twice, and every embedding is the same bit for bit."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from tuning.edits_of_all_kinds import changes_of, embedded_plainly, sources_of
+
+import uwm
+from uwm.editing.live import changed
+from uwm.errors import BadInput
+from uwm.models.kept import Kept
+from uwm.statistics import pixels
+from uwm.statistics.sources import embed_sources, keep_for
+from uwm.weights import WeightId
+
+BATCH = 3
+EDITS = [
+    ["text.1.fc2", "vision.2.fc1"],
+    ["vision.proj"],
+    ["text.0.out_proj", "vision.1.fc2"],
+    ["vision.patch_embedding"],
+]
+
+
+@pytest.fixture
+def model(tiny_hf):
+    return uwm.load(tiny_hf)
+
+
+@pytest.fixture(scope="module")
+def pairs(tiny_set):
+    return uwm.read_calibration(tiny_set, split="test")
+
+
+def embedded(model, tower, sources):
+    return torch.nn.functional.normalize(embed_sources(model, tower, sources, batch_size=BATCH, workers=2), dim=-1)
+
+
+@pytest.mark.parametrize("room", [None, 0, 150_000, 1 << 30])
+@pytest.mark.parametrize("tower", ["text", "vision"])
+def test_columns_of_edits_are_embedded_bit_for_bit_in_any_order(model, pairs, tower, room):
+    sources = sources_of(pairs, tower)
+    model.kept = None if room is None else Kept(room)
+    for names in [*EDITS, *reversed(EDITS)]:
+        changes = changes_of(model, names)
+        expected = {True: embedded_plainly(model, tower, sources, changes, BATCH)}
+        expected[False] = embedded_plainly(model, tower, sources, {}, BATCH)
+        with changed(model, changes):
+            assert embedded(model, tower, sources).equal(expected[True]), names
+        assert embedded(model, tower, sources).equal(expected[False]), names
+
+
+def test_an_image_is_read_once_for_all_columns(model, pairs, monkeypatch):
+    read = []
+    monkeypatch.setattr(pixels, "load_image", lambda path, real=pixels.load_image: read.append(path) or real(path))
+    model.kept, sources = Kept(), sources_of(pairs, "vision")
+    assert pixels.keep_images(model, sources, 2) == []
+    for names in EDITS:
+        with changed(model, changes_of(model, names)):
+            embedded(model, "vision", sources)
+    embedded(model, "vision", sources)
+    assert sorted(read) == sorted({*sources})
+
+
+def test_an_edit_that_is_announced_runs_only_what_follows(model, pairs):
+    model.kept, sources, calls = Kept(), sources_of(pairs, "vision"), []
+    changes = changes_of(model, ["vision.2.fc2", "vision.proj"])
+    keep_for(model, [changes])
+    for block in (0, 1, 2):
+        owner = model.owner(WeightId("vision", block, "fc1"))
+        owner.register_forward_hook(lambda *_, block=block: calls.append(block))
+    embedded(model, "vision", sources)
+    with changed(model, changes):
+        embedded(model, "vision", sources)
+    assert embedded(model, "vision", sources).shape[0] == len(sources)
+    batches = -(-len(sources) // BATCH)
+    assert [calls.count(block) for block in (0, 1, 2)] == [batches, batches, 2 * batches]
+
+
+def test_all_images_that_cannot_be_read_are_named_and_the_others_kept(model, pairs, tmp_path):
+    bad = [tmp_path / "one.png", tmp_path / "two.png"]
+    for path in bad:
+        path.write_bytes(b"no image")
+    model.kept, sources = Kept(), sources_of(pairs, "vision")
+    told = pixels.keep_images(model, [bad[0], *sources, bad[1]], 2, group=3)
+    assert [str(path) in line for path, line in zip(bad, told, strict=True)] == [True, True]
+    assert {*model.kept.pixels} == {*sources}
+
+
+def test_an_image_that_cannot_be_read_is_an_error_in_the_middle_of_a_pass(model, pairs, tmp_path):
+    with pytest.raises(BadInput, match="no such picture"):
+        embedded(model, "vision", [*sources_of(pairs, "vision"), tmp_path / "gone.png"])
+
+
+def test_how_long_the_model_waited_is_logged(model, pairs, caplog):
+    caplog.set_level(logging.INFO, "uwm")
+    embedded(model, "vision", sources_of(pairs, "vision"))
+    assert "for images" in caplog.text
+
+
+def test_preprocessing_an_image_does_not_depend_on_its_batch(model, pairs):
+    sources = sources_of(pairs, "vision")
+    (together,) = pixels.pixel_batches(model, [sources], 1)
+    apart = torch.cat([*pixels.pixel_batches(model, [[one] for one in sources], 1)])
+    assert together.equal(apart)

@@ -1,0 +1,43 @@
+"""What a job keeps of a model's work, because it will be asked for again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+ROOM = 2 << 30  # bytes of images and outputs of blocks, together
+
+Source = str | Path | Callable[[], Image.Image]  # a caption, an image file, or what reads an image
+Batch = tuple[Source, ...]
+
+
+@dataclass
+class Kept:
+    """Images as the model takes them, and what the unedited model makes of batches. What has no room is made anew.
+
+    Attributes:
+        room: Bytes that are left.
+        pixels: Image -> pixel values, [3, h, w].
+        outputs: Tower, block and batch -> the block's output; that of a block before the first edited one is the same.
+        embeddings: Tower and batch -> embeddings, not normalised, float32 [batch, dim], on the CPU; kept in any case.
+        blocks: Tower -> blocks whose outputs are kept when the unedited model runs, for edits to come.
+    """
+
+    room: int = ROOM
+    pixels: dict[Source, torch.Tensor] = field(default_factory=dict, repr=False)
+    outputs: dict[tuple[str, int, Batch], Any] = field(default_factory=dict, repr=False)
+    embeddings: dict[tuple[str, Batch], torch.Tensor] = field(default_factory=dict, repr=False)
+    blocks: Mapping[str, frozenset[int]] = field(default_factory=dict)
+
+    def take(self, *tensors: torch.Tensor) -> bool:
+        """Whether these fit; then their bytes are taken."""
+        wanted = sum(tensor.nbytes for tensor in tensors)
+        if wanted > self.room:
+            return False
+        self.room -= wanted
+        return True

@@ -1,0 +1,130 @@
+"""Captions and images through one tower: batches of inputs, and their embeddings under whatever edit is in effect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..models import Model
+from ..models.kept import Batch, Kept, Source
+from ..processes import in_order, own_part
+from ..weights import WeightId
+from .batches import Progress, embed_inputs
+from .hooks import kept_outputs, skipped
+from .passes import block_module
+from .pixels import pixel_batches
+
+LATE = ("norm", "proj", "head.norm", "head.fc1", "head.fc2")  # what follows all blocks
+
+Inputs = tuple[torch.Tensor, torch.Tensor | None]  # pixel values, or tokens with their mask
+
+
+def in_batches(sources: Sequence[Source], size: int) -> list[Batch]:
+    """Captions or images, so many at a time."""
+    return [tuple(sources[start : start + size]) for start in range(0, len(sources), size)]
+
+
+def inputs_of(model: Model, batches: Iterable[Batch], workers: int) -> Iterator[Inputs]:
+    """Each batch as the model takes it; a set is of captions or of images."""
+    first, *others = [*batches] or [()]
+    if first and isinstance(first[0], str):
+        yield from (model.tokenize([str(text) for text in batch]) for batch in (first, *others))
+    elif first:
+        yield from ((pixels, None) for pixels in pixel_batches(model, (first, *others), workers))
+
+
+@torch.no_grad()
+def embed_sources(
+    model: Model,
+    tower: str,
+    sources: Sequence[Source],
+    *,
+    batch_size: int,
+    workers: int,
+    progress: Progress | None = None,
+    name: str = "",
+) -> torch.Tensor:
+    """Embeddings, not normalised, float32 [n, dim], on the CPU, of a model as it is.
+
+    Where the model keeps its work (`Model.kept`), what an edit leaves as it is, is not run again: a tower without an
+    edited tensor, and the blocks before the first edited one. The embeddings are the same bit for bit. Several
+    processes share the batches.
+
+    Args:
+        model: Patched or not; `Model.edited` says what is edited.
+        tower: ``text`` or ``vision``.
+        sources: Captions, or images; at least one.
+        batch_size, workers, progress: As in `uwm.score`.
+        name: What progress calls it.
+    """
+    batches, kept = in_batches(sources, batch_size), model.kept or Kept(room=0)
+    edited = [weight for weight in model.edited if weight.tower == tower]
+    known = {} if edited else kept.embeddings
+    missing = [batch for batch in batches if (tower, batch) not in known]
+    own = own_part(missing)
+    steps: Iterable[Batch] = own if progress is None else progress(own, len(own), name)
+    inputs = inputs_of(model, own, workers)
+    made = (_embed(model, kept, tower, batch, next(inputs), edited).cpu() for batch in steps)
+    found = dict(zip(missing, in_order(made, f"embed {tower}"), strict=True)) if missing else {}
+    next(inputs, None)  # its end, where it tells how long the model waited
+    if not edited:
+        kept.embeddings |= {(tower, batch): rows for batch, rows in found.items()}
+    return torch.cat([found[batch] if batch in found else known[tower, batch] for batch in batches])
+
+
+def _embed(
+    model: Model, kept: Kept, tower: str, batch: Batch, inputs: Inputs, edited: Sequence[WeightId]
+) -> torch.Tensor:
+    """Embeddings of one batch, [batch, dim]; blocks before the first edited one are not run where their output is."""
+    first = first_edited(model, tower, edited) if edited else 0
+    output = kept.outputs.get((tower, first - 1, batch))
+    if output is not None:
+        with skipped([_block(model, tower, block) for block in range(first)], output):
+            return embed_inputs(model, *inputs)
+    wanted = kept.blocks.get(tower, frozenset()) if not edited else frozenset({first - 1} if first else ())
+    with ExitStack() as stack:
+        seen = {
+            block: stack.enter_context(kept_outputs(_block(model, tower, block)))
+            for block in sorted(wanted)
+            if (tower, block, batch) not in kept.outputs
+        }
+        found = embed_inputs(model, *inputs)
+    for block, outputs in seen.items():
+        if len(outputs) == 1 and kept.take(*_tensors(outputs[0])):
+            kept.outputs[tower, block, batch] = outputs[0]
+    return found
+
+
+def keep_for(model: Model, edits: Iterable[Iterable[WeightId]]) -> None:
+    """Let the unedited model keep, when it runs next, the outputs of the blocks that these edits start from."""
+    assert model.kept is not None
+    blocks: dict[str, set[int]] = {}
+    for names in edits:
+        for tower in {name.tower for name in names}:
+            first = first_edited(model, tower, [name for name in names if name.tower == tower])
+            blocks.setdefault(tower, set()).update(range(first)[-1:])
+    model.kept.blocks = {tower: frozenset(found) for tower, found in blocks.items()}
+
+
+def first_edited(model: Model, tower: str, edited: Iterable[WeightId]) -> int:
+    """How many blocks come before the first edited tensor; tensors that no block holds come before or after all."""
+    depth = model.depth(tower)
+
+    def before(name: WeightId) -> int:
+        if name.block is not None:
+            return name.block
+        return depth if name.slot.removesuffix(".bias") in LATE else 0
+
+    return min(*map(before, edited), depth)
+
+
+def _block(model: Model, tower: str, block: int) -> nn.Module:
+    return block_module(model, WeightId(tower, block, "fc1"))
+
+
+def _tensors(output: Any) -> tuple[torch.Tensor, ...]:
+    return output if isinstance(output, tuple) else (output,)
