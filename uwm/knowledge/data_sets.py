@@ -40,7 +40,7 @@ class DataSet:
     templates: tuple[str, ...]
     unsafe_classes: frozenset[str] = frozenset()
     odd: tuple[str, ...] = ()
-    _classes: dict[int, int] = field(default_factory=dict, repr=False, compare=False)  # of the pictures read so far
+    _classes: dict[int, int] = field(default_factory=dict, init=False, repr=False, compare=False)  # of pictures read
 
     def __len__(self) -> int:
         return len(self.pictures)

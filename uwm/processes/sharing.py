@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -141,21 +141,28 @@ def workspace(output: Path, keep: Iterable[Path]) -> Iterator[Path]:
     if group is None:
         yield output
         return
-    there = group.exchange([(path, _files(path)) for path in keep], "what there is")[0]
-    if group.rank == 0:
-        group.exchange(None, "copied")  # nothing changes before the others have it
-        yield output
-        return
-    with TemporaryDirectory() as place:
-        for path, files in there:
-            if _files(path) != files:
-                raise BadInput(f"{path}: not the same for every process; a job that goes on needs a shared file system")
-            for name, _ in files:
-                copy = Path(place) / path.relative_to(output.parent) / name
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path / name, copy)
-        group.exchange(None, "copied")
-        yield Path(place) / output.name
+    kept = [*keep]
+    there = from_first(lambda: [(path, _files(path)) for path in kept], "what there is")
+    with nullcontext() if group.rank == 0 else TemporaryDirectory() as folder:
+        place = output if folder is None else Path(folder) / output.name
+        in_order((_copied(there, output, place) for _ in range(1)), "copied")  # nothing changes before all have it
+        yield place
+
+
+def _copied(there: Iterable[tuple[Path, list[tuple[str, int]]]], output: Path, place: Path) -> int:
+    """Copy files in `output`, or beside it, to `place` or beside that, and give their number.
+
+    Raises:
+        BadInput: They are not there.
+    """
+    for path, files in there if place != output else ():
+        if _files(path) != files:
+            raise BadInput(f"{path}: not the same for every process; a job that goes on needs a shared file system")
+        for name, _ in files:
+            copy = place.parent / path.relative_to(output.parent) / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path / name, copy)
+    return sum(len(files) for _, files in there)
 
 
 def _files(path: Path) -> list[tuple[str, int]]:
