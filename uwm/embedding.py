@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from .calibration import CalibrationSet
 from .errors import BadInput, InvalidResult
 from .metrics import Items, collapsed, first_rows
 from .models import Model
+from .processes import from_first, is_first
 from .statistics.batches import BATCH_SIZE, Progress
 from .statistics.sources import embed_sources
 
@@ -99,15 +101,24 @@ def embed(
         BadInput: The set has no complete quadruple. InvalidResult: NaN or infinite embeddings.
     """
     whole = quadruples(calibration)
-    key = None if cache is None else embedding_key(model, whole, batch_size)
-    found = None if cache is None or key is None else cache.get(key)
+    key, found = (
+        (None, None) if cache is None else from_first(partial(_known, cache, model, whole, batch_size), "cache")
+    )
     if found is not None:
         return Embeddings(**found)
     settings: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "progress": progress}
     made = Embeddings(*embed_tower(model, whole, "text", **settings), *embed_tower(model, whole, "vision", **settings))
-    if cache is not None and key is not None:
+    if cache is not None and key is not None and is_first():
         cache.put(key, vars(made))
     return made
+
+
+def _known(
+    cache: EmbeddingCache, model: Model, whole: CalibrationSet, batch_size: int
+) -> tuple[str, dict[str, torch.Tensor] | None]:
+    """The key of a set's embeddings, and the cached ones."""
+    key = embedding_key(model, whole, batch_size)
+    return key, cache.get(key)
 
 
 @torch.no_grad()

@@ -63,6 +63,15 @@ def test_halves_are_disjoint_and_whole(pictures):
     assert choosing.keys() != {*range(0, 101, 2)}
 
 
+def test_what_one_half_has_read_the_other_does_not_take_for_its_own():
+    data = data_of(Nameless(30))
+    choosing, measuring = draw_halves(data, seed=5)
+    whole = {picture.width: target for picture, target in map(data.read, range(30))}
+    for half, other in ((choosing, measuring), (measuring, choosing)):
+        read(other)
+        assert half.classes == [whole[half.read(n)[0].width] for n in range(len(half))]
+
+
 def test_every_class_is_halved():
     choosing, measuring = (Counter(read(half).values()) for half in draw_halves(data_of(Numbered(TARGETS)), seed=5))
     assert choosing.keys() == measuring.keys() == {*TARGETS}

@@ -21,6 +21,7 @@ from ..errors import BadInput, InvalidResult
 from ..metrics import recall
 from ..models import Model
 from ..models.student import hugging_face_copy, recompute_activations
+from ..processes import in_order, in_rounds, is_own, own_part
 from ..statistics.batches import Progress, embed_inputs
 from .feeding import Batch, Feeder, student_embeddings
 from .lora import Adapter, insert, own_draws, put_back
@@ -261,20 +262,38 @@ class _Run:
         """Gradients of the whole batch's loss, part by part where `micro_batch` asks for it; the terms and the loss.
 
         The parts are embedded twice: without gradient for the loss of the whole batch, which gives the gradient by
-        every embedding; then with gradient, to carry it on. Dropout is the same both times.
+        every embedding; then with gradient, to carry it on. Dropout is the same both times. Several processes share the
+        parts, and add their gradients in the order of one; a batch in one part each of them does whole.
         """
         parts = torch.arange(len(batch)).split(self.micro_batch or len(batch))
         if len(parts) == 1:
             return self._loss(self._embed(batch, 0), rows)
         with torch.no_grad():
-            found = [vars(self._embed(batch.part(part), number)) for number, part in enumerate(parts)]
+            embedded = (vars(self._embed(batch.part(p), n)) for n, p in own_part([*enumerate(parts)]))
+            found = in_order(embedded, "parts of a batch")
         whole = {side: torch.cat([part[side] for part in found]).requires_grad_() for side in found[0]}
         terms = self._loss(Embeddings(**whole), rows)
         used = {side: tensor.grad for side, tensor in whole.items() if tensor.grad is not None}
-        for number, part in enumerate(parts):
-            again = vars(self._embed(batch.part(part), number))
-            torch.autograd.backward([again[side] for side in used], [grad[part] for grad in used.values()])
+        live = [p for p in self.student.module.parameters() if p.requires_grad]
+        slopes = (self._carried(batch, n, p, used, live) if is_own(n) else None for n, p in enumerate(parts))
+        for carried in in_rounds(slopes, "gradients of a batch"):
+            for parameter, slope in zip(live, carried, strict=True):
+                if slope is not None:
+                    parameter.grad = slope if parameter.grad is None else parameter.grad + slope
         return terms
+
+    def _carried(
+        self,
+        batch: Batch,
+        number: int,
+        part: torch.Tensor,
+        used: dict[str, torch.Tensor],
+        live: list[torch.nn.Parameter],
+    ) -> list[torch.Tensor | None]:
+        """The gradients of one part by what is trained, from those of the whole batch by every embedding."""
+        again = vars(self._embed(batch.part(part), number))
+        outputs, given = [again[side] for side in used], [slope[part] for slope in used.values()]
+        return [*torch.autograd.grad(outputs, live, given, allow_unused=True)]
 
     def _embed(self, batch: Batch, number: int) -> Embeddings:
         torch.manual_seed((self.seed * 1_000_003 + self.now.step) * 1_000_003 + number)  # of dropout
@@ -313,16 +332,14 @@ class _Run:
     @torch.no_grad()
     def _validate(self) -> float:
         self.student.module.eval()
-        plan = torch.arange(self.watched.feeder.size).split(self.settings.train_batch)
+        plan = own_part(torch.arange(self.watched.feeder.size).split(self.settings.train_batch))
         batches = zip(plan, self.watched.feeder.feed(plan), strict=True)
         if self.settings.stop_on == "recall":
-            found = [vars(student_embeddings(self.student, batch)) for _, batch in batches]
+            found = in_order((vars(student_embeddings(self.student, batch)) for _, batch in batches), "validation")
             return recall_sum(Embeddings(**{s: torch.cat([part[s] for part in found]).cpu() for s in found[0]}))
-        total = 0.0
-        for rows, batch in batches:
-            terms = self.watched.objective.terms(student_embeddings(self.student, batch), rows)
-            total += float(self._total(terms)) * len(rows)
-        return total / self.watched.feeder.size
+        terms = ((self.watched.objective.terms(student_embeddings(self.student, b), rows), rows) for rows, b in batches)
+        losses = in_order((float(self._total(found)) * len(rows) for found, rows in terms), "validation")
+        return sum(losses) / self.watched.feeder.size
 
     # ------------------------------------------------------------ to disk and back
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import traceback
@@ -10,6 +11,10 @@ from typing import Any
 import click
 
 from ..errors import ResourceFault, UwmError
+from ..processes import ProcessLost, is_first, several
+from ..processes.ending import Ending, is_one_of_several, together
+
+SHARED = ("edit", "demo", "tune", "score", "eval", "compare", "finetune")  # verbs that several processes share
 
 
 def launch(command: click.Group, arguments: list[str]) -> None:
@@ -17,37 +22,56 @@ def launch(command: click.Group, arguments: list[str]) -> None:
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _stop)
-    sys.exit(_exit_code(command, arguments))
+    if is_one_of_several(os.environ):
+        signal.signal(signal.SIGINT, _interrupt)
+        together(lambda: _shared_ending(command, arguments), os.environ)
+    ending = _ending(command, arguments)
+    if ending.text:
+        click.echo(ending.text, err=True)
+    sys.exit(ending.code)
 
 
 def _stop(number: int, frame: Any) -> None:
+    if several():
+        signal.signal(number, signal.SIG_IGN)  # torchrun may send another one, in the middle of cleaning up
     raise SystemExit(128 + number)
 
 
-def _exit_code(command: click.Group, arguments: list[str]) -> int:
+def _interrupt(number: int, frame: Any) -> None:
+    signal.signal(number, signal.SIG_IGN)  # the terminal and torchrun both send it
+    raise KeyboardInterrupt
+
+
+def _shared_ending(command: click.Group, arguments: list[str]) -> Ending:
+    """The same in a group, where only the first process runs a verb that is not shared."""
+    shared = is_first() or bool({*arguments[:1]} & {*SHARED})
+    return _ending(command, arguments) if shared else Ending(0)
+
+
+def _ending(command: click.Group, arguments: list[str]) -> Ending:
+    """Run a verb; how it ended."""
     try:
         command.main(arguments or ["--help"], prog_name="uwm", standalone_mode=False)
     except UwmError as error:
-        return _fail(error, arguments)
+        return _failed(error, arguments)
     except click.exceptions.Abort:
-        click.echo("uwm: interrupted; nothing was left half-written", err=True)
-        return 130
+        return Ending(130, "uwm: interrupted; nothing was left half-written")
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f" Try '{context.command_path} --help' for help." if context is not None else ""
-        click.echo(f"uwm: error: {error.format_message()}{hint}", err=True)
-        return error.exit_code
+        return Ending(error.exit_code, f"uwm: error: {error.format_message()}{hint}")
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "out of memory" not in str(error):
             raise
-        return _fail(ResourceFault("out of memory; try a smaller --batch-size, or --device cpu"), arguments)
+        return _failed(ResourceFault("out of memory; try a smaller --batch-size, or --device cpu"), arguments)
     except OSError as error:
-        return _fail(ResourceFault(f"{error.filename or 'the system'}: {error.strerror or error}"), arguments)
-    return 0
+        return _failed(ResourceFault(f"{error.filename or 'the system'}: {error.strerror or error}"), arguments)
+    return Ending(0)
 
 
-def _fail(error: UwmError, arguments: list[str]) -> int:
+def _failed(error: UwmError, arguments: list[str]) -> Ending:
+    if isinstance(error, ProcessLost):
+        raise error
     if "--debug" in arguments:
         traceback.print_exception(error)
-    click.echo(f"uwm: error: {error}", err=True)
-    return error.exit_code
+    return Ending(error.exit_code, f"uwm: error: {error}")

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ..errors import BadInput
+from ..processes import is_first
 from .flags import COMMON, GATE, IMAGES, MODEL, ZERO_SHOT, progress_of, say, split_flags, warn
 from .group import uwm
 
@@ -36,6 +37,9 @@ def evaluate(
 
     settings, show = split_flags(flags)
     recipe = EvalRecipe(**settings, cache=not no_cache)
+    if not is_first():  # it does its part, and tells nothing
+        run_evaluation(recipe)
+        return
     with open_reports(recipe, ReportFiles(html, junit, markdown)) as reports:
         done = run_evaluation(recipe, progress=progress_of(show))
         warn(show, (*reports.notes, *done.warnings))

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ..processes import is_first
 from .flags import (
     CALIBRATION,
     COMMON,
@@ -89,7 +90,10 @@ def _run(recipe: Any, output: Path | None, overwrite: bool, show_examples: bool,
     from ..recipe import run
     from ..report import LEGEND, RANDOM_LEGEND, edit_words, verdict_lines
 
-    outcome = run(recipe, output, overwrite=overwrite, show_examples=show_examples, progress=progress_of(show))
+    place = output if is_first() else None
+    outcome = run(recipe, place, overwrite=overwrite, show_examples=show_examples, progress=progress_of(show))
+    if not is_first():
+        return
     warn(show, outcome.warnings)
     manifest = outcome.manifest
     if show["as_json"]:

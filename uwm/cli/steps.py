@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ..errors import BadInput
+from ..processes import is_first
 from .flags import (
     COMMON,
     FILES,
@@ -52,6 +53,10 @@ def score(output: Path, overwrite: bool, **flags: Any) -> None:
     how["method"] = entry_editor(settings.pop("method")).name
     recipe = Inputs(**settings)
     how |= {"batch_size": recipe.batch_size, "workers": recipe.workers, "progress": progress_of(show)}
+    if not is_first():  # it does its part, and writes nothing
+        pairs = calibration_pairs(recipe)
+        make(load_model(recipe), pairs, **how)
+        return
     with output_file(output, input_paths(recipe), overwrite, partial(is_record, "scores")) as file:
         pairs = calibration_pairs(recipe)
         model = load_model(recipe)

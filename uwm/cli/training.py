@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ..processes import workspace
 from .flags import (
     CALIBRATION,
     COMMON,
@@ -47,7 +49,7 @@ from .main_job import show_results
 @COMMON
 def finetune(output: Path | None, overwrite: bool, dry_run: bool, targets: str | None, **flags: Any) -> None:
     """Train with LoRA by a published method; the output is a checkpoint like any other."""
-    from ..finetuning import FinetuneRecipe
+    from ..finetuning import FinetuneRecipe, state_file
     from ..finetuning import finetune as run
     from ..report import LEGEND
 
@@ -55,7 +57,8 @@ def finetune(output: Path | None, overwrite: bool, dry_run: bool, targets: str |
     output = target(output, dry_run)
     settings["targets"] = tuple(name.strip() for name in (targets or "").split(",") if name.strip())
     recipe = FinetuneRecipe(**settings)
-    done = run(recipe, output, overwrite=overwrite, progress=progress_of(show))
+    with nullcontext() if output is None else workspace(output, [state_file(output)]) as place:
+        done = run(recipe, place, overwrite=overwrite, progress=progress_of(show))
     warn(show, done.warnings)
     if show["as_json"]:
         print_json({**done.manifest, "output": None if output is None else str(output)})

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ..processes import workspace
 from ..tuning import defaults
 from .flags import (
     CALIBRATION,
@@ -73,7 +74,8 @@ def tune(output: Path, overwrite: bool, **flags: Any) -> None:
     chosen, methods = take_settings(flags), names(flags.pop("methods"))
     settings, show = split_flags(flags)
     recipe = TuneRecipe(**settings, methods=methods, settings=chosen)
-    found = carry_out(recipe, output, overwrite=overwrite, progress=progress_of(show))
+    with workspace(output, [output]) as place:
+        found = carry_out(recipe, place, overwrite=overwrite, progress=progress_of(show))
     warn(show, found.warnings)
     after = f"uwm apply {recipe.model} {output} --point knee -o OUT"
     say(show, {**found.front, "output": str(output)}, f"{terminal(found.front)}\n\nwritten to {output}; next: {after}")

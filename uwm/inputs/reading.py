@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..knowledge import DataSet, open_data_sets
 from ..models import Model, load
 from ..models.kept import Kept
 from ..models.references import resolve
+from ..processes import in_order, own_part, several
 from ..statistics.batches import BATCH_SIZE
 from ..statistics.pixels import keep_images
 
@@ -20,6 +22,7 @@ BARE = ("arch", "quick_gelu", "preprocess")  # what is said of weights without a
 OPENING = (*BARE, "key", "device", "dtype", "revision", "cache_dir", "offline")  # keywords of uwm.load
 HUB = ("revision", "cache_dir", "offline")
 CALIBRATION_SPLITS = ("calib", "train")
+PART = 64  # images that one of several processes looks at in turn
 
 
 class Opening:
@@ -126,7 +129,12 @@ def refuse_bad_images(
     """Refuse sets with images that cannot be read, all of them at once; a model keeps what it can. Raises BadInput."""
     kept = preserve.images if preserve else ()
     paths = [*dict.fromkeys([*(path for pairs in sets for path in image_paths(pairs.pairs)), *kept])]
-    if bad := bad_images(paths, workers) if model is None else keep_images(model, paths, workers):
+    if several():  # each looks at a part; what it keeps are the images of its batches, when they come
+        parts = own_part([paths[start : start + PART] for start in range(0, len(paths), PART)])
+        bad = [*chain.from_iterable(in_order((bad_images(part, workers) for part in parts), "images"))]
+    else:
+        bad = bad_images(paths, workers) if model is None else keep_images(model, paths, workers)
+    if bad:
         more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
         raise BadInput(f"{len(bad)} bad images: " + "; ".join(bad[:5]) + more)
 

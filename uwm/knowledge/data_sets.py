@@ -15,6 +15,7 @@ from PIL import Image
 from ..checkpoint.containment import demand_contained
 from ..errors import BadInput
 from ..models.kept import Source
+from ..processes import in_order, several
 from .pictures import Pictures, demand_no_way_out, image_folder, numbers_as_numbers, tell_classes, text_lines
 from .published import PHOTO, PUBLISHED
 
@@ -40,7 +41,7 @@ class DataSet:
     templates: tuple[str, ...]
     unsafe_classes: frozenset[str] = frozenset()
     odd: tuple[str, ...] = ()
-    _classes: dict[int, int] = field(default_factory=dict, repr=False, compare=False)  # of the pictures read so far
+    _classes: dict[int, int] = field(default_factory=dict, init=False, repr=False, compare=False)  # of pictures read
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -69,8 +70,10 @@ class DataSet:
 
     @property
     def classes(self) -> list[int]:
-        """The class number of each picture; pictures not read so far are read."""
+        """The class number of each picture; pictures that no process has read so far are read."""
         known = self._classes
+        for read in in_order([{**known}], f"classes of {self.name}") if several() else ():
+            known |= read
         return [known[index] if index in known else self.read(index)[1] for index in range(len(self))]
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from ..calibration import CalibrationPair, CalibrationSet, Preservation
 from ..models import Model
+from ..processes import is_own
 from .pixels import pixel_batches
 from .pooled_token import check_pooled_token
 
@@ -47,6 +49,60 @@ class PairBatch:
         there = [(inputs, mask) for inputs, mask in sides if inputs is not None]
         return there if sides[0][0] is not None else []
 
+    def pairs(self, tower: str) -> int:
+        """How many pairs a tower gets."""
+        sides = self.sides(tower)
+        return len(sides[0][0]) if sides else 0
+
+
+class UnmadeBatch(PairBatch):
+    """A batch that another process works on; it is read only where its inputs are asked for after all.
+
+    Args:
+        make: Gives the batch.
+        pairs: How many it has.
+        modalities: Of ``text`` and ``vision``, those that it has.
+    """
+
+    def __init__(self, make: Callable[[], PairBatch], pairs: int, modalities: Sequence[str]) -> None:
+        super().__init__()
+        vars(self).update(_make=make, _pairs=pairs, _modalities=modalities)  # the base is frozen
+
+    def sides(self, tower: str) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+        """As `PairBatch.sides`."""
+        made: PairBatch = vars(self)["_make"]()
+        return made.sides(tower)
+
+    def pairs(self, tower: str) -> int:
+        """As `PairBatch.pairs`; nothing is read."""
+        return vars(self)["_pairs"] if tower.partition("_")[0] in vars(self)["_modalities"] else 0
+
+
+Made = Callable[[Sequence[Sequence[Any]]], Iterator[PairBatch]]  # from chunks of a set, the batch of each in turn
+
+
+def share_out(
+    chunks: Sequence[Sequence[Any]], make: Made, modalities: Sequence[str], first: int = 0
+) -> Iterator[PairBatch]:
+    """The batches of these chunks, of which those of other processes are not made.
+
+    Args:
+        chunks: What each batch is of.
+        make: Makes batches in turn; it may read ahead.
+        modalities: What the batches have, of ``text`` and ``vision``.
+        first: Number of the first of these batches among all.
+    """
+    numbered = [*enumerate(chunks, first)]
+    made = make([chunk for number, chunk in numbered if is_own(number)])
+    for number, chunk in numbered:
+        yield next(made) if is_own(number) else UnmadeBatch(partial(_only, make, chunk), len(chunk), modalities)
+    next(made, None)  # its end, where it tells how long the model waited
+
+
+def _only(make: Made, chunk: Sequence[Any]) -> PairBatch:
+    (batch,) = make([chunk])
+    return batch
+
 
 def pair_batches(
     model: Model,
@@ -68,33 +124,47 @@ def pair_batches(
         joint: Captions and pictures together, of pairs that have both; without it first the captions of all pairs
             that have them, then the pictures.
     """
+
+    def captions(chunks: Sequence[Sequence[CalibrationPair]]) -> Iterator[PairBatch]:
+        return (PairBatch(None, None, *_tokens(model, pairs)) for pairs in chunks)
+
+    def images(chunks: Sequence[Sequence[CalibrationPair]]) -> Iterator[PairBatch]:
+        return (PairBatch(*pixels) for pixels in _pixels(model, chunks, workers))
+
+    def both(chunks: Sequence[Sequence[CalibrationPair]]) -> Iterator[PairBatch]:
+        parts = zip(chunks, _pixels(model, chunks, workers), strict=True)
+        return (PairBatch(*pixels, *_tokens(model, pairs)) for pairs, pixels in parts)
+
     if joint:
-        chunks = _chunks([p for p in calibration.pairs if p.has_text and p.has_image], batch_size)
-        for pairs, pixels in zip(chunks, _pixels(model, chunks, workers), strict=True):
-            yield PairBatch(*pixels, *_tokens(model, pairs))
+        whole = [p for p in calibration.pairs if p.has_text and p.has_image]
+        yield from share_out(_chunks(whole, batch_size), both, ("text", "vision"))
         return
-    if "text" in towers:
-        for pairs in _chunks([p for p in calibration.pairs if p.has_text], batch_size):
-            yield PairBatch(None, None, *_tokens(model, pairs))
+    texts = _chunks([p for p in calibration.pairs if p.has_text], batch_size) if "text" in towers else []
+    yield from share_out(texts, captions, ("text",))
     if "vision" in towers:
-        chunks = _chunks([p for p in calibration.pairs if p.has_image], batch_size)
-        yield from (PairBatch(*pixels) for pixels in _pixels(model, chunks, workers))
+        pictures = _chunks([p for p in calibration.pairs if p.has_image], batch_size)
+        yield from share_out(pictures, images, ("vision",), first=len(texts))
 
 
 def preserved_batches(
     model: Model, preserve: Preservation, *, batch_size: int = BATCH_SIZE, towers: Iterable[str], workers: int = 2
 ) -> Iterator[PairBatch]:
     """A preservation set as batches without an unsafe side: first the captions, then the images."""
-    if "text" in towers:
-        for captions in _chunks(preserve.captions, batch_size):
-            ids, mask = model.tokenize([*captions])
-            yield PairBatch(safe_input_ids=ids, safe_attention_mask=mask)
+
+    def captions(chunks: Sequence[Sequence[str]]) -> Iterator[PairBatch]:
+        tokens = (model.tokenize([*texts]) for texts in chunks)
+        return (PairBatch(safe_input_ids=ids, safe_attention_mask=mask) for ids, mask in tokens)
+
+    def images(chunks: Sequence[Sequence[Path]]) -> Iterator[PairBatch]:
+        return (PairBatch(safe_pixel_values=pixels) for pixels in pixel_batches(model, chunks, workers))
+
+    texts = _chunks(preserve.captions, batch_size) if "text" in towers else []
+    yield from share_out(texts, captions, ("text",))
     if "vision" in towers:
-        for pixels in pixel_batches(model, _chunks(preserve.images, batch_size), workers):
-            yield PairBatch(safe_pixel_values=pixels)
+        yield from share_out(_chunks(preserve.images, batch_size), images, ("vision",), first=len(texts))
 
 
-def _tokens(model: Model, pairs: list[CalibrationPair]) -> tuple[torch.Tensor, ...]:
+def _tokens(model: Model, pairs: Sequence[CalibrationPair]) -> tuple[torch.Tensor, ...]:
     """Safe ids and mask, unsafe ids and mask, [pairs, length] each."""
     return (*model.tokenize([p.safe_text or "" for p in pairs]), *model.tokenize([p.unsafe_text or "" for p in pairs]))
 

@@ -11,7 +11,7 @@ import torch
 from ..errors import BadInput
 from ..weights import WeightId
 from .moments import to_double
-from .passes import SAFE, Part
+from .passes import SAFE, Part, Shared
 
 SLAB = 128  # tokens that are summed one after the other in float32; slabs are joined in float64
 
@@ -108,7 +108,7 @@ class Scorer(Protocol):
         """Take in one batch."""
 
 
-class ChannelNorms:
+class ChannelNorms(Shared):
     """Reducer of UWM: token statistics of every weight's input, given to that weight's scorer (UWM, section 4).
 
     Args:
@@ -135,8 +135,13 @@ class ChannelNorms:
         if side == SAFE:
             self._safe[weight] = rounded
         else:
-            self.scorers[weight].update(_double(self._safe.pop(weight)), _double(rounded))
+            self.give((weight, self._safe.pop(weight), rounded))
         return norm
+
+    def join(self, item: tuple[WeightId, TokenStatistics, TokenStatistics]) -> None:
+        """Feed a weight's scorer with both sides of some pairs."""
+        weight, safe, unsafe = item
+        self.scorers[weight].update(_double(safe), _double(unsafe))
 
     def update(self, part: Part) -> None:
         """Raises BadInput when the batch had no unsafe side."""

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 
 from ..errors import InvalidResult
 from ..weights import WeightId
-from .passes import Part
+from .passes import Part, Shared
 
 
-class PairEmbeddings:
+class PairEmbeddings(Shared):
     """Reducer that keeps the embeddings of every side, by tower, in the order of the pass.
 
     Args:
@@ -36,10 +36,16 @@ class PairEmbeddings:
 
     def update(self, part: Part) -> None:
         """Keep one batch. Raises InvalidResult for NaN or infinite embeddings."""
-        rows = self._rows.setdefault(part.tower, [[] for _ in part.embeddings])
-        for batches, side in zip(rows, part.embeddings, strict=True):
+        for side in part.embeddings:
             bad = ~torch.isfinite(side).all(1)
             if bad.any():
                 pair = part.first + int(bad.nonzero()[0])
                 raise InvalidResult(f"{part.tower} tower: NaN or infinite embeddings at pair {pair}")
-            batches.append((F.normalize(side, dim=-1) if self._normalised else side).cpu())
+        ends = [F.normalize(side, dim=-1) if self._normalised else side for side in part.embeddings]
+        self.give((part.tower, [side.cpu() for side in ends]))
+
+    def join(self, item: tuple[str, list[torch.Tensor]]) -> None:
+        """Keep the sides of one batch of a tower, [pairs, dim] each."""
+        tower, sides = item
+        for batches, side in zip(self._rows.setdefault(tower, [[] for _ in sides]), sides, strict=True):
+            batches.append(side)

@@ -9,6 +9,7 @@ import torch
 
 from ..errors import InvalidResult
 from ..models import Model
+from ..processes import in_rounds, is_own
 from ..weights import WeightId
 from .batches import PairBatch, embed_inputs
 
@@ -44,16 +45,25 @@ def gradients(
     weights = sorted(weights)
     total: dict[WeightId, torch.Tensor] = {}
     count, pairs = 0, 0
-    for batch in batches:
-        if min(len(batch.sides("text")), len(batch.sides("vision"))) < 2:
-            continue
-        for tower in sorted({w.tower for w in weights}):
-            for weight, gradient in _batch_gradient(model, batch, [w for w in weights if w.tower == tower], loss):
-                total[weight] = total.get(weight, 0) + gradient.abs().double().cpu()
-        count, pairs = count + 1, pairs + len(batch.sides("text")[0][0])
+    own = (_of_batch(model, batch, weights, loss) if is_own(n) else None for n, batch in enumerate(batches))
+    for found, size in in_rounds(own, "gradients"):
+        for weight, gradient in found.items():
+            total[weight] = total.get(weight, 0) + gradient.double()
+        count, pairs = count + (size > 0), pairs + size
     if not count:
         raise InvalidResult(f"{weights[0]} received no gradient: no pair has both captions and pictures")
     return {weight: value / count for weight, value in total.items()}, {w.tower: pairs for w in weights}
+
+
+def _of_batch(
+    model: Model, batch: PairBatch, weights: list[WeightId], loss: Callable
+) -> tuple[dict[WeightId, torch.Tensor], int]:
+    """Absolute gradients of one batch, float32 [out, in] on the CPU, and its pairs; 0 where a modality is missing."""
+    if min(len(batch.sides("text")), len(batch.sides("vision"))) < 2:
+        return {}, 0
+    towers = sorted({w.tower for w in weights})
+    parts = (_batch_gradient(model, batch, [w for w in weights if w.tower == tower], loss) for tower in towers)
+    return {weight: found.abs().cpu() for part in parts for weight, found in part}, len(batch.sides("text")[0][0])
 
 
 def _batch_gradient(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from ..weights import WeightId
-from .passes import Part
+from .passes import Part, Shared
 
 
 def digests(inputs: torch.Tensor, mask: torch.Tensor | None) -> list[bytes]:
@@ -23,7 +23,7 @@ def digests(inputs: torch.Tensor, mask: torch.Tensor | None) -> list[bytes]:
     return [hashlib.sha256(row.contiguous().view(torch.uint8).numpy().data).digest() for row in rows]
 
 
-class InputKeys:
+class InputKeys(Shared):
     """Reducer: the digest of every input, by tower and side, in the order of the pass."""
 
     needs_embeddings = False
@@ -44,6 +44,10 @@ class InputKeys:
 
     def update(self, part: Part) -> None:
         """Take in one batch."""
-        sides = self._keys.setdefault(part.tower, [[] for _ in part.inputs])
-        for keys, (inputs, mask) in zip(sides, part.inputs, strict=True):
-            keys.extend(digests(inputs, mask))
+        self.give((part.tower, [digests(*side) for side in part.inputs]))
+
+    def join(self, item: tuple[str, list[list[bytes]]]) -> None:
+        """Keep the digests of one batch of a tower."""
+        tower, sides = item
+        for keys, found in zip(self._keys.setdefault(tower, [[] for _ in sides]), sides, strict=True):
+            keys.extend(found)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from ..weights import WeightId
-from .passes import Part
+from .passes import Part, Shared
 
 Rows = Callable[[WeightId, torch.Tensor, torch.Tensor | None], torch.Tensor]
 # Of a layer's input [samples, tokens, in] and its mask [samples, tokens]: the rows that count, [rows, in].
@@ -16,6 +17,39 @@ Rows = Callable[[WeightId, torch.Tensor, torch.Tensor | None], torch.Tensor]
 def counted_tokens(weight: WeightId, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """All tokens that the mask counts, [rows, in]; sample by sample."""
     return x.flatten(0, 1) if mask is None else x[mask.bool()]
+
+
+@dataclass(frozen=True)
+class Total:
+    """Of some rows [n, d]: how many, and their sum, float64 [d]."""
+
+    count: int
+    sum: torch.Tensor
+
+    @classmethod
+    def of(cls, x: torch.Tensor) -> Total:
+        """Of rows [n, d]."""
+        return cls(len(x), to_double(x).sum(0))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Of some rows x [n, d] and their targets z [n, k]: how many, and as `Moments` has it, mean and scatter."""
+
+    count: int
+    mean: torch.Tensor
+    scatter: torch.Tensor
+
+    @classmethod
+    def of(cls, x: torch.Tensor, z: torch.Tensor | None = None) -> Spread | None:
+        """Of rows x [n, d], each with its target z [n, k]; None of no rows."""
+        if len(x) == 0:
+            return None
+        rows = to_double(x)
+        both = rows if z is None else torch.cat([rows, to_double(z)], 1)  # [n, d + k]
+        mean, width = both.mean(0), rows.shape[1]
+        centred = both - mean
+        return cls(len(rows), mean, centred[:, :width].T @ centred)
 
 
 class Mean:
@@ -27,9 +61,12 @@ class Mean:
 
     def add(self, x: torch.Tensor) -> None:
         """Add rows [n, d]."""
-        rows = to_double(x)
-        self.count += len(rows)
-        self._sum = rows.sum(0) if self._sum is None else self._sum + rows.sum(0)
+        self.join(Total.of(x))
+
+    def join(self, rows: Total) -> None:
+        """Add rows by what they come to."""
+        self.count += rows.count
+        self._sum = rows.sum if self._sum is None else self._sum + rows.sum
 
     @property
     def mean(self) -> torch.Tensor:
@@ -52,20 +89,20 @@ class Moments:
 
     def add(self, x: torch.Tensor, z: torch.Tensor | None = None) -> None:
         """Add rows x [n, d], each with its target z [n, k]; all calls have targets or none has."""
-        if len(x) == 0:
+        self.join(Spread.of(x, z))
+
+    def join(self, rows: Spread | None) -> None:
+        """Add rows by what they come to; None for none."""
+        if rows is None:
             return
-        rows = to_double(x)
-        both = rows if z is None else torch.cat([rows, to_double(z)], 1)  # [n, d + k]
-        mean, width = both.mean(0), rows.shape[1]
-        centred = both - mean
-        scatter = centred[:, :width].T @ centred
         if self._mean is None or self._scatter is None:
-            self.count, self._mean, self._scatter = len(rows), mean, scatter
+            self.count, self._mean, self._scatter = rows.count, rows.mean.clone(), rows.scatter.clone()
             return
-        total = self.count + len(rows)
-        step = mean - self._mean
-        self._scatter += scatter + torch.outer(step[:width], step) * (self.count * len(rows) / total)
-        self._mean += step * (len(rows) / total)
+        total = self.count + rows.count
+        step = rows.mean - self._mean
+        outer = torch.outer(step[: len(rows.scatter)], step)
+        self._scatter += rows.scatter + outer * (self.count * rows.count / total)
+        self._mean += step * (rows.count / total)
         self.count = total
 
     @property
@@ -115,7 +152,7 @@ class Moments:
         return scatter + self.count * torch.outer(mean[: len(scatter)], mean)
 
 
-class InputMoments:
+class InputMoments(Shared):
     """Reducer: moments of the inputs of some layers, each side for itself.
 
     Args:
@@ -139,10 +176,15 @@ class InputMoments:
 
     def take(self, weight: WeightId, side: int, x: torch.Tensor, mask: torch.Tensor | None) -> None:
         """Add the rows that count."""
-        self.moments[weight, side].add(self._rows(weight, x, mask))
+        self.give((weight, side, Spread.of(self._rows(weight, x, mask))))
 
     def update(self, part: Part) -> None:
         """Nothing is left to do."""
+
+    def join(self, item: tuple[WeightId, int, Spread | None]) -> None:
+        """Add rows of one side of a layer."""
+        weight, side, rows = item
+        self.moments[weight, side].join(rows)
 
 
 def to_double(x: torch.Tensor) -> torch.Tensor:

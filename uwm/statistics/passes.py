@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from ..errors import InvalidResult
 from ..models import Model
+from ..processes import in_rounds, is_own, several
 from ..weights import WeightId
 from .batches import PairBatch
 from .hooks import observe, observe_outputs
@@ -73,6 +74,29 @@ class Reducer(Protocol):
         """Take in one batch of one tower, after all of its sides."""
 
 
+class Shared:
+    """Base of reducers whose pass several processes can share: what a batch adds can be sent to the others.
+
+    `take` and `update` call `give` with what they found, and nothing but `join` changes what is summed up. So every
+    process joins the same items in the order of one process, and has the same sums bit for bit. An item is small: sums
+    or rows of the batch, never a layer's whole input. Where any reducer of a pass is of another kind, every process
+    runs all batches.
+    """
+
+    _given: list[Any] | None = None  # of the batch that runs, in a shared pass
+
+    def give(self, item: Any) -> None:
+        """Join what was found in a batch, at once or when its turn comes."""
+        if self._given is None:
+            self.join(item)
+        else:
+            self._given.append(item)
+
+    def join(self, item: Any) -> None:
+        """Add what `give` was given: plain objects and tensors."""
+        raise NotImplementedError
+
+
 @torch.no_grad()
 def run_pass(
     model: Model,
@@ -86,6 +110,8 @@ def run_pass(
     Where no reducer needs the embeddings, a tower ends with the last layer that any reducer asks for, except for the
     first inputs, which show that no layer is called twice. On the CPU such batches run in pieces of `PIECE` pairs, so
     that what is kept of one side until the other has run stays small.
+
+    Several processes share the batches, see `Shared`; every one of them gets the whole result.
 
     Args:
         model: In eval mode.
@@ -102,24 +128,71 @@ def run_pass(
             are not finite, where they were computed.
     """
     wanted = {tower: _listeners(reducers, tower) for tower in sorted(set(towers))}
-    whole = any(getattr(reducer, "needs_embeddings", True) for reducer in reducers)
     seen = dict.fromkeys(wanted, 0)
-    for batch in batches:
-        for tower, listeners in wanted.items():
-            for sides in _pieces(batch.sides(tower), PIECE if not whole and model.device.type == "cpu" else None):
-                first, ends = seen[tower], []
-                for number, side in enumerate(sides):
-                    run = _Side(model, tower, listeners, number, first)
-                    ends.append(run(*side, whole or (first, number) == (0, SAFE)))
-                part = Part(tower, first, tuple(end for end in ends if end is not None) if whole else (), sides)
-                for reducer in reducers:
-                    reducer.update(part)
-                seen[tower] += len(sides[0][0])
+    shared = [reducer for reducer in reducers if isinstance(reducer, Shared)]
+    if several() and len(shared) == len(reducers):
+        _share(model, batches, shared, wanted, seen)
+    else:
+        for batch in batches:
+            _run(model, batch, reducers, wanted, seen)
     for tower, pairs in seen.items():
         if pairs == 0 and not partly:
             name = next(iter(wanted[tower]), f"the {tower} tower")
             raise InvalidResult(f"{name} received no activations: the set has no pairs for the {tower} tower")
     return seen
+
+
+Wanted = Mapping[str, dict[WeightId, list[Reducer]]]  # tower -> layer -> who asks for it
+
+
+def _run(model: Model, batch: PairBatch, reducers: Sequence[Any], wanted: Wanted, seen: dict[str, int]) -> None:
+    """Run one batch through the towers, feed every reducer, and count the pairs."""
+    whole = any(getattr(reducer, "needs_embeddings", True) for reducer in reducers)
+    for tower, listeners in wanted.items():
+        for sides in _pieces(batch.sides(tower), PIECE if not whole and model.device.type == "cpu" else None):
+            first, ends = seen[tower], []
+            for number, side in enumerate(sides):
+                run = _Side(model, tower, listeners, number, first)
+                ends.append(run(*side, whole or (first, number) == (0, SAFE)))
+            part = Part(tower, first, tuple(end for end in ends if end is not None) if whole else (), sides)
+            for reducer in reducers:
+                reducer.update(part)
+            seen[tower] += len(sides[0][0])
+
+
+def _share(
+    model: Model, batches: Iterable[PairBatch], reducers: Sequence[Shared], wanted: Wanted, seen: dict[str, int]
+) -> None:
+    """Run this process's batches, and join what all of them gave, in the order of one process."""
+
+    def given() -> Iterator[list[list[Any]] | None]:
+        for number, batch in enumerate(batches):
+            if is_own(number):
+                with _kept_apart(reducers) as items:
+                    _run(model, batch, reducers, wanted, seen)
+                yield items
+            else:
+                for tower in wanted:
+                    seen[tower] += batch.pairs(tower)
+                yield None
+
+    for parts in in_rounds(given(), "pass"):
+        for reducer, items in zip(reducers, parts, strict=True):
+            for item in items:
+                reducer.join(item)
+
+
+@contextmanager
+def _kept_apart(reducers: Sequence[Shared]) -> Iterator[list[list[Any]]]:
+    """What each reducer is given while the body runs, joined to nothing."""
+    kept: list[list[Any]] = [[] for _ in reducers]
+    try:
+        for reducer, items in zip(reducers, kept, strict=True):
+            reducer._given = items
+        yield kept
+    finally:
+        for reducer in reducers:
+            reducer._given = None
 
 
 def _pieces(sides: Sequence[Inputs], size: int | None) -> Iterator[tuple[Inputs, ...]]:

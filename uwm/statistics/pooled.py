@@ -10,7 +10,7 @@ import torch
 from ..errors import BadInput
 from ..weights import WeightId
 from .moments import Rows
-from .passes import Part
+from .passes import Part, Shared
 
 
 class Pooling(Protocol):
@@ -53,7 +53,7 @@ class PooledToken:
         return x[torch.arange(samples, device=x.device), index.to(x.device)]
 
 
-class PooledInputs:
+class PooledInputs(Shared):
     """Reducer: the inputs of some layers at the pooled token, of every sample.
 
     Args:
@@ -77,7 +77,12 @@ class PooledInputs:
 
     def take(self, weight: WeightId, side: int, x: torch.Tensor, mask: torch.Tensor | None) -> None:
         """Keep one row a sample."""
-        self._rows[weight][side].append(self._pick(weight, x, mask).float().cpu())
+        self.give((weight, side, self._pick(weight, x, mask).float().cpu()))
+
+    def join(self, item: tuple[WeightId, int, torch.Tensor]) -> None:
+        """Keep the rows of one side of a batch, [samples, in]."""
+        weight, side, rows = item
+        self._rows[weight][side].append(rows)
 
     def update(self, part: Part) -> None:
         """Nothing is left to do."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import torch
 
@@ -12,13 +13,14 @@ from ..weights import WeightId
 from .batches import embed_inputs
 from .hooks import cut_outputs
 from .keys import digests
-from .passes import Part
+from .passes import Part, Shared
 
 SAMPLES = 32  # of the safe side, whose Jacobians are averaged
+Item = TypeVar("Item")
 Drawn = dict[bytes, tuple[torch.Tensor, torch.Tensor | None]]  # digest -> an input and its mask
 
 
-class Readout:
+class Readout(Shared):
     """Reducer: the mean Jacobian of the embedding by the last MLP's output, and the mean norm of safe embeddings.
 
     Through a LayerNorm with gain γ and a projection P that is the mean of P diag(γ) (I − 11ᵀ/d − ĥĥᵀ/d) / std(h) over
@@ -62,14 +64,25 @@ class Readout:
 
     def update(self, part: Part) -> None:
         """Take in the safe side of one batch."""
-        self._norms.setdefault(part.tower, []).append(part.embeddings[0].double().norm(dim=1).cpu())
-        if part.tower not in self._outputs:
-            return
-        inputs, mask = part.inputs[0]
-        drawn = self._drawn.setdefault(part.tower, {})
-        for row, key in enumerate(digests(inputs, mask)):
-            drawn[key] = inputs[row].cpu().clone(), None if mask is None else mask[row].cpu().clone()
-        self._drawn[part.tower] = {key: drawn[key] for key in sorted(drawn)[:SAMPLES]}
+        drawn: Drawn = {}
+        if part.tower in self._outputs:
+            inputs, mask = part.inputs[0]
+            rows = {key: row for row, key in enumerate(digests(inputs, mask))}
+            for key, row in _least(rows).items():
+                drawn[key] = inputs[row].cpu().clone(), None if mask is None else mask[row].cpu().clone()
+        self.give((part.tower, part.embeddings[0].double().norm(dim=1).cpu(), drawn))
+
+    def join(self, item: tuple[str, torch.Tensor, Drawn]) -> None:
+        """Take in the norms of one batch, [pairs], and the inputs of it that may be samples."""
+        tower, norms, drawn = item
+        self._norms.setdefault(tower, []).append(norms)
+        if tower in self._outputs:
+            self._drawn[tower] = _least({**self._drawn.get(tower, {}), **drawn})
+
+
+def _least(items: dict[bytes, Item]) -> dict[bytes, Item]:
+    """Those with the least digests, in their order."""
+    return {key: items[key] for key in sorted(items)[:SAMPLES]}
 
 
 def _batches(drawn: Drawn) -> list[tuple[torch.Tensor, torch.Tensor | None]]:

@@ -8,11 +8,11 @@ import torch
 
 from ..errors import BadInput
 from ..weights import WeightId
-from .moments import Mean, Moments, Rows, counted_tokens, to_double
-from .passes import RESIDUAL, SAFE, Part
+from .moments import Mean, Moments, Rows, Spread, Total, counted_tokens, to_double
+from .passes import RESIDUAL, SAFE, UNSAFE, Part, Shared
 
 
-class ResidualMeans:
+class ResidualMeans(Shared):
     """Reducer: the mean residual stream after some blocks, each side for itself (directional ablation).
 
     Args:
@@ -37,13 +37,18 @@ class ResidualMeans:
     def take(self, weight: WeightId, side: int, x: torch.Tensor, mask: torch.Tensor | None) -> None:
         """Add the rows that count."""
         assert weight.block is not None
-        self.means[weight.tower, weight.block, side].add(self._rows(weight, x, mask))
+        self.give(((weight.tower, weight.block, side), Total.of(self._rows(weight, x, mask))))
 
     def update(self, part: Part) -> None:
         """Nothing is left to do."""
 
+    def join(self, item: tuple[tuple[str, int, int], Total]) -> None:
+        """Add rows of one side of a block."""
+        place, rows = item
+        self.means[place].join(rows)
 
-class ResidualShifts:
+
+class ResidualShifts(Shared):
     """Reducer: what redirection needs (method "redirect"), the Gram matrices of a matrix's inputs on both sides, and
     of the unsafe ones the cross moments with the step r̂ − r from their own residual stream to the safe partner's.
 
@@ -80,7 +85,7 @@ class ResidualShifts:
         rows = counted_tokens if self._rows is None else self._rows
         if weight.slot != RESIDUAL:
             if side == SAFE:
-                self.safe[weight].add(rows(weight, x, mask))
+                self.give((weight, SAFE, Spread.of(rows(weight, x, mask))))
             else:
                 self._inputs[weight] = rows(weight, x, mask)
         elif side == SAFE:
@@ -97,9 +102,14 @@ class ResidualShifts:
         """Forget the streams of a batch without an unsafe side."""
         self._streams.clear()
 
+    def join(self, item: tuple[WeightId, int, Spread | None]) -> None:
+        """Add inputs of one side, those of the unsafe one with their steps."""
+        weight, side, rows = item
+        (self.safe if side == SAFE else self.unsafe)[weight].join(rows)
+
     def _add(self, stream: WeightId, steps: torch.Tensor) -> None:
         for weight in [weight for weight in self._inputs if _stream(weight) == stream]:
-            self.unsafe[weight].add(self._inputs.pop(weight), steps)
+            self.give((weight, UNSAFE, Spread.of(self._inputs.pop(weight), steps)))
 
 
 def _stream(weight: WeightId) -> WeightId:

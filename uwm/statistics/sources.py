@@ -11,6 +11,7 @@ from torch import nn
 
 from ..models import Model
 from ..models.kept import Batch, Kept, Source
+from ..processes import in_order, own_part
 from ..weights import WeightId
 from .batches import Progress, embed_inputs
 from .hooks import kept_outputs, skipped
@@ -50,7 +51,8 @@ def embed_sources(
     """Embeddings, not normalised, float32 [n, dim], on the CPU, of a model as it is.
 
     Where the model keeps its work (`Model.kept`), what an edit leaves as it is, is not run again: a tower without an
-    edited tensor, and the blocks before the first edited one. The embeddings are the same bit for bit.
+    edited tensor, and the blocks before the first edited one. The embeddings are the same bit for bit. Several
+    processes share the batches.
 
     Args:
         model: Patched or not; `Model.edited` says what is edited.
@@ -62,18 +64,16 @@ def embed_sources(
     batches, kept = in_batches(sources, batch_size), model.kept or Kept(room=0)
     edited = [weight for weight in model.edited if weight.tower == tower]
     known = {} if edited else kept.embeddings
-    inputs = inputs_of(model, [batch for batch in batches if (tower, batch) not in known], workers)
-    steps: Iterable[Batch] = batches if progress is None else progress(batches, len(batches), name)
-    rows = []
-    for batch in steps:
-        found = known.get((tower, batch))
-        if found is None:
-            found = _embed(model, kept, tower, batch, next(inputs), edited).cpu()
-            if not edited:
-                kept.embeddings[tower, batch] = found
-        rows.append(found)
+    missing = [batch for batch in batches if (tower, batch) not in known]
+    own = own_part(missing)
+    steps: Iterable[Batch] = own if progress is None else progress(own, len(own), name)
+    inputs = inputs_of(model, own, workers)
+    made = (_embed(model, kept, tower, batch, next(inputs), edited).cpu() for batch in steps)
+    found = dict(zip(missing, in_order(made, f"embed {tower}"), strict=True)) if missing else {}
     next(inputs, None)  # its end, where it tells how long the model waited
-    return torch.cat(rows)
+    if not edited:
+        kept.embeddings |= {(tower, batch): rows for batch, rows in found.items()}
+    return torch.cat([found[batch] if batch in found else known[tower, batch] for batch in batches])
 
 
 def _embed(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,8 @@ from ..editing.live import changed
 from ..errors import InvalidResult
 from ..models import Model
 from ..models.kept import Kept, Source
-from ..statistics.batches import PairBatch, Progress, embed_inputs
+from ..processes import from_first
+from ..statistics.batches import PairBatch, Progress, embed_inputs, share_out
 from ..statistics.embeddings import PairEmbeddings
 from ..statistics.passes import run_pass
 from ..statistics.pooled import PooledInputs
@@ -89,7 +90,7 @@ class CachedTower:
         named = pooled_weights(self._model, self._tower)
         inputs, embeddings = PooledInputs(self._model, [*named]), PairEmbeddings(normalised=False)
         parts = in_batches(self._sources, self._reading["batch_size"])
-        batches: Iterable = (_as_batch(*made) for made in inputs_of(self._model, parts, self._reading["workers"]))
+        batches: Iterable = share_out(parts, self._batches, (self._tower,))
         if progress is not None:
             batches = progress(batches, len(parts), f"embed {self._tower}")
         run_pass(self._model, batches, [inputs, embeddings], [self._tower])
@@ -100,10 +101,16 @@ class CachedTower:
     @torch.no_grad()
     def _agrees(self, pooled: PooledMlp) -> bool:
         """Whether an edit of the MLP does to the first batch what it does to the tower."""
-        with changed(self._model, pooled.probe()):
-            first = inputs_of(self._model, in_batches(self._sources, self._reading["batch_size"])[:1], 1)
-            edited = embed_inputs(self._model, *next(first)).cpu()
-        return pooled.agrees(edited)
+
+        def first_batch() -> torch.Tensor:
+            with changed(self._model, pooled.probe()):
+                first = inputs_of(self._model, in_batches(self._sources, self._reading["batch_size"])[:1], 1)
+                return embed_inputs(self._model, *next(first)).cpu()
+
+        return pooled.agrees(from_first(first_batch, "first batch"))
+
+    def _batches(self, parts: Sequence[Sequence[Source]]) -> Iterator[PairBatch]:
+        return (_as_batch(*made) for made in inputs_of(self._model, map(tuple, parts), self._reading["workers"]))
 
 
 def _as_batch(inputs: torch.Tensor, mask: torch.Tensor | None) -> PairBatch:
