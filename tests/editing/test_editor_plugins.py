@@ -190,10 +190,10 @@ def test_two_of_one_name_name_both(plug_in):
         find_editor("zz-twin")
 
 
-def test_a_name_of_ours_is_not_taken_silently(plug_in):
+def test_a_name_of_ours_is_not_taken_and_who_tries_is_named(plug_in, caplog):
     plug_in(GROUP, "zz-impostor", "uwm", SOUND.replace("NAME", "uwm"))
-    with pytest.raises(BadInput, match="two editors are called 'uwm', of uwm and zz-impostor; uninstall one"):
-        find_editor("uwm")
+    assert find_editor("uwm").source.startswith("D'Incà")
+    assert "zz-impostor: its editor 'uwm' is left out, for the name is uwm's" in caplog.text
     assert find_editors(only="uwm")["uwm"].source.startswith("D'Incà")
 
 
