@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from collections.abc import Iterator, Mapping
@@ -70,9 +71,13 @@ class UntilStable:
             before = found
 
     def _edit(self, statistics: Statistics) -> Proposal | None:
-        """The edit from what was seen; None where there is none yet, of too few pairs for a detector and the like."""
+        """The edit from what was seen; None where there is none yet, of too few pairs for a detector and the like.
+
+        It is made of a copy, since statistics that an edit was made of may take no more pairs.
+        """
+        seen = copy.deepcopy(statistics, {id(self.model): self.model, id(self.editor): self.editor})
         try:
-            return self.editor.edit(self.model, statistics, self.settings, self.seed)
+            return self.editor.edit(self.model, seen, self.settings, self.seed)
         except (BadInput, InvalidResult):
             return None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,6 @@ from .towers import bias_of, is_gated
 
 if TYPE_CHECKING:
     from ...models import Model
-    from ...statistics.batches import PairBatch
 
 
 @dataclass(frozen=True)
@@ -62,10 +60,6 @@ class RepelStatistics(Statistics):
     layers: dict[str, tuple[WeightId, WeightId] | None] = None  # type: ignore[assignment]
     concepts: Any = None
     fitted: dict[Any, Any] = field(default_factory=dict)
-
-    def feed(self, model: Model, batches: Iterable[PairBatch], also: Sequence[Any] = ()) -> None:
-        self.fitted.clear()  # of fewer pairs
-        super().feed(model, batches, also)
 
 
 class Repel:

@@ -163,7 +163,6 @@ class EntryStatistics(Statistics):
 
     def feed(self, model: Model, batches: Iterable[PairBatch], also: Sequence[Any] = ()) -> None:
         """As `Statistics.feed`; the gradient baselines make a pass of their own, which feeds nobody else."""
-        self._scores = None  # of fewer pairs
         if self.editor.loss is None:
             return super().feed(model, batches, also)
         from ...statistics.gradients import gradients
