@@ -29,7 +29,7 @@ ACTIVATIONS: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (
     F.silu,
 )
 
-Now = Mapping[WeightId, torch.Tensor]  # the tensors that changes are of, float32
+Now = Mapping[WeightId, torch.Tensor]  # the tensors that changes are of, as they are stored
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +71,11 @@ class PooledMlp:
     weights: Mapping[WeightId, torch.Tensor]
     activation: Callable[[torch.Tensor], torch.Tensor]
 
+    @property
+    def own(self) -> tuple[WeightId, ...]:
+        """The tensors of the MLP."""
+        return tuple(name for matrix in self.pair for name in (matrix, _bias(matrix)))
+
     @classmethod
     @torch.no_grad()
     def of(cls, model: Model, tower: str, rows: Mapping[WeightId, torch.Tensor], embeddings: Any) -> PooledMlp | None:
@@ -84,7 +89,7 @@ class PooledMlp:
         pair = model.last_mlp(tower) if parts else None
         if pair is None:
             return None
-        names = [name for matrix in pair for name in (matrix, _bias(matrix))] + _late(pair)
+        names = [*(name for matrix in pair for name in (matrix, _bias(matrix))), *_late(pair)]
         weights = {name: model.parameter(name).float().cpu().clone() for name in names if name in model.tensors}
         stream = parts.get("stream", embeddings)
         for activation in ACTIVATIONS:
@@ -116,7 +121,7 @@ class PooledMlp:
     @torch.no_grad()
     def embed(self, changes: Mapping[WeightId, Change]) -> torch.Tensor:
         """Embeddings under these changes, not normalised, float32 [n, dim]."""
-        now = {name: edited(self.model, name, change).float() for name, change in changes.items()}
+        now = {name: edited(self.model, name, change) for name, change in changes.items()}
         fc1, fc2 = self.pair
         stream, moved = self.stream, None
         units = _touched(changes.get(fc1), self.weights[fc1].shape, 1)
@@ -128,10 +133,10 @@ class PooledMlp:
             stream = stream + (moved - self.hidden[:, units]) @ self.weights[fc2][:, units].T
         columns = _touched(changes.get(fc2), self.weights[fc2].shape, 0)
         if columns is not None:
-            step = now[fc2][:, columns] - self.weights[fc2][:, columns]
+            step = now[fc2][:, columns].float() - self.weights[fc2][:, columns]
             stream = stream + self._hidden(columns, units, moved) @ step.T
         if _bias(fc2) in changes:
-            stream = stream + (now[_bias(fc2)] - self.weights[_bias(fc2)])
+            stream = stream + (now[_bias(fc2)].float() - self.weights[_bias(fc2)])
         return self._read_out(stream, now)
 
     def _hidden(self, columns: Any, units: Any, moved: torch.Tensor | None) -> torch.Tensor:
@@ -147,15 +152,15 @@ class PooledMlp:
     def _activated(self, units: Any, now: Now) -> torch.Tensor:
         """What hidden units give now, [n, units]."""
         fc1, tensors = self.pair[0], {**self.weights, **now}
-        bias = tensors[_bias(fc1)][units] if _bias(fc1) in tensors else None
-        return self.activation(F.linear(self.x, tensors[fc1][units], bias))
+        bias = tensors[_bias(fc1)][units].float() if _bias(fc1) in tensors else None
+        return self.activation(F.linear(self.x, tensors[fc1][units].float(), bias))
 
     def _read_out(self, stream: torch.Tensor, now: Now) -> torch.Tensor:
         """The embedding of a residual stream at the pooled token; after a pooling head there is nothing to read out."""
         if self.pair[0].block is None:
             return stream
         norm, projection = (WeightId(self.tower, None, slot) for slot in ("norm", "proj"))
-        tensors = {**self.weights, **now}
+        tensors = {**self.weights, **{name: value.float() for name, value in now.items() if name not in self.own}}
         if norm in tensors:
             module = self.model.module.get_submodule(self.model.tensors[norm].key.rpartition(".")[0])
             if not isinstance(module, nn.LayerNorm):
