@@ -12,7 +12,7 @@ import click
 
 from ..errors import ResourceFault, UwmError
 from ..processes import ProcessLost, is_first, several
-from ..processes.ending import Ending, is_one_of_several, together
+from ..processes.ending import INTERRUPTED, Ending, is_one_of_several, together
 
 SHARED = ("edit", "demo", "tune", "score", "eval", "compare", "finetune")  # verbs that several processes share
 
@@ -55,7 +55,7 @@ def _ending(command: click.Group, arguments: list[str]) -> Ending:
     except UwmError as error:
         return _failed(error, arguments)
     except click.exceptions.Abort:
-        return Ending(130, "uwm: interrupted; nothing was left half-written")
+        return Ending(130, INTERRUPTED)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f" Try '{context.command_path} --help' for help." if context is not None else ""

@@ -31,6 +31,8 @@ STOPPED = (
     "half-written"
 )
 
+INTERRUPTED = "uwm: interrupted; nothing was left half-written"
+
 
 @dataclass(frozen=True)
 class Ending:
@@ -88,11 +90,13 @@ def together(work: Callable[[], Ending], environment: Mapping[str, str]) -> NoRe
         ending = Ending(error.exit_code, f"uwm: error: {error}")
     except SystemExit as stop:
         ending = Ending(stop.code if isinstance(stop.code, int) else 1, STOPPED)
+    except KeyboardInterrupt:
+        ending = Ending(130, INTERRUPTED)
     except BaseException:
         ending = Ending(1, traceback.format_exc().rstrip())
-    watcher.stop()
     for name in ("SIGTERM", "SIGINT"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)  # what is left takes no time
+    watcher.stop()
     _end(group, board, Ending(ending.code, ending.text, rank), terminal)
 
 

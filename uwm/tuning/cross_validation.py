@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -35,7 +35,7 @@ class Edits:
     """One candidate: its changes from all pairs, and from the pairs without each fold."""
 
     whole: Changes
-    folds: tuple[Changes, ...]
+    folds: Iterable[Changes]
 
 
 class CrossValidation:
@@ -87,34 +87,58 @@ class CrossValidation:
         """Whether an edit of these tensors is measured without running a block."""
         return self._pairs.is_quick(changes)
 
-    def measure(self, edits: Edits, detailed: bool) -> EvalResult:
+    def measure(
+        self, edits: Edits, detailed: bool, hopeless: Callable[[EvalResult, EvalResult], bool] | None = None
+    ) -> EvalResult:
         """The figures, each pair's under the edit made without its fold.
 
         Args:
             edits: From all pairs, and without each fold.
             detailed: With intervals, figures by concept, and recall at every cut-off; otherwise means alone.
+            hopeless: Told what the first fold and the data sets come to, and the same of the unedited model, whether to
+                leave it at that.
+
+        Returns:
+            Of all pairs, or of the first fold's where that was hopeless.
 
         Raises:
             InvalidResult: NaN or infinite embeddings.
         """
-        parts = []
+        known = zero_shot_fields(self._data_sets.classify(edits.whole))
+        parts: list[tuple[dict[str, torch.Tensor], torch.Tensor]] = []
         for fold, (rows, changes) in enumerate(zip(self._rows, edits.folds, strict=True)):
             embedded = self._pairs.embed(changes)  # what other folds taught the edit
             retrieval = self._retrieval[detailed][fold]
             found = {} if retrieval is None else _samples(embedded.pairs, rows, retrieval)
             parts.append((found, self._preserved.kept(fold, embedded, self._first)))
+            if hopeless is not None and fold == 0 and found and len(self._rows) > 1:
+                first = self._result(parts, known, detailed)
+                if hopeless(first, self._baseline_of(first)):
+                    return first
+        return self._result(parts, known, detailed)
+
+    def _result(
+        self, parts: Sequence[tuple[dict[str, torch.Tensor], torch.Tensor]], known: Mapping[str, Any], detailed: bool
+    ) -> EvalResult:
+        """From the samples, and what stays of the preservation set, of some folds, and from what came of data sets."""
         kept = torch.cat([kept for _, kept in parts])
         measured = [found for found, _ in parts if found]
         samples = {name: torch.cat([found[name] for found in measured]) for name in measured[0]}  # rows fold by fold
-        known = self._data_sets.classify(edits.whole)
         preserved = kept if len(kept) else None
-        fields: dict[str, Any] = zero_shot_fields(known) | {"samples": samples, "preserved": preserved}
+        fields: dict[str, Any] = {**known, "samples": samples, "preserved": preserved}
+        pairs = len(next(iter(samples.values())))
         if detailed:
-            fields |= summary(samples, self._whole, self._seed, preserved)
+            fields |= summary(samples, replace(self._whole, pairs=self._whole.pairs[:pairs]), self._seed, preserved)
         else:
             means = samples | ({} if preserved is None else {PRESERVED: preserved})
-            fields |= {"pairs": len(self._whole), "figures": {name: _mean(values) for name, values in means.items()}}
+            fields |= {"pairs": pairs, "figures": {name: _mean(values) for name, values in means.items()}}
         return EvalResult(**fields)
+
+    def _baseline_of(self, first: EvalResult) -> EvalResult:
+        """The unedited model on the pairs of the first fold alone."""
+        samples = {name: values[: first.pairs] for name, values in self.baseline.samples.items()}
+        means = {name: _mean(values) for name, values in samples.items()}
+        return replace(self.baseline, pairs=first.pairs, figures={**self.baseline.figures, **means}, samples=samples)
 
 
 def _samples(embeddings: Embeddings, rows: torch.Tensor, retrieval: Retrieval) -> dict[str, torch.Tensor]:

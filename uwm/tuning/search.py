@@ -24,6 +24,7 @@ from ..expressions import Expression, Requirement
 from ..figures import label
 from ..models import Model
 from ..statistics.batches import Progress
+from .cached_sets import Changes
 from .cross_validation import CrossValidation, Edits
 from .folds import Profile
 from .space import Space
@@ -33,12 +34,17 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
+CLEAR, CLEAR_LOSS = 6.0, 2.0  # points of the objective and of the loss by which a candidate is clearly worse
 ROUNDS = 12  # trials of every quick method before the better ones get more
 LEADER = 4  # then all trials but one of so many are the leader's
 SLOW_EVERY = 20  # of so many trials one is of a method whose edits run the whole model
-OURS = "uwm"  # a trial's attribute: its number, whether it is quick, its loss or why it is invalid, its seconds
+OURS = "uwm"  # a trial's attribute: its number, whether it is quick, its loss, whether it was stopped early, or why it
+# is invalid, and its seconds
 
 logger = logging.getLogger(__name__)
+
+
+Done = tuple[int, str, "FrozenTrial"]
 
 
 @dataclass(frozen=True)
@@ -117,14 +123,16 @@ class Found:
     """What a search tried.
 
     Attributes:
-        tried: Every candidate that could be measured, in order.
-        invalid: How many could not: the editor refused, or figures were no numbers.
+        tried: Every candidate that was measured on all folds, in order.
+        invalid: How many could not be: the editor refused, or figures were no numbers.
+        stopped: How many were left after the first fold, since another one is clearly better.
         seconds: Method -> what its trials took together.
         trials: Method -> how many.
     """
 
     tried: tuple[Tried, ...]
     invalid: int
+    stopped: int
     seconds: dict[str, float]
     trials: dict[str, int]
 
@@ -159,7 +167,10 @@ class Search:
             self._studies = {name: self._study(name, storage) for name in spaces}
             for study in self._studies.values():
                 _end_unfinished(study)
-        self._history = self._earlier()  # number, method and trial of all that are done, in order
+        self._history: list[Done] = []  # number, method and trial of all that are done, in order
+        self._tried: list[Tried] = []  # of these, those measured on all folds
+        for done in self._earlier():
+            self._note(*done)
 
     def run(self, trials: int, progress: Progress | None = None) -> Found:
         """Try until there are so many, those of earlier runs included."""
@@ -180,15 +191,17 @@ class Search:
 
     def edits(self, method: str, chosen: Mapping[str, Any]) -> Edits:
         """The changes of a candidate, from all pairs and without each fold. Raises BadInput, InvalidResult."""
+        whole, *parts = self._made(method, chosen)
+        return Edits(whole, parts)
+
+    def _made(self, method: str, chosen: Mapping[str, Any]) -> Iterator[Changes]:
+        """The changes from all pairs, then without each fold, made when they are asked for."""
         editor = self.editor(method)
         made = settings.make(editor, chosen)
-        whole, *parts = (
-            editor.edit(self._model, statistics, made, self._seed)
-            for statistics in self._profile.statistics(editor, made)
-        )
-        for proposal in (whole, *parts):
+        for statistics in self._profile.statistics(editor, made):
+            proposal = editor.edit(self._model, statistics, made, self._seed)
             check_proposal(self._model, proposal)
-        return Edits(whole.changes, tuple(part.changes for part in parts))
+            yield proposal.changes
 
     def editor(self, method: str) -> Editor:
         """The editor of a method that is tried."""
@@ -214,11 +227,10 @@ class Search:
         chosen = {**space.given, **space.draw(trial)}
         about: dict[str, Any] = {"number": number}
         try:
-            edits = self.edits(method, chosen)
+            made = self._made(method, chosen)
+            edits = Edits(next(made), made)
             about["quick"] = self._validation.is_quick(edits.whole)
-            objective, about["loss"] = self._criteria.of(
-                self._validation.measure(edits, self._criteria.detailed), self._validation.baseline
-            )
+            objective, about["loss"], about["stopped"] = self._measured(edits)
         except (BadInput, InvalidResult) as error:
             logger.info("%s %s: %s", method, chosen, error)
             about["invalid"] = str(error)
@@ -231,7 +243,32 @@ class Search:
                 trial.set_constraint("loss", about["loss"])
             value = self._criteria.better(objective)
             told = study.tell(trial, [value] if self._criteria.limited else [value, about["loss"]])
-        self._history.append((number, method, told))
+        self._note(number, method, told)
+
+    def _measured(self, edits: Edits) -> tuple[float, float, bool]:
+        """Objective and loss, and whether that is of the first fold alone, because it came out clearly worse."""
+        found: list[tuple[float, float]] = []
+
+        def hopeless(first: EvalResult, baseline: EvalResult) -> bool:
+            found.append(self._criteria.of(first, baseline))
+            return self._clearly_worse(*found[0])
+
+        detailed = self._criteria.detailed
+        result = self._validation.measure(edits, detailed, None if detailed else hopeless)
+        if result.pairs < self._validation.pairs:
+            return *found[0], True
+        return *self._criteria.of(result, self._validation.baseline), False
+
+    def _clearly_worse(self, objective: float, loss: float) -> bool:
+        """Whether a candidate that was measured on all folds is better by more than folds differ by chance."""
+        value, limited = self._criteria.better(objective) + CLEAR, self._criteria.limited
+        for one in self._tried:
+            within, better = one.loss <= 0, self._criteria.better(one.objective) >= value
+            if limited and within and (loss >= CLEAR_LOSS or better):
+                return True
+            if one.loss <= loss - CLEAR_LOSS and (better or (limited and not within)):
+                return True
+        return False
 
     def _sampler(self, method: str, number: int) -> Any:
         """Seeded by the number of the trial, so that a search that was killed goes on as if it was not."""
@@ -248,7 +285,16 @@ class Search:
 
     # ------------------------------------------------------------ what comes next
 
-    def _earlier(self) -> list[tuple[int, str, FrozenTrial]]:
+    def _note(self, number: int, method: str, trial: FrozenTrial) -> None:
+        """Take a trial that is done into account."""
+        self._history.append((number, method, trial))
+        about = trial.user_attrs[OURS]
+        if trial.values is not None and not about["stopped"]:
+            chosen = {**self._spaces[method].given, **trial.params}
+            objective = self._criteria.better(trial.values[0])
+            self._tried.append(Tried(number, method, chosen, objective, about["loss"]))
+
+    def _earlier(self) -> list[Done]:
         """What earlier runs have done."""
         found = [
             (trial.user_attrs[OURS]["number"], method, trial)
@@ -282,7 +328,7 @@ class Search:
         """Of these methods the one with the best candidate within bounds, or with the most points of the front."""
         from .points import front_of
 
-        tried = [one for one in self._found().tried if one.method in names]
+        tried = [one for one in self._tried if one.method in names]
         if not tried:
             return names[0]
         if self._criteria.limited:
@@ -296,15 +342,12 @@ class Search:
         return max(names, key=front.count)
 
     def _found(self) -> Found:
-        tried, seconds, trials = [], dict.fromkeys(self._spaces, 0.0), dict.fromkeys(self._spaces, 0)
-        for number, method, trial in self._history:
+        seconds, trials = dict.fromkeys(self._spaces, 0.0), dict.fromkeys(self._spaces, 0)
+        for _, method, trial in self._history:
             seconds[method] += trial.user_attrs[OURS]["seconds"]
             trials[method] += 1
-            if trial.values is not None:
-                chosen = {**self._spaces[method].given, **trial.params}
-                objective = self._criteria.better(trial.values[0])
-                tried.append(Tried(number, method, chosen, objective, trial.user_attrs[OURS]["loss"]))
-        return Found(tuple(tried), len(self._history) - len(tried), seconds, trials)
+        stopped = sum(trial.user_attrs[OURS].get("stopped", False) for _, _, trial in self._history)
+        return Found(tuple(self._tried), len(self._history) - len(self._tried) - stopped, stopped, seconds, trials)
 
 
 def _loss(tried: Tried) -> float:
