@@ -55,6 +55,11 @@ class Expression:
         """Whether less of it is better."""
         return lower_is_better(self.figure)
 
+    @property
+    def of_pairs(self) -> bool:
+        """Whether it is a figure of pairs or of what is preserved, and not of data sets."""
+        return self.figure not in ZERO_SHOT_FIGURES
+
     def value(self, result: Measured) -> float:
         """The number in percent; with ``*`` that of the worst concept or data set. Raises NothingToCompare."""
         return (max if self.lower_is_better else min)(self.values(result).values())
@@ -69,7 +74,7 @@ class Expression:
             if not result.by_concept:
                 raise NothingToCompare("the pairs name no concepts")
             return {concept: self._of_pairs(result, concept) for concept in result.by_concept}
-        if self.figure not in ZERO_SHOT_FIGURES:
+        if self.of_pairs:
             return {"": self._of_pairs(result, self.concept)}
         found = {name: 100 * result.zero_shot[name][self.on(result, name)] for name in self.data_sets(result)}
         return found if self.data_set == "*" else {"": sum(found.values()) / len(found)}

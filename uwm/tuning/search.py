@@ -79,6 +79,12 @@ class Criteria:
             raise InvalidResult("a figure is not a number")
         return value, loss + 0.0  # no −0
 
+    def loss_of_data_sets(self, result: EvalResult, baseline: EvalResult) -> float:
+        """The loss, as in `of`, of the terms that are figures of data sets; −∞ without such."""
+        terms = [term for term in self.terms if not term.expression.of_pairs]
+        margins = [term.check(result, baseline, None).margin for term in terms]
+        return max((-margin for margin in margins if margin is not None), default=-math.inf)
+
     def better(self, value: float) -> float:
         """The objective, higher being better."""
         return -value if self.lower_is_better else value
@@ -251,7 +257,7 @@ class Search:
 
         def hopeless(first: EvalResult, baseline: EvalResult) -> bool:
             found.append(self._criteria.of(first, baseline))
-            return self._clearly_worse(*found[0])
+            return self._clearly_worse(*found[0], self._criteria.loss_of_data_sets(first, baseline))
 
         detailed = self._criteria.detailed
         result = self._validation.measure(edits, detailed, None if detailed else hopeless)
@@ -259,14 +265,19 @@ class Search:
             return *found[0], True
         return *self._criteria.of(result, self._validation.baseline), False
 
-    def _clearly_worse(self, objective: float, loss: float) -> bool:
-        """Whether a candidate that was measured on all folds is better by more than folds differ by chance."""
+    def _clearly_worse(self, objective: float, loss: float, certain: float) -> bool:
+        """Whether a candidate that was measured on all folds is better by more than folds differ by chance.
+
+        Args:
+            objective, loss: From the first fold and the data sets.
+            certain: The loss of data sets alone, to which other folds add nothing.
+        """
         value, limited = self._criteria.better(objective) + CLEAR, self._criteria.limited
         for one in self._tried:
             within, better = one.loss <= 0, self._criteria.better(one.objective) >= value
-            if limited and within and (loss >= CLEAR_LOSS or better):
+            if limited and within and (certain > 0 or loss >= CLEAR_LOSS or better):
                 return True
-            if one.loss <= loss - CLEAR_LOSS and (better or (limited and not within)):
+            if one.loss <= max(loss - CLEAR_LOSS, certain) and (better or (limited and not within)):
                 return True
         return False
 
