@@ -1,4 +1,4 @@
-"""Where the shipped model and set lie: inside the installed package, or in the checkout's calibration/ folder."""
+"""Where the shipped models and set lie: inside the installed package, or in the checkout's calibration/ folder."""
 
 from __future__ import annotations
 
@@ -8,4 +8,6 @@ _HERE = Path(__file__).resolve().parent
 _SHIPPED = _HERE / "shipped" if (_HERE / "shipped").is_dir() else _HERE.parent / "calibration"
 
 DEMO_MODEL = _SHIPPED / "demo-clip"
+DEMO_CAPTIONER = _SHIPPED / "demo-captioner"  # a LLaVA that reads the demo model's vision tower
+DEMO_GENERATOR = _SHIPPED / "demo-generator"  # a Stable Diffusion pipeline that reads its text tower
 DEMO_SET = _SHIPPED / "emoji"
