@@ -95,16 +95,18 @@ class CrossValidation:
         Args:
             edits: From all pairs, and without each fold.
             detailed: With intervals, figures by concept, and recall at every cut-off; otherwise means alone.
-            hopeless: Told what the first fold and the data sets come to, and the same of the unedited model, whether to
-                leave it at that.
+            hopeless: Told what the data sets come to, and then with them the first fold, and the same of the unedited
+                model, whether to leave it at that.
 
         Returns:
-            Of all pairs, or of the first fold's where that was hopeless.
+            Of all pairs; where it was hopeless, of none or of the first fold's.
 
         Raises:
             InvalidResult: NaN or infinite embeddings.
         """
         known = zero_shot_fields(self._data_sets.classify(edits.whole))
+        if hopeless is not None and hopeless(nothing := EvalResult(0, {}, **known), self.baseline):
+            return nothing
         parts: list[tuple[dict[str, torch.Tensor], torch.Tensor]] = []
         for fold, (rows, changes) in enumerate(zip(self._rows, edits.folds, strict=True)):
             embedded = self._pairs.embed(changes)  # what other folds taught the edit

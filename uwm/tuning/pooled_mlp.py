@@ -130,11 +130,11 @@ class PooledMlp:
             units = _union(units, _touched(bias, (len(self.weights[fc1]), 1), 1))
         if units is not None:
             moved = self._activated(units, now)
-            stream = stream + (moved - self.hidden[:, units]) @ self.weights[fc2][:, units].T
+            stream = torch.addmm(stream, moved - self.hidden[:, units], self.weights[fc2][:, units].T)
         columns = _touched(changes.get(fc2), self.weights[fc2].shape, 0)
         if columns is not None:
             step = now[fc2][:, columns].float() - self.weights[fc2][:, columns]
-            stream = stream + self._hidden(columns, units, moved) @ step.T
+            stream = torch.addmm(stream, self._hidden(columns, units, moved), step.T)
         if _bias(fc2) in changes:
             stream = stream + (now[_bias(fc2)].float() - self.weights[_bias(fc2)])
         return self._read_out(stream, now)

@@ -131,7 +131,7 @@ class Found:
     Attributes:
         tried: Every candidate that was measured on all folds, in order.
         invalid: How many could not be: the editor refused, or figures were no numbers.
-        stopped: How many were left after the first fold, since another one is clearly better.
+        stopped: How many were left after the data sets or the first fold, since another one is clearly better.
         seconds: Method -> what its trials took together.
         trials: Method -> how many.
     """
@@ -252,12 +252,17 @@ class Search:
         self._note(number, method, told)
 
     def _measured(self, edits: Edits) -> tuple[float, float, bool]:
-        """Objective and loss, and whether that is of the first fold alone, because it came out clearly worse."""
+        """Objective and loss, and whether they are of a part only, because it came out clearly worse."""
         found: list[tuple[float, float]] = []
 
         def hopeless(first: EvalResult, baseline: EvalResult) -> bool:
-            found.append(self._criteria.of(first, baseline))
-            return self._clearly_worse(*found[0], self._criteria.loss_of_data_sets(first, baseline))
+            certain = self._criteria.loss_of_data_sets(first, baseline)
+            if first.pairs:
+                found.append(self._criteria.of(first, baseline))
+                return self._clearly_worse(*found[0], certain)
+            if self._criteria.limited and certain > 0 and any(one.loss <= 0 for one in self._tried):
+                found.append((self._tried[0].objective, certain))  # beyond its bound, no objective counts
+            return bool(found)
 
         detailed = self._criteria.detailed
         result = self._validation.measure(edits, detailed, None if detailed else hopeless)
@@ -275,7 +280,7 @@ class Search:
         value, limited = self._criteria.better(objective) + CLEAR, self._criteria.limited
         for one in self._tried:
             within, better = one.loss <= 0, self._criteria.better(one.objective) >= value
-            if limited and within and (certain > 0 or loss >= CLEAR_LOSS or better):
+            if limited and within and (loss >= CLEAR_LOSS or better):
                 return True
             if one.loss <= max(loss - CLEAR_LOSS, certain) and (better or (limited and not within)):
                 return True
@@ -286,7 +291,7 @@ class Search:
         from optuna.samplers import TPESampler
 
         drawn = hashlib.sha256(f"{self._seed} {method} {number}".encode()).digest()
-        return TPESampler(seed=int.from_bytes(drawn[:4], "big"))
+        return TPESampler(seed=int.from_bytes(drawn[:4], "big"), multivariate=True)
 
     def _study(self, name: str, storage: BaseStorage) -> Study:
         import optuna
