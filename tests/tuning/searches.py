@@ -29,7 +29,7 @@ def search_of(ground, calib, journal=None, seed=0, **request):
 
 def outcome(found):
     """What a search tried, without what the clock says."""
-    return found.tried, found.invalid, found.trials
+    return found.tried, found.invalid, found.stopped, found.trials
 
 
 def main() -> None:

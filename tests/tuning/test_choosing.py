@@ -32,21 +32,20 @@ def remembered():
 
 @pytest.fixture
 def remembering(demo, remembered, monkeypatch):
-    validation, edits = demo[0].validation, Search.edits
+    validation, made = demo[0].validation, Search._made
     measure = validation.measure
 
-    def edits_once(search, method, chosen):
+    def made_once(search, method, chosen):
         key = (method, *sorted(chosen.items(), key=str))
-        remembered.setdefault(key, None)
-        remembered[key] = remembered[key] or edits(search, method, chosen)
-        return remembered[key]
+        remembered[key] = remembered.get(key) or [*made(search, method, chosen)]
+        return iter(remembered[key])
 
-    def measure_once(edits, detailed):
-        key = (id(edits), detailed)
+    def measure_once(edits, detailed, hopeless=None):
+        key = (id(edits.whole), detailed)
         remembered[key] = remembered.get(key) or measure(edits, detailed)
         return remembered[key]
 
-    monkeypatch.setattr(Search, "edits", edits_once)
+    monkeypatch.setattr(Search, "_made", made_once)
     monkeypatch.setattr(validation, "measure", measure_once)
 
 
@@ -86,7 +85,7 @@ def chosen_of(tiny, request):
 def found_of(*rows):
     """Objectives and losses as trials of null-space."""
     tried = [Tried(n, "null-space", {"weight": 1.0 + n / 100}, *row) for n, row in enumerate(rows)]
-    return Found(tuple(tried), 0, {}, {"null-space": len(tried)})
+    return Found(tuple(tried), 0, 0, {}, {"null-space": len(tried)})
 
 
 @pytest.fixture
@@ -123,7 +122,7 @@ def test_where_none_stays_within_the_limit_the_nearest_is_named(tiny, finding):
 
 
 def test_where_nothing_could_be_measured_that_is_said(tiny, monkeypatch):
-    monkeypatch.setattr(Search, "run", lambda *_: Found((), 7, {}, {}))
+    monkeypatch.setattr(Search, "run", lambda *_: Found((), 7, 0, {}, {}))
     with pytest.raises(InvalidResult, match="--max-loss 5pt: none of 7 edits could be made and measured"):
         chosen_of(tiny, WISH)
 

@@ -19,7 +19,8 @@ from uwm.editing.editors import Pairs, Proposal, editor_names, find_editor
 from uwm.editing.settings import Range
 from uwm.errors import BadInput, InvalidResult
 from uwm.tuning import search as searching
-from uwm.tuning.search import LEADER, ROUNDS, SLOW_EVERY, Criteria, Search, quiet
+from uwm.tuning.criteria import Criteria
+from uwm.tuning.search import LEADER, ROUNDS, SLOW_EVERY, Search, Tried, quiet
 from uwm.tuning.space import Space
 from uwm.weights import WeightId
 
@@ -50,7 +51,7 @@ def never_stopped(ground_and_calib):
 
 def test_a_search_is_decided_by_its_seed(search, never_stopped):
     assert outcome(search().run(40)) == outcome(never_stopped)
-    assert len(never_stopped.tried) + never_stopped.invalid == 40
+    assert len(never_stopped.tried) + never_stopped.invalid + never_stopped.stopped == 40
     assert len({one.objective for one in never_stopped.tried}) > 3
     other = search(seed=1).run(6)
     assert other.tried[0] == never_stopped.tried[0]  # the editor's own defaults
@@ -201,7 +202,7 @@ def test_invalid_candidates_are_counted_and_not_chosen(search, tmp_path, caplog)
         made._spaces["null-space"] = replace(made._spaces["null-space"], editor=Stubborn(find_editor("null-space")))
         with caplog.at_level(logging.INFO, "uwm"):
             found = made.run(trials)
-    assert len(found.tried) + found.invalid == found.trials["null-space"] == 30
+    assert len(found.tried) + found.invalid + found.stopped == found.trials["null-space"] == 30
     assert found.invalid > 4
     assert all(1 <= one.settings["weight"] <= 1.6 for one in found.tried)
     told = "\n".join(caplog.messages)
@@ -219,18 +220,17 @@ def staged(model, names, quick, objective, limited=True):
     """A search whose editors and figures are made up: `quick` of a method, `objective` of method and number."""
     spaces = {name: Space(SimpleNamespace(name=name, Settings=settings_with(0.5)), {}, {}) for name in names}
     criteria = SimpleNamespace(
-        of=lambda result, baseline: result, better=lambda value: value, lower_is_better=False, limited=limited,
-        detailed=False,
+        better=lambda value: value, lower_is_better=False, limited=limited, detailed=False
     )  # fmt: skip
     counts = Counter()
 
-    def measure(edits, detailed):
-        counts[edits.whole] += 1
-        return objective(edits.whole, counts[edits.whole])
+    def measured(method, edits):
+        counts[method] += 1
+        return *objective(method, counts[method]), False
 
-    validation = SimpleNamespace(baseline=None, measure=measure, is_quick=lambda changes: quick[changes])
+    validation = SimpleNamespace(is_quick=lambda changes: quick[changes])
     made = Search(model, None, validation, spaces, criteria, seed=0)
-    made.edits = lambda method, chosen: SimpleNamespace(whole=method)
+    made._made, made._measured = lambda method, chosen: iter([method]), measured
     return made
 
 
@@ -276,6 +276,48 @@ def test_without_a_candidate_within_the_limit_the_nearest_leads(model):
     quick = dict.fromkeys("ab", True)
     tried = order(staged(model, quick, quick, lambda name, n: {"a": (50.0, 3.0), "b": (10.0, 2.0)}[name]), 60)
     assert Counter(tried[2 * ROUNDS :])["b"] > 25
+
+
+# ---------------------------------------------------------------- what is left after a part
+
+
+def test_what_is_left_after_a_part_is_no_candidate_and_is_known_again(search, tmp_path, monkeypatch):
+    given = {"methods": ("hidden-units",)}
+    every = search(**given).run(12)
+    monkeypatch.setattr(Search, "_clearly_worse", lambda self, *_: len(self._tried) % 3 == 2)
+    found = search(tmp_path / "journal", **given).run(12)
+    assert (len(found.tried), found.stopped) == (2, 10)
+    assert found.tried == every.tried[:2]
+    assert outcome(search(tmp_path / "journal", **given).run(0)) == outcome(found)
+
+
+def test_the_first_candidate_of_a_method_is_measured_whole(search, monkeypatch):
+    monkeypatch.setattr(Search, "_clearly_worse", lambda *_: True)
+    found = search().run(8)
+    assert [one.method for one in found.tried] == ["null-space", "hidden-units"]
+
+
+@pytest.mark.parametrize(
+    ("limited", "tried", "objective", "loss", "certain", "expected"),
+    [
+        (True, (50.0, -1.0), 60.0, 9.0, -1.0, True),  # beyond the bound by more than chance
+        (True, (50.0, -1.0), 60.0, 1.0, -1.0, False),
+        (True, (50.0, -1.0), 40.0, -1.0, -1.0, True),  # another within it is better by more than chance
+        (True, (50.0, -1.0), 49.0, -1.0, -1.0, False),
+        (True, (50.0, 5.0), 60.0, 20.0, -1.0, True),  # none within; this one is further out
+        (True, (50.0, 5.0), 10.0, 5.0, -1.0, False),
+        (False, (50.0, 5.0), 40.0, 9.0, -1.0, True),  # dominated
+        (False, (50.0, 5.0), 40.0, 5.5, -1.0, False),  # perhaps not: it may lose less
+        (False, (50.0, 5.0), 40.0, 5.5, 5.0, True),  # it does not, since data sets say so
+        (False, (50.0, 5.0), 60.0, 9.0, 9.0, False),
+    ],
+)
+def test_what_is_clearly_worse(model, limited, tried, objective, loss, certain, expected):
+    made = staged(model, ["a"], {"a": True}, None, limited)
+    made._tried.append(Tried(0, "a", {}, *tried))
+    made._validation.pairs = 600
+    assert made._clearly_worse(objective, loss, certain, 200) == expected
+    assert not made._clearly_worse(objective, loss, -1.0, 2) or (limited and loss > 20)  # two pairs tell little
 
 
 # ---------------------------------------------------------------- Optuna's voice

@@ -20,8 +20,8 @@ from ..manifest import BudgetFacts, TermFacts
 from ..models import Model
 from ..statistics.batches import Progress
 from .choosing import Choice, Ground, SearchRequest, choose
+from .criteria import Criteria
 from .folds import Folds, draw_folds
-from .search import Criteria
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,12 @@ from ..models import Model
 from ..report.budget import settings_words, term_words
 from ..statistics.batches import BATCH_SIZE, Progress
 from .cached_sets import Changes
+from .criteria import Criteria
 from .cross_validation import CrossValidation
 from .defaults import OBJECTIVE, QUICK, TRIALS
 from .folds import Folds, Profile, draw_folds
 from .points import front_of
-from .search import Criteria, Found, Search, Tried
+from .search import Found, Search, Tried
 from .space import Space
 
 

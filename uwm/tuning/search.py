@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import re
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,12 +18,11 @@ from ..editing.editors import Editor
 from ..editing.making import check_proposal, make_patch, recipe_of
 from ..editing.patch import Patch
 from ..errors import BadInput, InvalidResult
-from ..evaluation import EvalResult, differences
-from ..expressions import Expression, Requirement
-from ..figures import label
+from ..evaluation import EvalResult
 from ..models import Model
 from ..statistics.batches import Progress
 from .cached_sets import Changes
+from .criteria import Criteria
 from .cross_validation import CrossValidation, Edits
 from .folds import Profile
 from .space import Space
@@ -34,7 +32,6 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
-CLEAR, CLEAR_LOSS = 6.0, 2.0  # points of the objective and of the loss by which a candidate is clearly worse
 ROUNDS = 12  # trials of every quick method before the better ones get more
 LEADER = 4  # then all trials but one of so many are the leader's
 SLOW_EVERY = 20  # of so many trials one is of a method whose edits run the whole model
@@ -45,65 +42,6 @@ logger = logging.getLogger(__name__)
 
 
 Done = tuple[int, str, "FrozenTrial"]
-
-
-@dataclass(frozen=True)
-class Criteria:
-    """What a search looks for.
-
-    Attributes:
-        objective: The figure that is to be good.
-        terms: Changes that cost: how far each falls beyond its bound.
-        limited: A candidate that falls beyond a bound is out; without, all trade-offs are looked for.
-    """
-
-    objective: Expression
-    terms: tuple[Requirement, ...]
-    limited: bool
-
-    def of(self, result: EvalResult, baseline: EvalResult) -> tuple[float, float]:
-        """The objective in percent, and the loss: how far the worst term lies beyond its bound (below 0: within).
-
-        Raises:
-            InvalidResult: A figure does not exist, or is no number.
-        """
-        bounded = any(term.expression.bound != "mean" for term in self.terms)
-        changes = differences(result, baseline) if bounded else None
-        verdicts = [term.check(result, baseline, changes) for term in self.terms]
-        for verdict in verdicts:
-            if verdict.margin is None:
-                raise InvalidResult(f"{verdict.requirement}: {verdict.note}")
-        value = self.objective.value(result)
-        loss = max((-verdict.margin for verdict in verdicts if verdict.margin is not None), default=0.0)
-        if math.isnan(value) or math.isnan(loss):
-            raise InvalidResult("a figure is not a number")
-        return value, loss + 0.0  # no −0
-
-    def loss_of_data_sets(self, result: EvalResult, baseline: EvalResult) -> float:
-        """The loss, as in `of`, of the terms that are figures of data sets; −∞ without such."""
-        terms = [term for term in self.terms if not term.expression.of_pairs]
-        margins = [term.check(result, baseline, None).margin for term in terms]
-        return max((-margin for margin in margins if margin is not None), default=-math.inf)
-
-    def better(self, value: float) -> float:
-        """The objective, higher being better."""
-        return -value if self.lower_is_better else value
-
-    @property
-    def detailed(self) -> bool:
-        """Whether it needs more than means, recall at 1 and figures of the whole set."""
-        needed = [self.objective, *(term.expression for term in self.terms)]
-        return any(one.bound != "mean" or one.concept or re.match(r"R(?!1_)\d", one.figure) for one in needed)
-
-    @property
-    def label(self) -> str:
-        """What reports call the objective."""
-        return self.objective.text if self.objective.text != self.objective.figure else label(self.objective.figure)
-
-    @property
-    def lower_is_better(self) -> bool:
-        """Whether less of the objective is better."""
-        return self.objective.lower_is_better
 
 
 @dataclass(frozen=True)
@@ -236,7 +174,7 @@ class Search:
             made = self._made(method, chosen)
             edits = Edits(next(made), made)
             about["quick"] = self._validation.is_quick(edits.whole)
-            objective, about["loss"], about["stopped"] = self._measured(edits)
+            objective, about["loss"], about["stopped"] = self._measured(method, edits)
         except (BadInput, InvalidResult) as error:
             logger.info("%s %s: %s", method, chosen, error)
             about["invalid"] = str(error)
@@ -251,7 +189,7 @@ class Search:
             told = study.tell(trial, [value] if self._criteria.limited else [value, about["loss"]])
         self._note(number, method, told)
 
-    def _measured(self, edits: Edits) -> tuple[float, float, bool]:
+    def _measured(self, method: str, edits: Edits) -> tuple[float, float, bool]:
         """Objective and loss, and whether they are of a part only, because it came out clearly worse."""
         found: list[tuple[float, float]] = []
 
@@ -259,30 +197,36 @@ class Search:
             certain = self._criteria.loss_of_data_sets(first, baseline)
             if first.pairs:
                 found.append(self._criteria.of(first, baseline))
-                return self._clearly_worse(*found[0], certain)
+                return self._clearly_worse(*found[0], certain, first.pairs)
             if self._criteria.limited and certain > 0 and any(one.loss <= 0 for one in self._tried):
                 found.append((self._tried[0].objective, certain))  # beyond its bound, no objective counts
             return bool(found)
 
         detailed = self._criteria.detailed
-        result = self._validation.measure(edits, detailed, None if detailed else hopeless)
+        whole = detailed or not any(one.method == method for one in self._tried)  # each method once at least
+        result = self._validation.measure(edits, detailed, None if whole else hopeless)
         if result.pairs < self._validation.pairs:
             return *found[0], True
         return *self._criteria.of(result, self._validation.baseline), False
 
-    def _clearly_worse(self, objective: float, loss: float, certain: float) -> bool:
+    def _clearly_worse(self, objective: float, loss: float, certain: float, pairs: int) -> bool:
         """Whether a candidate that was measured on all folds is better by more than folds differ by chance.
+
+        That is two standard errors of a share of so many pairs among all, at its largest; of a loss, which is a
+        difference of shares that move together, a third of it (racing, after Maron and Moore, "Hoeffding Races", 1993).
 
         Args:
             objective, loss: From the first fold and the data sets.
             certain: The loss of data sets alone, to which other folds add nothing.
+            pairs: Of the first fold.
         """
-        value, limited = self._criteria.better(objective) + CLEAR, self._criteria.limited
+        clear = 100 * math.sqrt(1 / pairs - 1 / self._validation.pairs)
+        value, limited = self._criteria.better(objective) + clear, self._criteria.limited
         for one in self._tried:
             within, better = one.loss <= 0, self._criteria.better(one.objective) >= value
-            if limited and within and (loss >= CLEAR_LOSS or better):
+            if limited and within and (loss >= clear / 3 or better):
                 return True
-            if one.loss <= max(loss - CLEAR_LOSS, certain) and (better or (limited and not within)):
+            if one.loss <= max(loss - clear / 3, certain) and (better or (limited and not within)):
                 return True
         return False
 
