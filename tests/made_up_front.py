@@ -86,7 +86,8 @@ def made_up_front(trials: int = 300, seed: int = 0, held_out=("held-out",), data
         "objective": {"text": "safety", "label": "safety", "lower_is_better": False},
         "loss": {"terms": [*(["zero_shot:*"] if data_sets else []), "R1_ts_vs", "R1_vs_ts"], "unit": "%"},
         "trials": {
-            "asked": trials + 3, "done": trials, "invalid": 3, "seconds": 41.2, "per_minute": 60 * trials / 41.2,
+            "asked": trials + 3, "done": trials, "invalid": 3, "stopped": 0,
+            "seconds": 41.2, "per_minute": 60 * trials / 41.2,
             "by_method": {n: {"trials": sum(t["method"] == n for t in tried), "seconds": 13.7} for n in names},
         },
         "baseline": {

@@ -86,6 +86,7 @@ class BudgetFacts(TypedDict):
     settings: dict[str, Any]  # its settings, without those that the editor decides
     trials: dict[str, int]  # by method
     invalid: int
+    stopped: int
     cross_validated: dict[str, Any]  # folds, pairs, the objective before and after in percent, terms
     held_out: dict[str, list[TermFacts]]  # by evaluation set
     front: list[dict[str, Any]]  # method, settings, objective, loss of the trade-offs that it was chosen from

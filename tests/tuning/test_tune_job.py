@@ -78,7 +78,8 @@ def test_every_file_is_there_and_every_point_has_its_patch(folder):
     assert [point["patch"] for point in front["points"]] == [
         f"points/{path.name}" for path in sorted((folder / "points").iterdir())
     ]
-    assert (front["trials"]["asked"], len(front["tried"]) + front["trials"]["invalid"]) == (6, 6)
+    trials = front["trials"]
+    assert (trials["asked"], len(front["tried"]) + trials["invalid"] + trials["stopped"]) == (6, 6)
     assert [*front["baseline"]["held_out"]] == ["test"]
     on_front = [trial["trial"] for trial in front["tried"] if trial["front"]]
     assert on_front == sorted(point["trial"] for point in front["points"])
@@ -196,7 +197,8 @@ def test_other_settings_are_refused_and_overwrite_begins_anew(common, copy, run_
     assert hashes(copy / "points") == before
     done(run_uwm(*other, "--overwrite"))
     assert front_of(copy)["trials"]["asked"] == 3
-    assert len(front_of(copy)["tried"]) + front_of(copy)["trials"]["invalid"] == 3
+    trials = front_of(copy)["trials"]
+    assert len(front_of(copy)["tried"]) + trials["invalid"] + trials["stopped"] == 3
 
 
 def test_the_bars_have_names(recipe, tmp_path):

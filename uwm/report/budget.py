@@ -38,8 +38,9 @@ def search_words(budget: BudgetFacts) -> str:
     """What the edit was chosen among, and what it does in cross-validation."""
     found, trials, objective = budget["cross_validated"], budget["trials"], expression_label(budget["objective"])
     of = ", ".join(f"{count} {method}" for method, count in trials.items())
+    left = f"; {budget['stopped']} left early, as clearly worse" if budget["stopped"] else ""
     return (
-        f"Of {sum(trials.values())} edits ({of}) it is the best within the budget, in cross-validation in "
+        f"Of {sum(trials.values())} edits ({of}{left}) it is the best within the budget, in cross-validation in "
         f"{found['folds']} folds of {found['pairs']} pairs: {objective} {found['before']:.1f} → {found['after']:.1f} %"
     )
 

@@ -106,6 +106,7 @@ class Budget:
             "settings": choice.chosen.settings,
             "trials": found.trials,
             "invalid": found.invalid,
+            "stopped": found.stopped,
             "cross_validated": {
                 "folds": choice.folds,
                 "pairs": choice.result.pairs,

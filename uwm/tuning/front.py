@@ -82,6 +82,7 @@ class Trials(TypedDict):
     asked: int
     done: int
     invalid: int
+    stopped: int
     seconds: float
     per_minute: float
     by_method: Mapping[str, Mapping[str, float]]  # method -> ``trials``, ``seconds``
@@ -257,7 +258,7 @@ FRONT = _keys(
         "objective": _keys({"text": TEXT, "label": TEXT, "lower_is_better": FLAG}),
         "loss": _keys({"terms": _list(TEXT), "unit": _is(" or ".join(UNITS), lambda value: value in UNITS)}),
         "trials": _keys(
-            {"asked": COUNT, "done": COUNT, "invalid": COUNT, "seconds": NUMBER, "per_minute": NUMBER}
+            {"asked": COUNT, "done": COUNT, "invalid": COUNT, "stopped": COUNT, "seconds": NUMBER, "per_minute": NUMBER}
             | {"by_method": _map(_keys({"trials": COUNT, "seconds": NUMBER}))}
         ),
         "baseline": _keys(MEASURED),

@@ -93,6 +93,7 @@ def _trials(front: Front) -> Markup:
     ]  # fmt: skip
     trials = front["trials"]
     about = (
-        f"{trials['asked']} trials were asked for, {trials['done']} could be measured, {trials['invalid']} could not."
+        f"{trials['asked']} trials were asked for, {trials['done']} were measured, {trials['stopped']} left after a "
+        f"part that was clearly worse than another one, and {trials['invalid']} could not be measured."
     )
     return section("Trials", "trials", tag("p", about), table(head, body, "Trials by method", "numbers"))

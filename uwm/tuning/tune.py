@@ -271,6 +271,7 @@ class _Run:
             "asked": self.recipe.trials,
             "done": len(found.tried),
             "invalid": found.invalid,
+            "stopped": found.stopped,
             "by_method": {n: {"trials": c, "seconds": round(found.seconds[n], 2)} for n, c in found.trials.items()},
             **rate,  # type: ignore[typeddict-item]
         }
