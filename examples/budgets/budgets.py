@@ -27,7 +27,6 @@ from uwm.comparison import CompareRecipe
 from uwm.comparison.comparison import prepare
 from uwm.comparison.results import Result
 from uwm.comparison.runner import path_of
-from uwm.editing.live import changed
 from uwm.embedding import quadruples
 from uwm.errors import InvalidResult
 from uwm.evaluation import EvalResult, differences, summarise, summary, zero_shot_fields
@@ -37,9 +36,10 @@ from uwm.knowledge.halves import halves
 from uwm.report.budget import BROKEN, KEPT, MISSED, held
 from uwm.shipped_files import DEMO_MODEL, DEMO_SET
 from uwm.tuning.cached_sets import CachedDataSets, CachedPairs, Changes
-from uwm.tuning.cached_tower import CachedTower, CacheMemory
+from uwm.tuning.cached_tower import CachedTower
 from uwm.tuning.choosing import Ground, SearchRequest, choose
-from uwm.tuning.search import Criteria, Tried
+from uwm.tuning.criteria import Criteria
+from uwm.tuning.search import Tried
 
 BUDGETS, SEEDS = (0, 1, 2, 5, 10), (0, 1, 2)
 SETS = ("test", "test-style", "test-concepts")
@@ -85,7 +85,7 @@ def edited(known: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Every method, seed and budget that is not there yet."""
     done = {label(run) for run in known}
     model, pairs = uwm.load(DEMO_MODEL), uwm.read_calibration(DEMO_SET)
-    keep = partial(CachedTower, model, room=CacheMemory(), batch_size=64, workers=2)
+    keep = partial(CachedTower, model, batch_size=64, workers=2)
     whole = {name: quadruples(pairs.split(name)) for name in SETS}
     kept = {name: CachedPairs(found, keep) for name, found in whole.items()}
     for seed in SEEDS:
@@ -94,9 +94,8 @@ def edited(known: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         classes = CachedDataSets(model, measuring, keep)
 
         def measure(changes: Any, classes: CachedDataSets = classes) -> dict[str, EvalResult]:
-            with changed(model, changes):
-                known = zero_shot_fields(classes.classify(changes))
-                return {n: EvalResult(**summarise(kept[n].embed(changes).pairs, whole[n]), **known) for n in SETS}
+            known = zero_shot_fields(classes.classify(changes))
+            return {n: EvalResult(**summarise(kept[n].embed(changes).pairs, whole[n]), **known) for n in SETS}
 
         before = measure({})
         ground = Ground.of(model, calibration, None, seed, data_sets=choosing)

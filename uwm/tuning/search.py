@@ -196,7 +196,10 @@ class Search:
         def hopeless(first: EvalResult, baseline: EvalResult) -> bool:
             certain = self._criteria.loss_of_data_sets(first, baseline)
             if first.pairs:
-                found.append(self._criteria.of(first, baseline))
+                try:
+                    found.append(self._criteria.of(first, baseline))
+                except InvalidResult:  # nothing of a figure lies in this fold, such as of what is preserved
+                    return False
                 return self._clearly_worse(*found[0], certain, first.pairs)
             if self._criteria.limited and certain > 0 and any(one.loss <= 0 for one in self._tried):
                 found.append((self._tried[0].objective, certain))  # beyond its bound, no objective counts
