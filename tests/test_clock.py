@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from uwm import clock
 from uwm.clock import measured, peak_memory_mb
 
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux can reset a process's peak")
@@ -34,3 +36,15 @@ def test_where_the_peak_cannot_be_reset_it_is_the_processs(monkeypatch, tmp_path
     with measured() as cost:
         pass
     assert cost.peak_memory_mb == peak_memory_mb()
+
+
+def test_freed_memory_is_kept_for_the_next_batch_unless_the_user_says_otherwise(monkeypatch):
+    asked = []
+    library = SimpleNamespace(mallopt=lambda *given: asked.append(given) or 1)
+    monkeypatch.setattr(clock.ctypes, "CDLL", lambda name: library)
+    clock.reuse_freed_memory({"PATH": "/bin"})
+    assert asked == [(-3, 32 << 20), (-1, 1 << 30)]
+    clock.reuse_freed_memory({"MALLOC_TRIM_THRESHOLD_": "1"})
+    assert len(asked) == 2
+    monkeypatch.setattr(clock.ctypes, "CDLL", lambda name: SimpleNamespace())  # another C library
+    clock.reuse_freed_memory({})

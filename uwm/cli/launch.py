@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from ..clock import reuse_freed_memory
 from ..errors import ResourceFault, UwmError
 from ..processes import ProcessLost, is_first, several
 from ..processes.ending import INTERRUPTED, Ending, is_one_of_several, together
@@ -19,6 +20,7 @@ SHARED = ("edit", "demo", "tune", "score", "eval", "compare", "finetune")  # ver
 
 def launch(command: click.Group, arguments: list[str]) -> None:
     """Run a verb of the program and leave with its exit code."""
+    reuse_freed_memory(os.environ)
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _stop)
