@@ -26,6 +26,7 @@ from uwm.metrics import Retrieval, safeground_samples, with_means
 from uwm.shipped_files import DEMO_MODEL, DEMO_SET
 from uwm.tuning.choosing import Ground, SearchRequest
 from uwm.tuning.cross_validation import Edits
+from uwm.tuning.tune import NO_LOSS
 
 EDITS: dict[str, dict[str, Any]] = {
     "repel": {},
@@ -36,7 +37,7 @@ EDITS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    """Print a line an edit, and trials a minute of repel."""
+    """Print a line an edit, and trials a minute of two editors."""
     model, pairs = uwm.load(DEMO_MODEL), uwm.read_calibration(DEMO_SET, split="calib")
     data = open_data_sets([str(DEMO_SET / "zero_shot" / name) for name in ("seen", "unseen")])
     choosing = {name: halves(found, 0)[0] for name, found in data.items()}
@@ -53,11 +54,14 @@ def main() -> None:
         apart = max(abs(quick[figure][0] - value) for figure, value in plain.items())
         print(f"{name:12} {fast:6.2f} s  whole model {slow:6.2f} s  ratio {slow / fast:6.1f}  difference {apart:.1e}")
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 200
-    request = SearchRequest("2%", methods=("repel",))
-    search = ground.search(request, request.criteria(pairs, choosing, False))
-    search.run(10)
-    seconds, _ = timed(lambda: search.run(10 + count))
-    print(f"{count} trials of repel: {60 * count / seconds:.0f} a minute, {torch.get_num_threads()} threads")
+    for name in ("repel", "null-space"):
+        for words, asked in (("within 2 %", ("2%", True)), ("of the front", (NO_LOSS, False))):
+            request = SearchRequest(*asked, methods=(name,))
+            search = ground.search(request, request.criteria(pairs, choosing, False))
+            search.run(10)
+            seconds, found = timed(lambda search=search: search.run(10 + count))
+            rate = f"{60 * count / seconds:.0f} a minute, {found.stopped} left early"
+            print(f"{count} trials of {name} {words}: {rate}, {torch.get_num_threads()} threads")
 
 
 def timed(run: Callable[[], Any]) -> tuple[float, Any]:
