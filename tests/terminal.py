@@ -26,5 +26,10 @@ def refused(result, code, *words):
     return line
 
 
+def bytes_below(folder):
+    """Every file in a folder, by its path there."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
 def hashes(folder):
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}

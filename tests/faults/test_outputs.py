@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -15,14 +14,12 @@ from pathlib import Path
 import pytest
 from random_patches import patch_of
 from safetensors.torch import load_file, save_file
-from terminal import done, hashes, refused
+from terminal import bytes_below, done, hashes, refused
 from tiny_files import hf_folder, hf_state
 
 import uwm
-from uwm import evaluating
 from uwm.errors import BadInput, ResourceFault
 from uwm.gate import is_junit, junit
-from uwm.models import loading
 from uwm.outputs import MANIFEST, output_file, output_folder, put_file
 from uwm.report import html_report, is_page
 
@@ -31,45 +28,6 @@ PAGE = html_report({"model": {"name": "m"}, "results": {}, "differences": {}})
 
 def always(path):
     return True
-
-
-def bytes_below(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-@pytest.fixture
-def inputs(tmp_path, tiny_hf, tiny_set, made):
-    """A model, a set and scores that a test may lose."""
-    folder = tmp_path / "inputs"
-    shutil.copytree(tiny_hf, folder / "model")
-    shutil.copytree(tiny_set, folder / "set")
-    shutil.copy(made / "scores.safetensors", folder)
-    return folder
-
-
-@pytest.fixture
-def no_model(monkeypatch):
-    """What is refused is refused before a model is opened."""
-
-    def opened(*_, **__):
-        pytest.fail("a model was opened")
-
-    monkeypatch.setattr(loading, "open_checkpoint", opened)
-    monkeypatch.setattr(evaluating, "load", opened)
-
-
-@pytest.fixture
-def verbs(run_uwm, inputs):
-    """Every verb that writes one file: how it is called -> its result for a place."""
-    model, calib = inputs / "model", inputs / "set"
-    before = {
-        "score": ("score", model, "--calib", calib, "--overwrite", "-o"),
-        "select": ("select", inputs / "scores.safetensors", "--overwrite", "-o"),
-        "html": ("eval", model, "--pairs", calib, "--html"),
-        "junit": ("eval", model, "--pairs", calib, "--junit"),
-        "markdown": ("eval", model, "--pairs", calib, "--markdown"),
-    }
-    return {name: lambda place, words=words: run_uwm(*words, place) for name, words in before.items()}
 
 
 # ---------------------------------------------------------------- inputs
@@ -319,179 +277,6 @@ def test_f79_a_new_output_has_the_umask_s_permissions(mask, tmp_path):
         os.umask(before)
     modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("out", "file")]
     assert modes == [0o777 & ~mask, 0o666 & ~mask]
-
-
-# ---------------------------------------------------------------- what happens meanwhile
-
-
-def appear_file(place):
-    place.write_text("mine")
-
-
-def appear_folder(place):
-    place.mkdir()
-    (place / "mine").write_text("mine")
-
-
-def appear_empty(place):
-    place.mkdir()
-
-
-def appear_ours(place):
-    place.mkdir()
-    (place / MANIFEST).write_text("{}")
-
-
-def write_folder(out, meanwhile, overwrite=False):
-    """Write an output; `meanwhile` gets the output, and the temporary folder."""
-    with output_folder(out, overwrite=overwrite) as place, place.make() as folder:
-        (folder / "weights").write_text("late")
-        meanwhile(out, folder)
-
-
-def write_file(out, meanwhile, overwrite=False, ours=always):
-    with output_file(out, [], overwrite, ours) as file:
-        meanwhile(out)
-        file.write(b"late")
-
-
-APPEARED = "appeared while the work went on, so it is not replaced"
-
-
-@pytest.mark.parametrize("appear", [appear_file, appear_folder, appear_empty, appear_ours])
-def test_f72_what_appeared_at_the_output_meanwhile_stays(appear, out, tmp_path):
-    with pytest.raises(ResourceFault, match=APPEARED):
-        write_folder(out, lambda place, _: appear(place))
-    appear(tmp_path / "same")
-    assert out.is_dir() == (tmp_path / "same").is_dir()
-    assert bytes_below(out) == bytes_below(tmp_path / "same")
-    assert sorted(os.listdir(tmp_path)) == ["out", "same"]
-
-
-def test_f72_what_is_foreign_at_the_output_meanwhile_stays_with_overwrite_too(out):
-    def replace(place, _):
-        shutil.rmtree(place)
-        appear_folder(place)
-
-    appear_ours(out)
-    with pytest.raises(ResourceFault, match=APPEARED):
-        write_folder(out, replace, overwrite=True)
-    assert (out / "mine").read_text() == "mine"
-
-
-def test_f72_a_file_that_appeared_meanwhile_stays(out):
-    with pytest.raises(ResourceFault, match=APPEARED):
-        write_file(out, appear_file)
-    with pytest.raises(ResourceFault, match=APPEARED):
-        write_file(out.with_name("other"), appear_file, overwrite=True, ours=lambda path: False)
-    for path in (out, out.with_name("other")):
-        assert path.read_text() == "mine"
-    assert sorted(os.listdir(out.parent)) == ["other", "out"]
-
-
-@pytest.mark.parametrize("links", [True, False])
-def test_f72_a_file_that_appears_at_the_last_moment_stays(links, out, monkeypatch):
-    """After it was looked for; without hard links it is looked for a second time."""
-    real, looks = os.path.lexists, []
-
-    def blind_once(path):
-        looks.append(path)
-        return real(path) and looks.count(path) > 1
-
-    def appear(place):
-        appear_file(place)
-        looks.clear()
-        monkeypatch.setattr(os.path, "lexists", blind_once)
-
-    if not links:
-        monkeypatch.setattr(os, "link", unsupported)
-    with pytest.raises(ResourceFault, match=APPEARED):
-        write_file(out, appear)
-    assert out.read_text() == "mine"
-
-
-def unsupported(*_):
-    raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-
-
-def test_f74_a_file_system_without_hard_links_will_do(out, monkeypatch):
-    monkeypatch.setattr(os, "link", unsupported)
-    write_file(out, lambda _: None)
-    assert out.read_bytes() == b"late"
-
-
-def lose(folder):
-    shutil.rmtree(folder)
-
-
-def lose_and_write_on(folder):
-    shutil.rmtree(folder)
-    put_file(folder / MANIFEST, b"{}")
-
-
-def lose_weights(folder):
-    put_file(folder / MANIFEST, b'{"output_sha256": {"weights": "0"}}')
-    (folder / "weights").unlink()
-
-
-@pytest.mark.parametrize("how", [lose, lose_and_write_on, lose_weights])
-def test_a_temporary_folder_that_vanished_is_an_error_and_no_output(how, out):
-    with pytest.raises(ResourceFault, match="its temporary folder .* was removed meanwhile; nothing kept"):
-        write_folder(out, lambda _, folder: how(folder))
-    assert os.listdir(out.parent) == []
-
-
-@pytest.fixture
-def synced(monkeypatch):
-    """The inodes that the disk was asked to have."""
-    real, inodes = os.fsync, set()
-
-    def watch(descriptor):
-        inodes.add(os.fstat(descriptor).st_ino)
-        real(descriptor)
-
-    monkeypatch.setattr(os, "fsync", watch)
-    return inodes
-
-
-def test_f68_every_file_of_the_output_is_synced(run_uwm, inputs, made, out, synced):
-    done(run_uwm("apply", inputs / "model", made / "patch.safetensors", "-o", out))
-    there = [out, out.parent, *out.rglob("*")]
-    assert [str(path) for path in there if path.stat().st_ino not in synced] == []
-
-
-@pytest.mark.parametrize("write", [lambda path: put_file(path, b"x"), lambda path: write_file(path, lambda _: None)])
-def test_f68_a_file_and_its_name_are_synced(write, tmp_path, synced):
-    (tmp_path / "in").mkdir()
-    write(tmp_path / "in" / "file")
-    assert {path.stat().st_ino for path in (tmp_path / "in", tmp_path / "in" / "file")} <= synced
-
-
-def test_f74_a_file_system_without_sync_is_told_of(tmp_path, monkeypatch, caplog):
-    def invalid(_):
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-
-    monkeypatch.setattr(os, "fsync", invalid)
-    put_file(tmp_path / "file", b"x")
-    assert "cannot sync" in caplog.text
-
-
-def test_f71_a_place_that_cannot_be_written_to_is_found_out_before_the_work(verbs, tmp_path, no_model):
-    (tmp_path / "file").touch()
-    for verb, run in verbs.items():
-        refused(run(tmp_path / "file" / verb), 4, f"file/{verb}")
-
-
-def test_f71_missing_folders_are_made_and_go_again_where_the_work_fails(out):
-    def fail(place):
-        assert place.parent.is_dir()
-        raise KeyError
-
-    with pytest.raises(KeyError):
-        write_file(out / "a" / "b", fail)
-    assert not out.exists()
-    write_file(out / "a" / "b", lambda _: None)
-    assert [*out.rglob("*")] == [out / "a", out / "a" / "b"]
 
 
 # ---------------------------------------------------------------- names of ours

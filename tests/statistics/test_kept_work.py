@@ -106,3 +106,14 @@ def test_preprocessing_an_image_does_not_depend_on_its_batch(model, pairs):
     (together,) = pixels.pixel_batches(model, [sources], 1)
     apart = torch.cat([*pixels.pixel_batches(model, [[one] for one in sources], 1)])
     assert together.equal(apart)
+
+
+def test_an_edit_within_another_does_not_make_the_model_count_as_unedited(model, pairs):
+    model.kept, sources, changes = Kept(), sources_of(pairs, "vision"), changes_of(model, ["vision.1.fc2"])
+    unedited = embedded(model, "vision", sources)
+    with changed(model, changes):
+        with changed(model, changes):
+            pass
+        assert model.edited == {*changes}
+        assert not embedded(model, "vision", sources).equal(unedited)
+    assert model.edited == set()

@@ -31,7 +31,8 @@ def patched(model: Model, patch: Patch) -> Iterator[Model]:
 def changed(model: Model, changes: Mapping[WeightId, Change]) -> Iterator[Model]:
     """As `patched`, of changes that were made for this model and fit it; nothing is checked."""
     kept = {name: _values(model, name, change).clone() for name, change in changes.items()}
-    model.edited.update(changes)
+    entered = {*changes} - model.edited  # an outer block that edits the others goes on
+    model.edited |= entered
     try:
         for name, change in changes.items():
             new, touched = edited(model, name, change), change.touched()
@@ -40,7 +41,7 @@ def changed(model: Model, changes: Mapping[WeightId, Change]) -> Iterator[Model]
     finally:
         for name, values in kept.items():
             _write(model, name, changes[name], values)
-        model.edited.difference_update(changes)
+        model.edited -= entered
 
 
 def edited(model: Model, name: WeightId, change: Change) -> torch.Tensor:

@@ -209,4 +209,5 @@ def _leave(ending: Ending, terminal: TextIO) -> NoReturn:
 
 def _say(text: str, terminal: TextIO) -> None:
     if text:
-        print(text, file=terminal, flush=True)
+        terminal.write(f"{text}\n")
+        terminal.flush()
