@@ -18,8 +18,10 @@ from terminal import bytes_below, done, hashes, refused
 from tiny_files import hf_folder, hf_state
 
 import uwm
+from uwm import evaluating
 from uwm.errors import BadInput, ResourceFault
 from uwm.gate import is_junit, junit
+from uwm.models import loading
 from uwm.outputs import MANIFEST, output_file, output_folder, put_file
 from uwm.report import html_report, is_page
 
@@ -28,6 +30,41 @@ PAGE = html_report({"model": {"name": "m"}, "results": {}, "differences": {}})
 
 def always(path):
     return True
+
+
+@pytest.fixture
+def inputs(tmp_path, tiny_hf, tiny_set, made):
+    """A model, a set and scores that a test may lose."""
+    folder = tmp_path / "inputs"
+    shutil.copytree(tiny_hf, folder / "model")
+    shutil.copytree(tiny_set, folder / "set")
+    shutil.copy(made / "scores.safetensors", folder)
+    return folder
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """What is refused is refused before a model is opened."""
+
+    def opened(*_, **__):
+        pytest.fail("a model was opened")
+
+    monkeypatch.setattr(loading, "open_checkpoint", opened)
+    monkeypatch.setattr(evaluating, "load", opened)
+
+
+@pytest.fixture
+def verbs(run_uwm, inputs):
+    """Every verb that writes one file: how it is called -> its result for a place."""
+    model, calib = inputs / "model", inputs / "set"
+    before = {
+        "score": ("score", model, "--calib", calib, "--overwrite", "-o"),
+        "select": ("select", inputs / "scores.safetensors", "--overwrite", "-o"),
+        "html": ("eval", model, "--pairs", calib, "--html"),
+        "junit": ("eval", model, "--pairs", calib, "--junit"),
+        "markdown": ("eval", model, "--pairs", calib, "--markdown"),
+    }
+    return {name: lambda place, words=words: run_uwm(*words, place) for name, words in before.items()}
 
 
 # ---------------------------------------------------------------- inputs
@@ -237,6 +274,12 @@ def test_f71_a_folder_behind_a_link_is_replaced_in_its_place(run_uwm, inputs, ma
     code, _, err = run_uwm(*words, tmp_path / "link")
     assert (code, (tmp_path / "link").is_symlink(), (tmp_path / "real").is_symlink()) == (0, True, False)
     assert "is a link; what is written is" in err
+
+
+def test_f71_a_place_that_cannot_be_written_to_is_found_out_before_the_work(verbs, tmp_path, no_model):
+    (tmp_path / "file").touch()
+    for verb, run in verbs.items():
+        refused(run(tmp_path / "file" / verb), 4, f"file/{verb}")
 
 
 # ---------------------------------------------------------------- permissions
