@@ -76,6 +76,12 @@ class _Auto(click.ParamType):
         self.fail(f"{value!r} is neither auto nor a positive number", param, context)
 
 
+def _processors() -> int:
+    """The processors that this process may use, at most 16."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(found, 16)
+
+
 def _stack(*options: Callable) -> Callable:
     def wrap(function: Callable) -> Callable:
         for option in reversed(options):
@@ -154,7 +160,13 @@ MODEL = _stack(
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda[:N] or mps."),
     click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16."),
     click.option("--batch-size", type=_Auto(), default="auto", show_default=True, help="Pairs at a time."),
-    click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Threads that read images."),
+    click.option(
+        "--workers",
+        type=click.IntRange(1),
+        default=_processors,
+        show_default="one a processor, at most 16",
+        help="Threads that read and prepare images.",
+    ),
     click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="For every draw."),
     click.option("--limit", type=click.IntRange(1), help="At most this many pairs."),
 )
