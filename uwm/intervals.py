@@ -29,6 +29,27 @@ def shares(
     return found
 
 
+def changes(
+    samples: Mapping[str, torch.Tensor], seed: int, repeats: int = 1000
+) -> dict[str, tuple[float, float, float]]:
+    """`bootstrap` of paired changes, with the exact binomial bound where resampling is blind: where nothing changed.
+
+    Args:
+        samples: Name -> changes [n] within −1–1, one a query.
+        seed, repeats: As in `bootstrap`.
+
+    Returns:
+        Name -> (mean, low, high): where no query changed (0, −b, b) with b = 1 − 0.025^(1/n), the share of changing
+        queries that would go unseen so often, else what `bootstrap` returns.
+    """
+    found = bootstrap(samples, seed, repeats)
+    for name, values in samples.items():
+        if not values.any():
+            bound = 1 - 0.025 ** (1 / len(values))
+            found[name] = (0.0, -bound, bound)
+    return found
+
+
 def bootstrap(
     samples: Mapping[str, torch.Tensor], seed: int, repeats: int = 1000
 ) -> dict[str, tuple[float, float, float]]:
