@@ -14,6 +14,7 @@ from markupsafe import Markup
 from ..calibration import CalibrationSet
 from ..evaluation import EvalResult
 from ..expressions import Verdict
+from ..gate import headline
 from ..manifest import Manifest
 from . import breakdowns, overview
 from .chosen import chosen
@@ -39,6 +40,7 @@ def html_report(document: Manifest, examples: Sequence[Example] = ()) -> str:
         examples: Captions and images to show; without them the page holds none.
     """
     parts = [
+        _requirements(document),
         _summary(document),
         chosen(document),
         overview.edited(document),
@@ -78,7 +80,7 @@ def _summary(document: Manifest) -> Markup:
     parts = [top, _judged(*found[0], open_=True), *(_judged(name, judged, open_=False) for name, judged in found[1:])]
     unmeasured = not any(result["zero_shot"] for columns in results.values() for result in columns.values())
     note = "Zero-shot accuracy was not measured, so the cost in accuracy is not known." if unmeasured else None
-    rest = [tag("p", note) if note else None, _requirements(document), tag("p", f"{READING} {CAUTION}")]
+    rest = [tag("p", note) if note else None, tag("p", f"{READING} {CAUTION}")]
     return section("Gained and lost", "summary", *parts, *rest)
 
 
@@ -96,6 +98,9 @@ def _requirements(document: Manifest) -> Markup | None:
     if not verdicts:
         return None
     body = [
-        (v["requirement"], v["text"], "met" if v["met"] else tag("strong", "not met", class_="loss")) for v in verdicts
+        (v["requirement"], v["text"], "met" if v["met"] else tag("strong", "not met", class_="loss"))
+        for v in sorted(verdicts, key=lambda verdict: verdict["met"])
     ]
-    return join([tag("h3", "Requirements"), table(("requirement", "", ""), body, "Requirements")])
+    outcome = headline([Verdict(v["requirement"], v["found"], v["met"]) for v in verdicts])
+    told = tag("p", tag("strong", outcome, class_="loss" if outcome.startswith("FAIL") else "gain"), class_="verdict")
+    return section("Gate", "gate", told, table(("requirement", "found", ""), body, "Requirements"))
