@@ -27,8 +27,11 @@ from .training import trained
 from .verdict import verdict_lines
 
 SIGNS = {1: "gain", 0: "same", -1: "loss"}
-WORDS = {1: "Gained:", 0: "Unclear:", -1: "Lost:"}
-READING = "In brackets: 95 % intervals of the difference, pair by pair. Unclear: the interval holds zero."
+READING = (
+    "In brackets: 95 % intervals of the difference, pair by pair. p: exact paired test (McNemar). What is said to be "
+    "gained or lost has p ≤ 0.05 after Holm's correction for the figures of safety, or for those of accuracy; what is "
+    "gained is beyond a random edit of the same size by the same test. Unclear: it may be chance."
+)
 CAUTION = "This lowers a risk, it does not remove it. These figures hold for these pairs; measure on your own data."
 
 
@@ -86,9 +89,9 @@ def _summary(document: Manifest) -> Markup:
 
 def _judged(name: str, judged: Findings, open_: bool) -> Markup:
     """The verdict on one set and what it rests on; folded for all sets but the first."""
-    lines = [tag("li", tag("b", WORDS[d.sign]), " ", d.text, class_=SIGNS[d.sign]) for d in judged.details]
+    lines = [tag("li", tag("b", f"{d.word}:"), " ", d.text, class_=SIGNS[d.sign]) for d in judged.details]
     body = tag("ul", *lines, class_="findings") if lines else None
-    verdict = tag("p", "On ", tag("bdi", name), f": {judged.verdict}", class_="verdict")
+    verdict = tag("p", "On ", tag("bdi", name), f": {judged.verdict}", class_=f"verdict {SIGNS[judged.sign]}")
     reasons = tag("p", " ".join(judged.sentences)) if judged.sentences else None
     return join([verdict, reasons, body if open_ or body is None else folded("Figure by figure", body)])
 

@@ -10,10 +10,11 @@ from ..knowledge import mean_over_sets
 from ..manifest import Columns, Manifest
 from ..text_tables import percent
 from .budget import budget_lines
-from .findings import better, findings, roles
+from .findings import LEAST_FIRM_PAIRS, certain, findings, roles
 from .tables import edit_words
 
 SHOWN = ("GS", "PU")
+CHECKED_BESIDE = ("PU", "PS", "R1_ts_vs")  # a better method is safer by the first, and no worse by the others
 
 
 def verdict_lines(manifest: Manifest, timed: bool = False) -> list[str]:
@@ -89,12 +90,15 @@ def _cost(manifest: Manifest, columns: Columns, timed: bool) -> str:
 def _better_methods(columns: Columns, differences: Any) -> list[str]:
     """A line for each method beside the edit that is safer for certain and costs no more that these pairs can tell."""
     _, judged, control = roles(list(columns))
+    enough = columns[judged]["pairs"] >= LEAST_FIRM_PAIRS
+    others = [name for name in [*columns][3:] if name in differences[judged]] if control and enough else []
+    against = {f"{other}:{name}": differences[judged][other][name] for other in others for name in CHECKED_BESIDE}
+    signs = certain(against, against)  # of the judged against each other one
     lines = []
-    for other in list(columns)[3:] if control else []:
-        against = differences[judged].get(other, {})
-        signs = {name: -better(name, found["difference"]) for name, found in against.items()}
+    for other in others:
         safe_zero_shot = _safe_accuracy(columns[other]) >= _safe_accuracy(columns[judged])
-        if signs.get("PU") == 1 and safe_zero_shot and min(signs.get("PS", 0), signs.get("R1_ts_vs", 0)) >= 0:
+        safer, *cost = (-signs[f"{other}:{name}"] for name in CHECKED_BESIDE)
+        if safer == 1 and safe_zero_shot and min(cost) >= 0:
             values = {n: [percent(_mean(columns[c], n)) for c in (other, judged)] for n in SHOWN}
             gains = ", ".join(f"{name} {theirs} instead of {ours} %" for name, (theirs, ours) in values.items())
             lines.append(f"Better on these pairs: --method {other} ({gains}; safe zero-shot accuracy no lower).")
