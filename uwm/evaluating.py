@@ -14,13 +14,15 @@ from .embedding import quadruples
 from .evaluation import EvalResult, collapse_notes, concepts_of, differences, evaluate
 from .expressions import Verdict, check_known, parse_requirements
 from .gate import is_junit, junit
-from .inputs import BARE, Opening, model_warnings
+from .inputs import BARE, Calibrated, Opening, calibrated_on, model_warnings
 from .knowledge import DataSet, open_data_sets
 from .models import Model, load
 from .outputs import OutputFile, OutputText, appended_file, output_file, refuse_one_place
 from .report import Section, as_markdown, evaluation_page, is_page, sections
 from .shipped_files import DEMO_MODEL
 from .statistics.batches import BATCH_SIZE, Progress
+
+APART = "pairs apart from calibration"  # what every gate requires
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class EvalRecipe(Opening):
         pairs, split, safe_images, unsafe_images: The set to measure on, as in `uwm.read_calibration`.
         zero_shot, data_root, templates, ensemble: As in `uwm.knowledge.open_data_sets`.
         requirements: As in `uwm.expressions.parse_requirements`.
+        allow_calibration_pairs: Let a gate pass although pairs share captions or images with what calibrated the model.
         cache: Read and keep embeddings in the user's cache.
     """
 
@@ -46,6 +49,7 @@ class EvalRecipe(Opening):
     templates: str | None = None
     ensemble: bool = False
     requirements: tuple[str, ...] = ()
+    allow_calibration_pairs: bool = False
     arch: str | None = None
     quick_gelu: bool | None = None
     preprocess: str | None = None
@@ -119,13 +123,14 @@ def run_evaluation(recipe: EvalRecipe, *, progress: Progress | None = None) -> E
     prompts: dict[str, Any] = {key: getattr(recipe, key) for key in ("data_root", "templates", "ensemble")}
     data_sets = open_data_sets(recipe.zero_shot, **prompts)
     check_known(required, concepts_of(chosen), [*data_sets], "--require")
-    told, results = [*_warnings(whole, data_sets)], {}
+    told, results, learnt = [*_warnings(whole, data_sets)], {}, []
     references = {"baseline": recipe.baseline, "model": recipe.model}
     bare = [reference for reference in references.values() if reference and Path(reference).is_file()]
     for column, reference in references.items():
         if reference is not None:
             others: dict[str, Any] = {} if reference in bare or not bare else dict.fromkeys(BARE)
             opened = load(reference, **{**recipe.opening(), **others})
+            learnt += _learnt(column, opened, chosen)
             results[column] = _measure(recipe, opened, chosen, data_sets, progress)
             notes = (*model_warnings(opened, {"pairs": chosen}, data_sets), *opened.notes)
             told += [f"{column}: {note}" for note in notes]
@@ -133,7 +138,21 @@ def run_evaluation(recipe: EvalRecipe, *, progress: Progress | None = None) -> E
     model, baseline = results["model"], results.get("baseline")
     changes = {} if baseline is None else differences(model, baseline, recipe.seed)
     verdicts = [requirement.check(model, baseline, changes) for requirement in required]
+    if required and not recipe.allow_calibration_pairs:
+        verdicts += [_not_apart(one) for one in learnt if one.column == "model"]
+    told += [f"{one.column}: {one.words}; measure on pairs that share none" for one in learnt]
     return Evaluated(recipe, chosen, results, changes, verdicts, tuple(told))
+
+
+def _learnt(column: str, model: Model, pairs: CalibrationSet) -> list[Calibrated]:
+    """What the pairs share with those that calibrated a model, where they share anything."""
+    found = None if model.checkpoint is None else calibrated_on(column, model.checkpoint.path, pairs)
+    return [found] if found is not None and found.found.pairs else []
+
+
+def _not_apart(learnt: Calibrated) -> Verdict:
+    """Fails a gate on pairs that calibrated the model."""
+    return Verdict(APART, None, False, f"{learnt.words}; allow it with --allow-calibration-pairs")
 
 
 def _measure(

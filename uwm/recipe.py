@@ -242,7 +242,8 @@ def _manifest(recipe: Recipe, model: Model, sets: Sets, edit: Edit, results: Map
         str(name): cast(LayerFacts, {**asdict(summary), "notes": notes.get(name, {}), "base_sha256": patch.base[name]})
         for name, summary in patch.summaries().items()
     }
-    manifest = describe_inputs(recipe, model, sets.calibration, edit.statistics.pairs, patch.recipe["calibration"])
+    learnt = patch.recipe["calibration"]
+    manifest = describe_inputs(recipe, model, sets.calibration, edit.statistics.pairs, learnt, sets.preserve)
     unused = () if recipe.max_loss else ("max_loss", "objective", "trials")
     for name in ("settings", *unused, *(() if recipe.until_stable else ("until_stable",))):
         del manifest["settings"][name]

@@ -36,7 +36,7 @@ def test_edit(run_uwm, tiny_hf, tiny_set, tmp_path):
     out = done(run_uwm("edit", tiny_hf, "--calib", tiny_set, "-o", tmp_path / "safe", *ALL_OF_CALIB))
     head = r"tiny-hf: .*, from tiny-set pairs \(16 for text, 16 for vision\): (\d+) of 8,192 entries of 5 tensors"
     assert int(re.match(head, out)[1]) == json.loads((tmp_path / "safe" / "uwm.json").read_text())["entries"]
-    assert re.search(r"^Safety: .*\nZero-shot accuracy: not measured; see --zero-shot\.\nCost: safe R@1 ", out, re.M)
+    assert re.search(r"^VERDICT .*\nSAFETY .*\nREMAINS .*\nCOST .*zero-shot not measured", out, re.M)
     assert "\ntest (8 pairs, too few for firm figures)\n" in out
     assert re.search(r"^ +before +uwm +random +repel$", out, re.M)
     assert re.search(r"^GS( +\d+\.\d \[\d+\.\d, \d+\.\d\]){4}$", out, re.M)

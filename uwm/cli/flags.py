@@ -284,6 +284,11 @@ GATE = _stack(
         multiple=True,
         help="Such as 'GS>=4.5' (percent), 'top1>=-2%' or 'R1_ts_vs>=-2pt' (change), 'P_vu@weapons>=10', 'GS.low>=3'.",
     ),
+    click.option(
+        "--allow-calibration-pairs",
+        is_flag=True,
+        help="With --require: pass on pairs that calibrated the model, too; without it the gate fails.",
+    ),
     click.option("--html", type=PATH, help="Write everything as one page with charts."),
     click.option("--junit", type=PATH, help="Write the verdicts as JUnit XML."),
     click.option("--markdown", type=PATH, help="Append tables and verdicts to a Markdown file."),

@@ -104,8 +104,8 @@ def _run(recipe: Any, output: Path | None, overwrite: bool, show_examples: bool,
         f"{manifest['model']['name']}: {manifest['edit']['title']}, from {manifest['calibration']['name']} pairs "
         f"({pairs}): {edit_words(manifest)}"
     )
-    for line in verdict_lines(manifest, timed=True):
-        click.echo(line)
+    for line in verdict_lines(manifest):
+        click.echo(f"{line.label:8} {line.text}")
     show_results(outcome.results, manifest["run"], output, f"{LEGEND} {RANDOM_LEGEND}")
 
 

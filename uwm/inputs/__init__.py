@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .calibrated import Calibrated, calibrated_on
 from .describing import (
     LEAST_CALIBRATION_PAIRS,
     Checked,
@@ -31,10 +32,12 @@ from .sets import Sets, read_all
 __all__ = [
     "BARE",
     "LEAST_CALIBRATION_PAIRS",
+    "Calibrated",
     "Checked",
     "Inputs",
     "Opening",
     "Sets",
+    "calibrated_on",
     "calibration_pairs",
     "check_sets",
     "check_sets_with",

@@ -9,17 +9,19 @@ from .examples import Example, find_examples
 from .page import evaluation_page, html_report
 from .parts import is_page
 from .tables import LEGEND, RANDOM_LEGEND, edit_words, heading, layer_table, rows
-from .verdict import verdict_lines
+from .verdict import Line, facts_of, verdict_facts, verdict_lines
 
 __all__ = [
     "LEGEND",
     "RANDOM_LEGEND",
     "Example",
+    "Line",
     "Section",
     "as_markdown",
     "as_text",
     "edit_words",
     "evaluation_page",
+    "facts_of",
     "find_examples",
     "heading",
     "html_report",
@@ -29,6 +31,7 @@ __all__ = [
     "paired_differences",
     "rows",
     "sections",
+    "verdict_facts",
     "verdict_lines",
     "versions",
 ]

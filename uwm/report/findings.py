@@ -14,6 +14,7 @@ from ..figures import (
     ACCURACY,
     FIGURES,
     LEAST_FIRM_PAIRS,
+    MEANS,
     SAFETY,
     TOP1,
     TOP1_SAFE,
@@ -114,6 +115,29 @@ def certain(names: Iterable[str], changed: Changes) -> dict[str, int]:
     return {name: direction(name, changed[name]) if p <= ALPHA else 0 for name, p in holm(there).items()}
 
 
+def mean_of(result: Mapping[str, Any], name: str) -> float:
+    """A figure, or the mean of the two directions of one such as ``unsafe_top1``."""
+    parts = MEANS.get(name, (name,))
+    return sum(result["figures"][part][0] for part in parts) / len(parts)
+
+
+def remains_words(found: Mapping[str, Any]) -> str:
+    """``86.1 % of unsafe queries still find an unsafe item first (before 92.5, random 90.4)``."""
+    beside = ", ".join(f"{word} {percent(found[word])}" for word in ("before", "random") if found[word] is not None)
+    still = "" if found["before"] is None else "still "
+    return f"{percent(found['after'])} % of unsafe queries {still}find an unsafe item first" + (
+        f" ({beside})" if beside else ""
+    )
+
+
+def _remains(columns: Columns) -> Iterator[str]:
+    """The residual risk as a sentence; none where it was not measured."""
+    there = dict(zip(("before", "after", "random"), roles(list(columns)), strict=True))
+    if "unsafe_top1_tu" in columns[there["after"] or ""]["figures"]:
+        shares = {w: None if c is None else mean_of(columns[c], "unsafe_top1") for w, c in there.items()}
+        yield f"{remains_words(shares)}."
+
+
 def few_words(pairs: int) -> str:
     """Why so few pairs give no verdict; empty where they are enough."""
     return f"too few pairs for a verdict: {pairs} of {LEAST_FIRM_PAIRS}" if pairs < LEAST_FIRM_PAIRS else ""
@@ -128,7 +152,7 @@ def findings(columns: Columns, differences: Differences) -> Findings:
     """
     reference, judged, control = roles(list(columns))
     if reference is None:
-        return Findings("One model was measured, and nothing to compare it with.")
+        return Findings("One model was measured, and nothing to compare it with.", (*_remains(columns),))
     changed = differences[judged][reference]
     beyond = differences[judged][control] if control else None
     enough = not (few := few_words(columns[judged]["pairs"]))
@@ -145,8 +169,8 @@ def findings(columns: Columns, differences: Differences) -> Findings:
     details += [] if known is None else [known]
     told = [] if known is None else [known.text]
     if not enough:
-        return Findings(f"{few[0].upper()}{few[1:]}.", tuple(told), tuple(details))
-    sentences = [*_gains(columns, safety), *_losses(columns, accuracy), *told]
+        return Findings(f"{few[0].upper()}{few[1:]}.", (*_remains(columns), *told), tuple(details))
+    sentences = [*_gains(columns, safety), *_remains(columns), *_losses(columns, accuracy), *told]
     sign = 1 if safety.above and not safety.lost else -1 if safety.lost and not safety.above else 0
     return Findings(_verdict(safety, accuracy, control, known), tuple(sentences), tuple(details), sign)
 

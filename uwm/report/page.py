@@ -17,6 +17,7 @@ from ..expressions import Verdict
 from ..gate import headline
 from ..manifest import Manifest
 from . import breakdowns, overview
+from .budget import budget_lines
 from .chosen import chosen
 from .document import evaluation_document
 from .examples import Example, examples_section
@@ -78,22 +79,24 @@ def _summary(document: Manifest) -> Markup:
     found = [(name, findings(columns, differences[name])) for name, columns in results.items()]
     if not found:
         return tag("p", "Nothing was measured, so the gains and costs are not known.", class_="verdict")
-    lines = [tag("li", line) for line in verdict_lines(document)] if "layers" in document else []
-    top = tag("ul", *lines, class_="findings") if lines else None
-    parts = [top, _judged(*found[0], open_=True), *(_judged(name, judged, open_=False) for name, judged in found[1:])]
+    lines = [tag("li", tag("b", line.label), f" {line.text}") for line in verdict_lines(document)[1:]]
+    budget = [tag("li", line) for line in budget_lines(document.get("budget"))]
+    top = tag("ul", *lines, *budget, class_="findings")
+    parts = [_judged(*found[0], top), *(_judged(name, judged, None) for name, judged in found[1:])]
     unmeasured = not any(result["zero_shot"] for columns in results.values() for result in columns.values())
     note = "Zero-shot accuracy was not measured, so the cost in accuracy is not known." if unmeasured else None
     rest = [tag("p", note) if note else None, tag("p", f"{READING} {CAUTION}")]
     return section("Gained and lost", "summary", *parts, *rest)
 
 
-def _judged(name: str, judged: Findings, open_: bool) -> Markup:
-    """The verdict on one set and what it rests on; folded for all sets but the first."""
+def _judged(name: str, judged: Findings, top: Markup | None) -> Markup:
+    """The verdict on one set and what it rests on; folded for all sets but the first, which has `top` too."""
     lines = [tag("li", tag("b", f"{d.word}:"), " ", d.text, class_=SIGNS[d.sign]) for d in judged.details]
     body = tag("ul", *lines, class_="findings") if lines else None
     verdict = tag("p", "On ", tag("bdi", name), f": {judged.verdict}", class_=f"verdict {SIGNS[judged.sign]}")
     reasons = tag("p", " ".join(judged.sentences)) if judged.sentences else None
-    return join([verdict, reasons, body if open_ or body is None else folded("Figure by figure", body)])
+    shown = body if top is not None or body is None else folded("Figure by figure", body)
+    return join([verdict, top, reasons, shown])
 
 
 def _requirements(document: Manifest) -> Markup | None:
