@@ -1,4 +1,4 @@
-"""Evaluating on pairs that calibrated the model: counted, warned of, and no gate passes on them unless it is allowed."""
+"""Evaluating on pairs that calibrated the model: counted, warned of, and no gate passes on them unless allowed."""
 
 from __future__ import annotations
 

@@ -147,6 +147,13 @@ class StableFacts(TypedDict):
     curve: list[dict[str, Any]]  # pairs seen, and overlap
 
 
+class TowerFacts(TypedDict):
+    """Which towers of the model the edit changed."""
+
+    edited: list[str]
+    not_edited: dict[str, str]  # tower -> why
+
+
 class TrainingFacts(TypedDict):
     """A fine-tuning."""
 
@@ -177,6 +184,7 @@ class Manifest(TypedDict, total=False):
     run: dict[str, Any]  # seconds and memory: the only part that differs from run to run
     # edit and demo
     edit: EditFacts
+    towers: TowerFacts
     entries: int
     of: int
     layers: dict[str, LayerFacts]

@@ -258,6 +258,7 @@ def test_calib_check(run_uwm, tiny_set):
         "concepts": {"death": 4, "weapons": 4},
         "groups": {"connected": 8, "pairs_of_the_biggest": 1},
         "warnings": {},
+        "not_run": {"captions that are cut, and wrong labels": "they need --model MODEL"},
     }
 
 

@@ -46,6 +46,11 @@ def names(text: str) -> tuple[str, ...]:
 @EDITOR
 @HELD_OUT
 @click.option("--again", is_flag=True, help="Edit a checkpoint that uwm has edited already.")
+@click.option(
+    "--require-towers",
+    type=click.Choice(["both", "text", "vision"]),
+    help="Fail, and write nothing, unless these towers were edited; for CI.",
+)
 @click.option("--beside", default=BESIDE, show_default=True, help="Methods measured beside the edit; none for none.")
 @ZERO_SHOT
 @MODEL
@@ -88,7 +93,7 @@ def demo(output: Path, overwrite: bool, dry_run: bool, show_examples: bool, **fl
 
 def _run(recipe: Any, output: Path | None, overwrite: bool, show_examples: bool, show: dict[str, bool]) -> None:
     from ..recipe import run
-    from ..report import LEGEND, RANDOM_LEGEND, edit_words, verdict_lines
+    from ..report import LEGEND, RANDOM_LEGEND, edit_words, half_lines, verdict_lines
 
     place = output if is_first() else None
     outcome = run(recipe, place, overwrite=overwrite, show_examples=show_examples, progress=progress_of(show))
@@ -99,12 +104,14 @@ def _run(recipe: Any, output: Path | None, overwrite: bool, show_examples: bool,
     if show["as_json"]:
         print_json({**manifest, "output": None if output is None else str(output)})
         return
+    for half in half_lines(manifest):
+        click.echo(f"WARNING  {half}")
     pairs = ", ".join(f"{count} for {tower}" for tower, count in manifest["calibration"]["pairs"].items())
     click.echo(
         f"{manifest['model']['name']}: {manifest['edit']['title']}, from {manifest['calibration']['name']} pairs "
         f"({pairs}): {edit_words(manifest)}"
     )
-    for line in verdict_lines(manifest):
+    for line in (line for line in verdict_lines(manifest) if line.label != "WARNING"):
         click.echo(f"{line.label:8} {line.text}")
     show_results(outcome.results, manifest["run"], output, f"{LEGEND} {RANDOM_LEGEND}")
 

@@ -28,8 +28,10 @@ from .reading import (
     refuse_bad_images,
 )
 from .sets import Sets, read_all
+from .towers import ASKED, demand_pairs, demand_towers, tower_facts
 
 __all__ = [
+    "ASKED",
     "BARE",
     "LEAST_CALIBRATION_PAIRS",
     "Calibrated",
@@ -41,6 +43,8 @@ __all__ = [
     "calibration_pairs",
     "check_sets",
     "check_sets_with",
+    "demand_pairs",
+    "demand_towers",
     "describe_inputs",
     "describe_results",
     "input_paths",
@@ -52,6 +56,7 @@ __all__ = [
     "read_data_sets",
     "read_sets",
     "refuse_bad_images",
+    "tower_facts",
     "warnings",
     "write_documents",
 ]

@@ -176,7 +176,8 @@ def warnings(model: Model, told: Iterable[str], results: Mapping[str, Mapping[st
     """What a user should know about the model, the sets (`told`) and towers that have collapsed, one line each."""
     yield from model.notes
     if not results:
-        yield "nothing was measured: SafeGround needs captions and images, and a model with both towers"
+        lack = "the held-out pairs lack captions or images" if len(model.modalities) > 1 else "the model has one tower"
+        yield f"nothing was measured: SafeGround needs captions and images, and both towers; {lack}"
     yield from told
     yield from dict.fromkeys(note for columns in results.values() for note in collapse_notes(columns))
 

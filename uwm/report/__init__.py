@@ -9,7 +9,7 @@ from .examples import Example, find_examples
 from .page import evaluation_page, html_report
 from .parts import is_page
 from .tables import LEGEND, RANDOM_LEGEND, edit_words, heading, layer_table, rows
-from .verdict import Line, facts_of, verdict_facts, verdict_lines
+from .verdict import Line, facts_of, half_lines, verdict_facts, verdict_lines
 
 __all__ = [
     "LEGEND",
@@ -23,6 +23,7 @@ __all__ = [
     "evaluation_page",
     "facts_of",
     "find_examples",
+    "half_lines",
     "heading",
     "html_report",
     "is_page",

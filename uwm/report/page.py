@@ -25,7 +25,7 @@ from .findings import Findings, findings
 from .markup import join, tag
 from .parts import folded, provenance, section, table, whole_page
 from .training import trained
-from .verdict import verdict_lines
+from .verdict import half_lines, verdict_lines
 
 SIGNS = {1: "gain", 0: "same", -1: "loss"}
 READING = (
@@ -76,17 +76,20 @@ def evaluation_page(
 
 def _summary(document: Manifest) -> Markup:
     results, differences = document["results"], document["differences"]
+    half = [tag("p", line, class_="verdict loss") for line in half_lines(document)]
     found = [(name, findings(columns, differences[name])) for name, columns in results.items()]
     if not found:
-        return tag("p", "Nothing was measured, so the gains and costs are not known.", class_="verdict")
-    lines = [tag("li", tag("b", line.label), f" {line.text}") for line in verdict_lines(document)[1:]]
+        nothing = tag("p", "Nothing was measured, so the gains and costs are not known.", class_="verdict")
+        return join([*half, nothing])
+    told = [line for line in verdict_lines(document) if line.label not in ("WARNING", "VERDICT")]
+    lines = [tag("li", tag("b", line.label), f" {line.text}") for line in told]
     budget = [tag("li", line) for line in budget_lines(document.get("budget"))]
     top = tag("ul", *lines, *budget, class_="findings")
     parts = [_judged(*found[0], top), *(_judged(name, judged, None) for name, judged in found[1:])]
     unmeasured = not any(result["zero_shot"] for columns in results.values() for result in columns.values())
     note = "Zero-shot accuracy was not measured, so the cost in accuracy is not known." if unmeasured else None
     rest = [tag("p", note) if note else None, tag("p", f"{READING} {CAUTION}")]
-    return section("Gained and lost", "summary", *parts, *rest)
+    return section("Gained and lost", "summary", *half, *parts, *rest)
 
 
 def _judged(name: str, judged: Findings, top: Markup | None) -> Markup:

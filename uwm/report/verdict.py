@@ -70,18 +70,25 @@ def verdict_lines(manifest: Manifest) -> list[Line]:
     Args:
         manifest: The content of uwm.json.
     """
-    facts = facts_of(manifest)
+    facts, missed = facts_of(manifest), [Line("WARNING", line, -1) for line in half_lines(manifest)]
     if facts is None:
-        return [Line("VERDICT", "Nothing was measured, so gains and costs are not known.", -1)]
+        return [*missed, Line("VERDICT", "Nothing was measured, so gains and costs are not known.", -1)]
     costs = "; ".join(_cost_words(found) for found in facts["cost"])
     unmeasured = "" if any(found["data_set"] for found in facts["cost"]) else "; zero-shot not measured: --zero-shot"
     return [
+        *missed,
         Line("VERDICT", f"{facts['verdict']} ({facts['set']}, {facts['pairs']} pairs)", facts["sign"]),
         Line("SAFETY", ", ".join(_step_words(found, n == 0) for n, found in enumerate(facts["safety"]))),
         Line("REMAINS", remains_words(facts["remains"])),
         Line("COST", f"{costs}{unmeasured}"),
         *(Line("BETTER", _better_words(found)) for found in facts["better"]),
     ]
+
+
+def half_lines(manifest: Manifest) -> list[str]:
+    """A line for each tower of the model that was not edited; none where all were."""
+    left = manifest.get("towers", {}).get("not_edited", {})
+    return [f"{tower} tower NOT edited: {why}" for tower, why in left.items()]
 
 
 def _figure(columns: Columns, name: str) -> FigureFacts:
