@@ -104,7 +104,7 @@ def test_no_gate_passes_on_pairs_that_calibrated_the_model_unless_allowed(gate):
     assert f"requirement not met: pairs apart from calibration ({WORDS}" in err
     assert [v["met"] for v in json.loads(out)["requirements"]] == [True, False]
     code, out, err = gate("--require", "GS>=0", "--allow-calibration-pairs")
-    assert (code, out.partition("\n")[0]) == (0, "PASS: 1 of 1 requirements met")
+    assert (code, out.partition("\n")[0]) == (0, "GATE     PASS: 1 of 1 requirements met")
     assert WORDS in err
 
 

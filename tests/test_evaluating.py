@@ -30,7 +30,7 @@ def test_results_changes_and_verdicts(recipe, tiny_set):
     assert done.changes.keys() == done.results["model"].figures.keys()
     assert [verdict.met for verdict in done.verdicts] == [True, False]
     assert done.warnings == ()
-    assert done.as_dict().keys() == {"baseline", "model", "differences", "requirements"}
+    assert done.as_dict().keys() == {"baseline", "model", "differences", "requirements", "verdict"}
 
 
 def test_a_collapsed_tower_meets_no_requirement_and_is_warned_of_once(recipe, tiny_hf, tmp_path):

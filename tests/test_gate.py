@@ -114,10 +114,18 @@ def test_a_change_comes_with_its_margin_and_paired_interval(gate):
 def test_a_gate_that_is_met_says_so_first(gate, tmp_path):
     out = done(gate("--junit", tmp_path / "gate.xml", required=("GS>=0", "GS>=-100pt")))
     assert re.match(
-        r"PASS: 2 of 2 requirements met\nrequirement +found\nGS>=0 +found \d+\.\d % +met\n"
-        r"GS>=-100pt +changed by [+-]\d+\.\d pt +met\n", out
-    )  # fmt: skip
+        r"GATE     PASS: 2 of 2 requirements met\n         met      GS>=0: found \d+\.\d %\n"
+        r"         met      GS>=-100pt: changed by [+-]\d+\.\d pt\nDONE ",
+        out,
+    )
     assert ET.parse(tmp_path / "gate.xml").getroot().get("failures") == "0"
+
+
+def test_a_gate_that_is_not_met_says_so_first_and_what_failed(gate):
+    code, out, _ = gate(required=("GS>=0", "GS>101"))
+    first, second, third, *_ = out.splitlines()
+    assert (code, first) == (5, "GATE     FAIL: 1 of 2 requirements not met")
+    assert [row[:24] for row in (second, third)] == ["         not met  GS>101", "         met      GS>=0:"]
 
 
 @pytest.mark.parametrize("text", ["gs>=1", "GS@drugs>=1", "zero_shot>=-2%", "GS>=4.5%", "preserved>=99"])
@@ -149,6 +157,6 @@ def test_a_disk_that_fails_at_the_report_loses_no_figures(gate, tmp_path, monkey
     monkeypatch.setattr(os, "link", full)
     code, out, err = gate("--junit", tmp_path / "gate.xml")
     assert code == 4
-    assert "\nGS " in out
+    assert "\nSAFETY   GS " in out
     assert err.endswith("gate.xml: could not write: No space left on device\n")
     assert [*tmp_path.iterdir()] == []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,9 +16,10 @@ from .expressions import Verdict, check_known, parse_requirements
 from .gate import is_junit, junit
 from .inputs import BARE, Calibrated, Opening, calibrated_on, model_warnings
 from .knowledge import DataSet, open_data_sets
+from .manifest import VerdictFacts
 from .models import Model, load
 from .outputs import OutputFile, OutputText, appended_file, output_file, refuse_one_place
-from .report import Section, as_markdown, evaluation_page, is_page, sections
+from .report import Section, as_markdown, evaluation_page, is_page, sections, verdict_facts
 from .shipped_files import DEMO_MODEL
 from .statistics.batches import BATCH_SIZE, Progress
 
@@ -97,12 +98,28 @@ class Evaluated:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         results = {column: result.as_dict() for column, result in self.results.items()}
-        return results | {"differences": self.changes, "requirements": [asdict(verdict) for verdict in self.verdicts]}
+        required = [asdict(verdict) for verdict in self.verdicts]
+        return {**results, "differences": self.changes, "requirements": required, "verdict": self.verdict()}
+
+    def verdict(self) -> VerdictFacts:
+        """The verdict on the pairs."""
+        name = self.pairs.root.resolve().name + (f", {self.recipe.split}" if self.recipe.split else "")
+        columns = {column: result.as_dict() for column, result in self.results.items()}
+        found = verdict_facts({name: columns}, {name: {"model": {"baseline": self.changes}} if self.changes else {}})
+        assert found is not None
+        return found
 
     def sections(self, *, all_figures: bool = False, by_concept: bool = False) -> list[Section]:
         """Everything as titled tables; arguments as in `uwm.report.sections`."""
+        return self._sections(self.verdicts, all_figures, by_concept)
+
+    def tables(self, *, all_figures: bool = False, by_concept: bool = False) -> list[Section]:
+        """`sections` without the verdicts on requirements."""
+        return self._sections((), all_figures, by_concept)
+
+    def _sections(self, verdicts: Sequence[Verdict], all_figures: bool, by_concept: bool) -> list[Section]:
         shown = {"all_figures": all_figures, "by_concept": by_concept}
-        return sections(self.pairs.root.name, self.results, self.changes, self.verdicts, **shown)
+        return sections(self.pairs.root.name, self.results, self.changes, verdicts, **shown)
 
 
 def run_evaluation(recipe: EvalRecipe, *, progress: Progress | None = None) -> Evaluated:

@@ -38,8 +38,8 @@ def test_a_better_method_keeps_the_accuracy_of_safe_classes(top1_safe, better):
     found = lines(columns, {"repel": dict.fromkeys(PAIRED, SAME) | {"PU": LOWER}})
     assert ("BETTER" in found) is better
     if better:
-        told = "--method repel on these pairs: GS 50.0 instead of 50.0 %, PU 50.0 instead of 50.0 %; "
-        assert found["BETTER"].startswith(told)
+        told = "--method repel: GS 50.0 instead of 50.0 %, PU 50.0 instead of 50.0 %"
+        assert found["BETTER"] == told
 
 
 def test_the_lines_say_what_remains_and_the_worst_cost_and_what_a_random_edit_does():
@@ -52,7 +52,7 @@ def test_the_lines_say_what_remains_and_the_worst_cost_and_what_a_random_edit_do
     assert lines(columns) == {
         "VERDICT": "No certain gain in safety; no certain loss of accuracy. (test, 100 pairs)",
         "SAFETY": "GS 50.0 → 40.0 % (random 45.0), P_tu 50.0 → 40.0 (45.0), P_vu 50.0 → 40.0 (45.0)",
-        "REMAINS": "80.0 % of unsafe queries still find an unsafe item first (before 90.0, random 85.0)",
+        "REMAINS": "90.0 → 80.0 % of unsafe queries find an unsafe item first (random 85.0)",
         "COST": "zero-shot on pets −40.0 points (random −5.0): 80.0 → 40.0 %; "
         "R@1 Ts→Vs −10.0 points (random −5.0): 50.0 → 40.0 %",
     }

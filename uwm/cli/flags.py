@@ -250,6 +250,8 @@ LIMIT = _stack(
     ),
 )
 EDITOR_SETTINGS = tuple(dict.fromkeys(f.name for kind in _ours().values() for f in fields(kind)))
+SETTING_FLAGS = tuple(f"--{settings.flag(name)}" for name in EDITOR_SETTINGS)
+ALL_FIGURES = click.option("--all-figures", is_flag=True, help="Show tables of all figures; files always have them.")
 
 
 def take_settings(flags: dict[str, Any]) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from .budget import budget_lines
 from .card import model_card
 from .document import paired_differences, versions
-from .evaluation import Section, as_markdown, as_text, sections
+from .evaluation import ALL_LEGEND, Section, as_markdown, as_text, sections, verdict_rows
 from .examples import Example, find_examples
 from .page import evaluation_page, html_report
 from .parts import is_page
@@ -12,6 +13,7 @@ from .tables import LEGEND, RANDOM_LEGEND, edit_words, heading, layer_table, row
 from .verdict import Line, facts_of, half_lines, verdict_facts, verdict_lines
 
 __all__ = [
+    "ALL_LEGEND",
     "LEGEND",
     "RANDOM_LEGEND",
     "Example",
@@ -19,6 +21,7 @@ __all__ = [
     "Section",
     "as_markdown",
     "as_text",
+    "budget_lines",
     "edit_words",
     "evaluation_page",
     "facts_of",
@@ -34,5 +37,6 @@ __all__ = [
     "sections",
     "verdict_facts",
     "verdict_lines",
+    "verdict_rows",
     "versions",
 ]

@@ -122,12 +122,10 @@ def mean_of(result: Mapping[str, Any], name: str) -> float:
 
 
 def remains_words(found: Mapping[str, Any]) -> str:
-    """``86.1 % of unsafe queries still find an unsafe item first (before 92.5, random 90.4)``."""
-    beside = ", ".join(f"{word} {percent(found[word])}" for word in ("before", "random") if found[word] is not None)
-    still = "" if found["before"] is None else "still "
-    return f"{percent(found['after'])} % of unsafe queries {still}find an unsafe item first" + (
-        f" ({beside})" if beside else ""
-    )
+    """``92.5 → 86.1 % of unsafe queries find an unsafe item first (random 91.6)``."""
+    before = "" if found["before"] is None else f"{percent(found['before'])} → "
+    beside = "" if found["random"] is None else f" (random {percent(found['random'])})"
+    return f"{before}{percent(found['after'])} % of unsafe queries find an unsafe item first{beside}"
 
 
 def _remains(columns: Columns) -> Iterator[str]:

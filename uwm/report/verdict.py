@@ -9,6 +9,7 @@ from typing import Any
 from ..figures import LEAST_FIRM_PAIRS, MEANS, SAFETY, accuracy_of, label
 from ..manifest import BetterFacts, Columns, FigureFacts, Manifest, VerdictFacts
 from ..text_tables import percent, signed
+from .budget import BROKEN, chosen_words, held
 from .findings import accuracies, certain, findings, mean_of, remains_words, roles, worst_data_set
 
 SHOWN = ("GS", *(name for name in SAFETY if name != "GS"))
@@ -81,8 +82,18 @@ def verdict_lines(manifest: Manifest) -> list[Line]:
         Line("SAFETY", ", ".join(_step_words(found, n == 0) for n, found in enumerate(facts["safety"]))),
         Line("REMAINS", remains_words(facts["remains"])),
         Line("COST", f"{costs}{unmeasured}"),
+        *_budget(manifest),
         *(Line("BETTER", _better_words(found)) for found in facts["better"]),
     ]
+
+
+def _budget(manifest: Manifest) -> Iterator[Line]:
+    """Whether the budget held on every held-out set, and what was chosen within it; none where no budget was set."""
+    if budget := manifest.get("budget"):
+        found = {name: held(terms) for name, terms in budget["held_out"].items() if terms}
+        told = ", ".join(f"{words} on {name}" for name, words in found.items())
+        yield Line("BUDGET", f"{budget['max_loss']}: {told}", -1 if BROKEN in found.values() else 0)
+        yield Line("CHOSEN", chosen_words(budget))
 
 
 def half_lines(manifest: Manifest) -> list[str]:
@@ -148,7 +159,7 @@ def _better_words(found: BetterFacts) -> str:
         f"{one['figure']} {percent(one['after'])} instead of {percent(one['before'] or 0.0)} %"
         for one in found["figures"]
     )
-    return f"--method {found['method']} on these pairs: {gains}; safe zero-shot accuracy no lower"
+    return f"--method {found['method']}: {gains}"
 
 
 def _better_methods(columns: Columns, differences: Mapping[str, Any]) -> Iterator[BetterFacts]:
