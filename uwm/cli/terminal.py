@@ -51,6 +51,8 @@ def _words(text: str, room: int) -> list[str]:
 
 def _command(text: str, room: int) -> list[str]:
     """A command in rows that a shell reads as one: each but the last ends with a backslash."""
+    if len(text) <= room:
+        return [text]
     rows: list[str] = []
     for word in map(shlex.quote, shlex.split(text)):
         if rows and len(rows[-1]) + 1 + len(word) <= room - 2:
