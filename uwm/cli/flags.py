@@ -262,6 +262,8 @@ LIMIT = _stack(
     ),
 )
 EDITOR_SETTINGS = tuple(dict.fromkeys(f.name for kind in _ours().values() for f in fields(kind)))
+SETTING_FLAGS = tuple(f"--{settings.flag(name)}" for name in EDITOR_SETTINGS)
+ALL_FIGURES = click.option("--all-figures", is_flag=True, help="Show tables of all figures; files always have them.")
 
 
 def take_settings(flags: dict[str, Any]) -> dict[str, Any]:
@@ -295,6 +297,11 @@ GATE = _stack(
         "requirements",
         multiple=True,
         help="Such as 'GS>=4.5' (percent), 'top1>=-2%' or 'R1_ts_vs>=-2pt' (change), 'P_vu@weapons>=10', 'GS.low>=3'.",
+    ),
+    click.option(
+        "--allow-calibration-pairs",
+        is_flag=True,
+        help="With --require: pass on pairs that calibrated the model, too; without it the gate fails.",
     ),
     click.option("--html", type=PATH, help="Write everything as one page with charts."),
     click.option("--junit", type=PATH, help="Write the verdicts as JUnit XML."),
