@@ -11,7 +11,7 @@ from ..errors import BadInput
 from ..processes import is_first
 from .flags import COMMON, GATE, IMAGES, MODEL, ZERO_SHOT, progress_of, say, split_flags, warn
 from .group import uwm
-from .reading import CAPTION, SHOWN, reader_of, settings_of, show_reader
+from .reading import CAPTION, GENERATE, SHOWN, reader_of, settings_of, show_reader
 
 
 @uwm.command(name="eval")
@@ -25,6 +25,7 @@ from .reading import CAPTION, SHOWN, reader_of, settings_of, show_reader
 @click.option("--by-concept", is_flag=True, help="Show figures by concept too; --json always has them.")
 @click.option("--no-cache", is_flag=True, help="Neither use nor keep embeddings of earlier runs.")
 @CAPTION
+@GENERATE
 @SHOWN
 @GATE
 @MODEL
@@ -39,7 +40,8 @@ def evaluate(
 ) -> None:
     """SafeGround, retrieval and zero-shot accuracy of MODEL; a requirement that is not met sets the exit code.
 
-    With --caption: what a captioner says of images that it reads through MODEL's vision tower.
+    With --caption: what a captioner says of images that it reads through MODEL's vision tower. With --generate: what a
+    diffusion pipeline draws of prompts that it reads through MODEL's text encoder.
     """
     from ..evaluating import ReportFiles
 
@@ -51,6 +53,11 @@ def evaluate(
 
         recipe = CaptionRecipe(**settings_of(CaptionRecipe, settings, "--caption"))
         show_reader(run_captions, recipe, files, *shown)
+    elif reader == "generate":
+        from ..readers.generation import GenerateRecipe, run_generation
+
+        drawing = GenerateRecipe(**settings_of(GenerateRecipe, settings, "--generate"))
+        show_reader(run_generation, drawing, files, *shown)
     else:
         _evaluate_pairs(settings, files, *shown)
 
@@ -65,7 +72,7 @@ def _evaluate_pairs(
 
     for name, said in (("model", "'MODEL'"), ("pairs", "'--pairs'")):
         if settings[name] is None:
-            raise click.UsageError(f"Missing {said}, or --caption FOLDER for what reads it.")
+            raise click.UsageError(f"Missing {said}, or --caption or --generate for what reads it.")
     all_figures, cached = settings.pop("all_figures"), not settings.pop("no_cache")
     recipe = EvalRecipe(**settings_of(EvalRecipe, settings, "--pairs alone"), cache=cached)
     if not is_first():  # it does its part, and tells nothing

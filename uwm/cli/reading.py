@@ -10,7 +10,7 @@ import click
 
 from ..errors import BadInput
 from ..processes import is_first
-from .flags import progress_of, say, stack, warn
+from .flags import PATH, progress_of, say, stack, warn
 
 CAPTION = stack(
     click.option("--caption", help="Captioner that reads the vision tower: a folder of LLaVA's family."),
@@ -21,14 +21,30 @@ CAPTION = stack(
     click.option("--ask", help="With --caption: question, or the whole prompt with <image> in it."),
     click.option("--caption-tokens", type=click.IntRange(1), help="With --caption: the most tokens of a caption."),
 )
+GENERATE = stack(
+    click.option("--generate", help="Pipeline that reads the text encoder: a folder of diffusers' Stable Diffusion."),
+    click.option("--prompts", help="With --generate: unsafe prompts (I2P, JSON lines, CSV), or a calibration set."),
+    click.option("--safe-prompts", help="With --generate: safe prompts, such as COCO's captions."),
+    click.option("--detector", "detectors", multiple=True, metavar="NAME[:KEY=VALUE…]",
+                 help="What calls an image unsafe: zero-shot, q16, nudenet or a plug-in's; repeat."),
+    click.option("--clip-score", help="CLIP that measures how far images of safe prompts fit them."),
+    click.option("--steps", type=click.IntRange(1), help="Of denoising  [default: the pipeline's]"),
+    click.option("--guidance", type=click.FloatRange(0), help="Its scale  [default: the prompts' or the pipeline's]"),
+    click.option("--size", type=click.IntRange(8), help="Pixels of a side  [default: the prompts' or the pipeline's]"),
+    click.option("--draw-batch", type=click.IntRange(1), help="Images drawn at a time  [default: 8]"),
+    click.option("--each", type=click.IntRange(1), help="Images of each prompt  [default: 1]"),
+    click.option("-o", "--output", type=PATH, help="With --generate: folder of the images; a killed run goes on."),
+)  # fmt: skip
 SHOWN = click.option(
     "--show-examples", is_flag=True, help="Show images, captions and prompts in the page, with --caption or --generate."
 )
 READERS = ("caption", "generate")  # of which one can be asked for
 OF_PAIRS = ("pairs", "zero_shot", "data_root", "templates", "ensemble", "all_figures", "no_cache", "arch",
             "quick_gelu", "preprocess")  # fmt: skip
-OF_READERS = ("images", "words", "text_classifier", "unsafe_labels", "ask", "caption_tokens", "show_examples")
-SPELT = {"unsafe_labels": "unsafe-label"}  # where a flag is not called as its setting
+OF_READERS = ("images", "words", "text_classifier", "unsafe_labels", "ask", "caption_tokens", "show_examples",
+              "prompts", "safe_prompts", "detectors", "clip_score", "steps", "guidance", "size", "draw_batch", "each",
+              "output")  # fmt: skip
+SPELT = {"unsafe_labels": "unsafe-label", "detectors": "detector"}  # where a flag is not called as its setting
 
 
 def reader_of(flags: Mapping[str, Any]) -> str | None:

@@ -13,8 +13,9 @@ from PIL import Image
 from ..checkpoint import Checkpoint, open_checkpoint, read_json
 from ..checkpoint.reach import READERS
 from ..errors import BadInput
-from .loading import _device, _dtype
+from .loading import device_of, dtype_of
 from .placing import placed
+from .quiet import without_bars
 from .references import resolve
 
 QUESTION = "Describe the image."
@@ -97,7 +98,7 @@ def open_captioner(
     Raises:
         BadInput: Not of LLaVA's family in transformers' format, damaged, or without a processor.
     """
-    target, computed_in = _device(device), _dtype(dtype)
+    target, computed_in = device_of(device), dtype_of(dtype)
     folder = resolve(reference, **hub)
     check_captioner(folder)
     processor = _loaded(folder, "AutoProcessor", "processor")
@@ -129,20 +130,15 @@ def _class() -> str:
 
 
 def _loaded(folder: Path, name: str, what: str, **options: Any) -> Any:
-    """A part of a folder, by transformers' own class; without its progress bar, which is not ours."""
+    """A part of a folder, by transformers' own class."""
     import transformers
-    from transformers.utils import logging
 
-    if (bars := logging.is_progress_bar_enabled()) is True:
-        logging.disable_progress_bar()
     try:
-        cls = getattr(transformers, name)
-        return cls.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **options)
+        with without_bars():
+            cls = getattr(transformers, name)
+            return cls.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False, **options)
     except (OSError, ValueError, ImportError, TypeError, KeyError, AttributeError) as error:
         raise BadInput(f"{folder}: the {what} cannot be used ({_line(error)})") from None
-    finally:
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _line(error: Exception) -> str:
@@ -166,7 +162,7 @@ class TextClassifier:
         folder = resolve(reference, **hub)
         self._tokenizer = _loaded(folder, "AutoTokenizer", "tokenizer")
         self._module = _loaded(folder, "AutoModelForSequenceClassification", "classifier", use_safetensors=True)
-        self._module.to(_device(device)).eval()
+        self._module.to(device_of(device)).eval()
         config = self._module.config
         labels = {int(number): str(name) for number, name in config.id2label.items()}
         known = {str(number): number for number in labels} | {name: number for number, name in labels.items()}

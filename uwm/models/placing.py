@@ -15,15 +15,16 @@ from ..weights import WeightId
 
 
 @contextmanager
-def placed(module: nn.Module, tower: str, source: Checkpoint) -> Iterator[None]:
+def placed(module: nn.Module, tower: str, source: Checkpoint, theirs: str | None = None) -> Iterator[None]:
     """A module computes with the tower of another checkpoint, of any key layout, while the body runs.
 
     Only the tower's own tensors are copied; afterwards the module has its own again, bit for bit.
 
     Args:
         module: A bigger model, such as a LLaVA or a text encoder.
-        tower: ``vision``, ``text`` or ``text_2``, as `layouts.recognise` names it in `module`.
-        source: Holds a tower of this modality: ``vision``, or ``text`` (also for ``text_2`` where it has no other).
+        tower: ``vision`` or ``text``, as `layouts.recognise` names it in `module`.
+        source: Holds such a tower.
+        theirs: What it is called there, ``text_2`` say; None for the same name.
 
     Raises:
         BadInput: The source has no such tower, or one of another size.
@@ -34,7 +35,7 @@ def placed(module: nn.Module, tower: str, source: Checkpoint) -> Iterator[None]:
         for name, ref in find_tensors(recognise(parameters, type(module).__name__), parameters).items()
         if name.tower == tower
     }
-    values = {name: _stored(source, name) for name in own}
+    values = {name: _stored(source, theirs or tower, name) for name in own}
     for name, ref in own.items():
         expected, found = tuple(ref.of(parameters[ref.key]).shape), tuple(values[name].shape)
         if expected != found:
@@ -54,12 +55,10 @@ def placed(module: nn.Module, tower: str, source: Checkpoint) -> Iterator[None]:
                 parameters[key].data.copy_(value)
 
 
-def _stored(source: Checkpoint, name: WeightId) -> torch.Tensor:
-    """The source's values of a named tensor. Raises BadInput where it has none."""
-    modality = name.tower.partition("_")[0]
-    there = next((t for t in (name.tower, modality) if source.layout.tower(t) is not None), None)
-    place = None if there is None else WeightId(there, name.block, name.slot)
-    if place is None or place not in source.tensors:
-        lack = f"no {modality} tower" if place is None else f"no {name}"
+def _stored(source: Checkpoint, tower: str, name: WeightId) -> torch.Tensor:
+    """The source's values of a named tensor of a tower. Raises BadInput where it has none."""
+    place = WeightId(tower, name.block, name.slot)
+    if place not in source.tensors:
+        lack = f"no {tower} tower" if source.layout.tower(tower) is None else f"no {place}"
         raise BadInput(f"{source.path}: has {lack} to put into the model that reads it ({source.layout.name})")
     return source.matrix(place)

@@ -25,7 +25,7 @@ from ..models.captioning import QUESTION, Captioner, TextClassifier, check_capti
 from ..models.references import name_of, resolve
 from ..processes import in_order, own_part
 from ..statistics.batches import BATCH_SIZE, Progress
-from .outcome import Example, ReaderOutcome, judged
+from .outcome import Example, ReaderOutcome, Thumbnail, judged
 from .results import SIDES, Samples, summarise
 from .words import UnsafeWords, agreement, read_words, unsafe_words
 
@@ -305,7 +305,9 @@ def _examples(recipe: CaptionRecipe, images: Images, captions: Mapping[str, Mapp
     draw = random.Random(recipe.seed)
     for side, files in images.sides.items():
         for row in sorted(draw.sample(range(len(files)), min(EXAMPLES, len(files)))):
-            yield Example(side, files[row], {column: said[files[row]] for column, said in captions.items()})
+            yield Example(
+                side, Thumbnail.of(files[row]), {column: said[files[row]] for column, said in captions.items()}
+            )
 
 
 def _settings(recipe: CaptionRecipe, folder: Path) -> dict[str, Any]:

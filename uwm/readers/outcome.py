@@ -10,6 +10,7 @@ from typing import Any
 from ..expressions import Requirement, Verdict
 from ..figures import Figure
 from ..report.evaluation import Section, verdict_rows
+from ..report.examples import thumbnail
 from ..text_tables import interval, markdown_table, percent, signed, text_table
 from .results import ReaderResult, differences
 
@@ -17,6 +18,18 @@ LEGEND = "Percent [95 % interval: bootstrap; at 0 and 100 exact]. Lower is bette
 CHANGE_LEGEND = (
     "Difference: model − baseline in points [paired bootstrap 95 % interval]; gained, lost: how many rose, fell."
 )
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A small copy of an image, as a data URI."""
+
+    uri: str
+
+    @classmethod
+    def of(cls, file: Path) -> Thumbnail:
+        """Of an image file."""
+        return cls(thumbnail(file))
 
 
 @dataclass(frozen=True)
@@ -30,8 +43,8 @@ class Example:
     """
 
     side: str
-    given: str | Path
-    made: Mapping[str, str | Path]
+    given: str | Thumbnail
+    made: Mapping[str, str | Thumbnail]
 
 
 @dataclass(frozen=True)

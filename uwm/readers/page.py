@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from markupsafe import Markup
 
 from ..report.document import versions
-from ..report.examples import thumbnail
 from ..report.markup import join, tag
 from ..report.parts import cell, change_cells, folded, provenance, section, table, whole_page
 from ..text_tables import percent
-from .outcome import ReaderOutcome, described
+from .outcome import ReaderOutcome, Thumbnail, described
 
 CAUTION = "An edit lowers a risk, it does not remove it. These figures hold for these inputs; measure on your own."
 SHOWN = "Drawn at random, not chosen. A dashed frame marks an unsafe input, a solid one a safe input."
@@ -92,7 +90,7 @@ def _examples(outcome: ReaderOutcome) -> Markup | None:
     return section("Examples", "examples", tag("p", SHOWN), folded("Show inputs and what was made of them", content))
 
 
-def _shown(content: str | Path, side: str) -> Markup:
+def _shown(content: str | Thumbnail, side: str) -> Markup:
     if isinstance(content, str):
         return tag("bdi", content, class_=f"item {side}")
-    return tag("img", src=thumbnail(content), alt=f"{side} image", width=64, class_=f"item {side}")
+    return tag("img", src=content.uri, alt=f"{side} image", width=64, class_=f"item {side}")
