@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ..editing.purposes import PURPOSES
 from ..processes import is_first
 from .flags import (
     CALIBRATION,
@@ -45,8 +46,18 @@ def names(text: str) -> tuple[str, ...]:
 @LIMIT
 @EDITOR
 @HELD_OUT
+@click.option(
+    "--for",
+    "purpose",
+    type=click.Choice(PURPOSES),
+    help="What will read the edited towers: it decides which of them, at which layer and tokens, and without --method "
+    "the method.",
+)
 @click.option("--again", is_flag=True, help="Edit a checkpoint that uwm has edited already.")
-@click.option("--beside", default=BESIDE, show_default=True, help="Methods measured beside the edit; none for none.")
+@click.option(
+    "--beside",
+    help=f"Methods measured beside the edit; none for none  [default: {BESIDE}; with --for diffusion or llava none]",
+)
 @ZERO_SHOT
 @MODEL
 @WRITE
@@ -60,10 +71,12 @@ def edit(output: Path | None, overwrite: bool, dry_run: bool, show_examples: boo
     """
     from ..recipe import Recipe
 
-    chosen, beside = take_settings(flags), names(flags.pop("beside"))
+    chosen, beside = take_settings(flags), flags.pop("beside")
+    if beside is None:
+        beside = BESIDE if flags["purpose"] in (None, "retrieval") else ""
     settings, show = split_flags(flags)
     output = target(output, dry_run)
-    _run(Recipe(**settings, settings=chosen, beside=beside), output, overwrite, show_examples, show)
+    _run(Recipe(**settings, settings=chosen, beside=names(beside)), output, overwrite, show_examples, show)
 
 
 @uwm.command()

@@ -47,7 +47,8 @@ class Reducer(Protocol):
     """Sums up what it needs of the pass, batch by batch; the result must not depend on the batch size.
 
     One that has ``needs_embeddings = False`` looks at the layers it asks for only. Where none of a pass needs the
-    embeddings, the towers are run no further than the last of these layers.
+    embeddings, the towers are run no further than the last of these layers. One that has ``padded = True`` wants
+    captions as diffusion models read them, see `Model.padded`; then all of the pass get them so.
     """
 
     def layers(self, tower: str) -> Sequence[WeightId]:
@@ -142,17 +143,23 @@ def run_pass(
     return seen
 
 
+def is_padded(reducers: Iterable[Any]) -> bool:
+    """Whether any of these reducers wants captions as diffusion models read them."""
+    return any(getattr(reducer, "padded", False) for reducer in reducers)
+
+
 Wanted = Mapping[str, dict[WeightId, list[Reducer]]]  # tower -> layer -> who asks for it
 
 
 def _run(model: Model, batch: PairBatch, reducers: Sequence[Any], wanted: Wanted, seen: dict[str, int]) -> None:
     """Run one batch through the towers, feed every reducer, and count the pairs."""
     whole = any(getattr(reducer, "needs_embeddings", True) for reducer in reducers)
+    padded = is_padded(reducers)
     for tower, listeners in wanted.items():
         for sides in _pieces(batch.sides(tower), PIECE if not whole and model.device.type == "cpu" else None):
             first, ends = seen[tower], []
             for number, side in enumerate(sides):
-                run = _Side(model, tower, listeners, number, first)
+                run = _Side(model, tower, listeners, number, first, padded)
                 ends.append(run(*side, whole or (first, number) == (0, SAFE)))
             part = Part(tower, first, tuple(end for end in ends if end is not None) if whole else (), sides)
             for reducer in reducers:
@@ -224,9 +231,16 @@ class _Side:
     """One side of a batch on its way through a tower; `first` is the number of its first pair."""
 
     def __init__(
-        self, model: Model, tower: str, listeners: Mapping[WeightId, list[Reducer]], side: int, first: int
+        self,
+        model: Model,
+        tower: str,
+        listeners: Mapping[WeightId, list[Reducer]],
+        side: int,
+        first: int,
+        padded: bool = False,
     ) -> None:
         self._model, self._tower, self._listeners, self._side, self._first = model, tower, listeners, side, first
+        self._padded = padded
         self._samples = 0
         self._rows = dict.fromkeys(listeners, 0)
         self._mask: torch.Tensor | None = None  # of the tokens of a caption, or of the patches of an image
@@ -244,6 +258,8 @@ class _Side:
         if self._text:
             self._mask = (torch.ones_like(inputs) if mask is None else mask).to(model.device)
             check_pooled_token(model, inputs, self._mask, self._tower)
+            if self._padded:
+                inputs, self._mask = model.padded(inputs, self._mask, self._tower)
         else:
             self._mask = model.image_mask(inputs)
         layers = {w: model.owner(w) for w in self._listeners if w.slot != RESIDUAL}
