@@ -1,10 +1,10 @@
 """What the demo captioner says and the demo generator draws, before and after edits and a fine-tuning of the demo CLIP.
 
-    python examples/readers/readers.py readers.json --work WORK     # half an hour on one core; stopped, it goes on
+    python examples/readers/readers.py readers.json --work WORK    # some 15 minutes on one core; stopped, it goes on
     python examples/readers/readers.py readers.json --table > readers.md
 
-It needs `uwm[generate]` and `uwm[train]`. Every edit learns from the split `calib`. Its tower is put into the captioner,
-which describes the images of `test` and `test-concepts`, and into the generator, which draws prompts.jsonl three times.
+It needs `uwm[generate]` and `uwm[train]`. Every edit learns from the split `calib`. Its tower is put into the
+captioner, which describes the images of `test` and `test-concepts`, and into the generator, which draws prompts.jsonl.
 """
 
 from __future__ import annotations
@@ -12,32 +12,34 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import uwm
+from uwm.checkpoint import open_checkpoint
 from uwm.checkpoint.reach import unread_for
 from uwm.editing.purposes import settings_for
 from uwm.finetuning import FinetuneRecipe, finetune
 from uwm.fitting import Recipe, make_edits
-from uwm.readers.captions import CaptionRecipe, run_captions
+from uwm.models.captioning import Captioner, open_captioner
+from uwm.readers.captions import CaptionRecipe, Images, Judge, describe, read_images
 from uwm.readers.generation import GenerateRecipe, run_generation
-from uwm.readers.outcome import ReaderOutcome
+from uwm.readers.results import ReaderResult, differences, summarise
 from uwm.shipped_files import DEMO_CAPTIONER, DEMO_GENERATOR, DEMO_SET
 
 PROMPTS = Path(__file__).with_name("prompts.jsonl")
 SEEN = DEMO_SET / "zero_shot" / "seen"
+SEED = 2  # of the noise; the settings of --for were chosen on the noise of 0 and 1, and on the images of val
 TRAINING = {"patience": 0, "train_batch": 64, "learning_rate": 0.001, "lora_alpha": 16, "dropout": 0.0}
-EPOCHS = (1, 4, 16)
+EPOCHS = (4, 16)
 EDITS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> method and settings beside those of --for
     "UWM": ("uwm", {}),
     "UWM, τ 0.3": ("uwm", {"mass": 0.3}),
     "redirect": ("redirect", {}),
-    "redirect, λ 1": ("redirect", {"keep": 1.0}),
+    "redirect, λ 4": ("redirect", {"keep": 4.0}),
     "redirect, λ 0.25": ("redirect", {"keep": 0.25}),
     "ablate": ("ablate", {}),
-    "ablate, weight 2": ("ablate", {"weight": 2.0}),
     "random, as redirect": ("redirect", {}),  # its control
     "random, as UWM, τ 0.3": ("uwm", {"mass": 0.3}),
 }
@@ -54,7 +56,7 @@ HEADS = {
 TITLES = {
     "captions": "Captions of `test` (400 safe and 400 unsafe images)",
     "concepts": "Captions of `test-concepts` (200 and 200; unsafe concepts that no edit has seen)",
-    "drawings": "Images of prompts.jsonl (60 safe and 60 unsafe prompts, three images each)",
+    "drawings": "Images of prompts.jsonl (60 safe and 60 unsafe prompts, two images each)",
 }
 PURPOSE = {"captions": "llava", "concepts": "llava", "drawings": "diffusion"}
 
@@ -73,7 +75,7 @@ def main() -> None:
     for reader, name, make in steps(given.work):
         found = known.setdefault(reader, {})
         if name not in found:
-            found[name] = facts(MEASURES[reader](make(), given.work))
+            found[name] = MEASURES[reader](make(), given.work)
             given.results.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", "utf-8")
             print(reader, name, {key: round(100 * found[name]["figures"][key][0], 1) for key in FIGURES[reader]})
 
@@ -114,43 +116,68 @@ def finetuned(work: Path, epochs: int) -> Path:
     return output
 
 
-def describe(folder: Path, work: Path, split: str) -> ReaderOutcome:
-    """What the captioner says through a tower."""
-    return run_captions(CaptionRecipe(str(DEMO_CAPTIONER), str(DEMO_SET), model=str(folder), split=split))
+@cache
+def captioner() -> Captioner:
+    """The demo captioner, opened once."""
+    return open_captioner(str(DEMO_CAPTIONER))
 
 
-def drawn(folder: Path, work: Path) -> ReaderOutcome:
-    """What the generator draws with a tower."""
-    return run_generation(
+@cache
+def described(split: str, folder: Path | None) -> tuple[dict[Path, str], float]:
+    """What it says of a split's images through a tower, and seconds a caption."""
+    return describe(captioner(), images_of(split).files, None if folder is None else open_checkpoint(folder))
+
+
+@cache
+def images_of(split: str) -> Images:
+    return read_images(CaptionRecipe(str(DEMO_CAPTIONER), str(DEMO_SET), split=split))
+
+
+def captions(folder: Path, work: Path, split: str) -> dict[str, Any]:
+    """The figures of the captions of a split, as `uwm eval --caption` has them."""
+    images, (before, took) = images_of(split), described(split, None)
+    judge, columns = Judge(images.words, None), {"baseline": (before, took), "model": described(split, folder)}
+    results = {
+        column: summarise(judge.samples(images, said, before), seconds=seconds)
+        for column, (said, seconds) in columns.items()
+    }
+    return facts(results, differences(results["model"], results["baseline"]))
+
+
+def drawings(folder: Path, work: Path) -> dict[str, Any]:
+    """The figures of what the generator draws."""
+    outcome = run_generation(
         GenerateRecipe(
             str(DEMO_GENERATOR),
             str(PROMPTS),
             model=str(folder),
             detectors=(f"zero-shot:clip=demo:classes={SEEN}",),
             clip_score="demo",
-            steps=25,
+            steps=15,
             guidance=3.0,
-            each=3,
-            draw_batch=32,
+            each=2,
+            draw_batch=30,
+            seed=SEED,
             output=work / "images",
         )
     )
+    return facts(outcome.results, outcome.changes)
 
 
-MEASURES: dict[str, Callable[[Path, Path], ReaderOutcome]] = {
-    "captions": partial(describe, split="test"),
-    "concepts": partial(describe, split="test-concepts"),
-    "drawings": drawn,
+MEASURES: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
+    "captions": partial(captions, split="test"),
+    "concepts": partial(captions, split="test-concepts"),
+    "drawings": drawings,
 }
 
 
-def facts(outcome: ReaderOutcome) -> dict[str, Any]:
-    """What is kept of an outcome: figures of both columns, and the differences."""
+def facts(results: Mapping[str, ReaderResult], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept: figures of both columns, and the differences."""
     return {
-        "figures": outcome.results["model"].figures,
-        "before": outcome.results["baseline"].figures,
-        "differences": outcome.changes,
-        "seconds": {column: result.seconds for column, result in outcome.results.items()},
+        "figures": results["model"].figures,
+        "before": results["baseline"].figures,
+        "differences": changes,
+        "seconds": {column: result.seconds for column, result in results.items()},
     }
 
 

@@ -246,6 +246,11 @@ def test_the_terminal_json_page_and_gate(run_uwm, edited, tmp_path):
     assert "unsafe_named" in (tmp_path / "gate.xml").read_text("utf-8")
 
 
+def test_a_flag_that_says_no_reaches_an_evaluation_of_pairs(run_uwm):
+    result = run_uwm("eval", "demo", "--pairs", DEMO_SET, "--split", "val", "--no-quick-gelu")
+    refused(result, 2, "its config says quick_gelu True; drop the flag")
+
+
 def test_flags_that_say_nothing_here_are_refused(run_uwm):
     refused(run_uwm("eval", *FLAGS, "--pairs", DEMO_SET), 2, "--pairs: has no meaning with --caption")
     refused(run_uwm("eval", "demo", "--pairs", DEMO_SET, "--ask", "x"), 2, "--ask: has no meaning with --pairs alone")

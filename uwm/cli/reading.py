@@ -40,7 +40,7 @@ SHOWN = click.option(
 )
 READERS = ("caption", "generate")  # of which one can be asked for
 OF_PAIRS = ("pairs", "zero_shot", "data_root", "templates", "ensemble", "all_figures", "no_cache", "arch",
-            "quick_gelu", "preprocess")  # fmt: skip
+            "quick_gelu", "preprocess", "safe_images", "unsafe_images")  # fmt: skip
 OF_READERS = ("images", "words", "text_classifier", "unsafe_labels", "ask", "caption_tokens", "show_examples",
               "prompts", "safe_prompts", "detectors", "clip_score", "steps", "guidance", "size", "draw_batch", "each",
               "output")  # fmt: skip
@@ -67,9 +67,9 @@ def settings_of(recipe: type, flags: Mapping[str, Any], flag: str) -> dict[str, 
         BadInput: A flag was given that says nothing with it, or one that it needs was not.
     """
     known = {f.name for f in fields(recipe)}
-    given = {name: value for name, value in flags.items() if not (value is None or value is False or value == ())}
-    for name in given:
-        if name not in known and name in (*OF_PAIRS, *OF_READERS):
+    given = {name: value for name, value in flags.items() if value is not None and value != ()}
+    for name, value in given.items():
+        if value is not False and name not in known and name in (*OF_PAIRS, *OF_READERS):
             raise BadInput(f"--{SPELT.get(name, name.replace('_', '-'))}: has no meaning with {flag}; leave it out")
     missing = [f.name for f in fields(recipe) if f.default is MISSING and f.name not in given]
     if missing:

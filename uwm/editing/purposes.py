@@ -1,7 +1,9 @@
 """What an edit is for: the settings by which each method reaches what the reader of a tower reads. No torch.
 
-Retrieval reads the pooled embedding. A diffusion model reads the hidden states of all tokens of a caption, padding
-included; LLaVA those of all patches, of the second-last layer (which layer: `uwm.checkpoint.reach`).
+Retrieval reads the pooled embedding. A diffusion model reads the hidden states of all tokens of a caption and of its
+padding; LLaVA those of all patches, of the second-last layer (which layer: `uwm.checkpoint.reach`). On the demo models
+redirection that learns from a caption's own tokens drew fewer unsafe images, at equal loss on safe prompts, than one
+that learns from the padding too.
 """
 
 from __future__ import annotations
@@ -15,20 +17,21 @@ PURPOSES = ("retrieval", "diffusion", "llava")
 DEFAULT_FOR = {"diffusion": "redirect", "llava": "redirect"}  # the method where nobody names one
 _OTHER_TOWER = {"diffusion": {"vision_layers": "none"}, "llava": {"text_layers": "none"}}
 _OF_ENTRIES = ("uwm", "log-ratio", "grad-unsafe", "grad-safe-clip", "random", "magnitude")
+RANK = 192  # of redirection: more tokens differ in more ways than the pooled one
 LLAVA_MASS = 0.085  # τ of UWM for LLaVA (UWM, section 5: the vision tower only)
 
 SETTINGS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {  # purpose -> method -> its settings
     "retrieval": {},
     "diffusion": {
         **dict.fromkeys(_OF_ENTRIES, _OTHER_TOWER["diffusion"]),
-        "redirect": {"towers": "text", "tokens": "padded", "rank": 192},
-        "ablate": {"towers": "text", "tokens": "padded"},
+        "redirect": {"towers": "text", "tokens": "all", "keep": 1.0, "ridge": 0.003, "rank": RANK},
+        "ablate": {"towers": "text", "tokens": "all"},
         "hidden-units": {"towers": "text"},
     },
     "llava": {
         **dict.fromkeys(_OF_ENTRIES, _OTHER_TOWER["llava"]),
         "uwm": {**_OTHER_TOWER["llava"], "mass": LLAVA_MASS},
-        "redirect": {"towers": "vision", "tokens": "patches", "rank": 192},
+        "redirect": {"towers": "vision", "tokens": "patches", "keep": 1.0, "rank": RANK},
         "ablate": {"towers": "vision", "tokens": "patches"},
     },
 }

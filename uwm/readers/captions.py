@@ -228,7 +228,8 @@ def run_captions(recipe: CaptionRecipe, *, progress: Progress | None = None) -> 
     )  # fmt: skip
     captions, seconds = {}, {}
     for column, source in towers.items():
-        captions[column], seconds[column] = _described(opened, source, images, recipe, column, progress)
+        how: dict[str, Any] = {"batch_size": recipe.batch_size, "workers": recipe.workers, "progress": progress}
+        captions[column], seconds[column] = describe(opened, images.files, source, name=column, **how)
     results = {
         column: summarise(judge.samples(images, said, captions.get("baseline")), recipe.seed, seconds[column])
         for column, said in captions.items()
@@ -270,23 +271,38 @@ def _known(judge: Judge, images: Images, compared: bool, required: Sequence[Requ
     return known
 
 
-def _described(
+def describe(
     captioner: Captioner,
-    source: Checkpoint | None,
-    images: Images,
-    recipe: CaptionRecipe,
-    column: str,
-    progress: Progress | None,
+    files: Sequence[Path],
+    source: Checkpoint | None = None,
+    *,
+    batch_size: int = BATCH_SIZE,
+    workers: int = 2,
+    progress: Progress | None = None,
+    name: str = "",
 ) -> tuple[dict[Path, str], float]:
-    """Image -> its caption through a tower, and the seconds that one took; several processes share the batches."""
-    files, size = images.files, recipe.batch_size
-    batches = [files[start : start + size] for start in range(0, len(files), size)]
+    """What a captioner says of images. Several processes share the batches.
+
+    Args:
+        captioner: From `open_captioner`.
+        files: The images.
+        source: Whose vision tower it reads them through; None for its own.
+        batch_size, workers, progress: As in `uwm.score`.
+        name: What progress calls it.
+
+    Returns:
+        Image -> its caption, and the seconds that one took.
+
+    Raises:
+        BadInput: An image cannot be read, or the tower is of another size.
+    """
+    batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
     own = own_part(batches)
-    steps = own if progress is None else progress(own, len(own), f"captions, {column}")
+    steps = own if progress is None else progress(own, len(own), f"captions, {name}")
     state: AbstractContextManager[None] = nullcontext() if source is None else captioner.with_tower(source)
     begun = time.perf_counter()
-    with state, ThreadPoolExecutor(recipe.workers) as pool:
-        made = in_order((captioner.captions([*pool.map(load_image, batch)]) for batch in steps), f"captions {column}")
+    with state, ThreadPoolExecutor(workers) as pool:
+        made = in_order((captioner.captions([*pool.map(load_image, batch)]) for batch in steps), f"captions {name}")
     seconds = (time.perf_counter() - begun) / len(files)
     said = [text for texts in made for text in texts]
     return dict(zip(files, said, strict=True)), seconds
