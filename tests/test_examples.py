@@ -86,14 +86,15 @@ def test_the_readme_s_commands_on_readers_run_as_they_stand(reader, tmp_path):
     assert figure in done.stdout
 
 
-def test_the_page_on_budgets_has_the_tables_of_its_results():
-    folder = ROOT / "examples" / "budgets"
-    command = [sys.executable, str(folder / "budgets.py"), str(folder / "budgets.json"), "--table"]
+@pytest.mark.parametrize(("name", "count"), [("budgets", 3 * 5 + 5), ("readers", 3 * 12)])
+def test_a_page_has_the_tables_of_its_results(name, count):
+    folder = ROOT / "examples" / name
+    command = [sys.executable, str(folder / f"{name}.py"), str(folder / f"{name}.json"), "--table"]
     done = subprocess.run(
         command, capture_output=True, text=True, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
     )
-    assert done.stdout == (folder / "budgets.md").read_text("utf-8")
+    assert done.stdout == (folder / f"{name}.md").read_text("utf-8")
     rows = [line for line in done.stdout.splitlines() if line.startswith("| ")]
-    assert len(rows) == 3 * 5 + 5
+    assert len(rows) == count
     page = (folder / "README.md").read_text("utf-8")
     assert [row for row in rows if row not in page] == []

@@ -17,7 +17,7 @@ from .editing.editors import DEFAULT, Editor, find_editor
 from .editing.files import fit, write_patched
 from .editing.live import patched
 from .editing.patch import PATCH_FILE, Patch
-from .editing.purposes import DEFAULT_FOR, settings_for
+from .editing.purposes import DEFAULT_FOR, measured_by, settings_for
 from .editing.stability import UntilStable, check_share
 from .embedding import embed, quadruples
 from .errors import BadInput, InvalidResult
@@ -126,7 +126,12 @@ def _carry_out(
             manifest["output_sha256"] = _write_weights(folder, model, edit.patch, recipe.also_export)
             write_documents(folder, manifest, results, clock, examples)
     manifest["run"] = clock.report()
-    told = (*edit.proposal.warnings, *made, *warnings(model, (*sets.checked.told, *reached), results))
+    told = (
+        *edit.proposal.warnings,
+        *measured_by(recipe.purpose),
+        *made,
+        *warnings(model, (*sets.checked.told, *reached), results),
+    )
     told = told if place is None else (*place.notes, *told)
     return Outcome(edit.patch, results, manifest, told)
 

@@ -44,7 +44,9 @@ def test_for_llava_the_vision_blocks_are_edited_that_llava_reads(method, recipe)
     names, found = edited(recipe, method=method, purpose="llava", settings=settings)
     assert {name.partition(".")[0] for name in names} == {"vision"}
     assert max(int(name.split(".")[1]) for name in names) == 1  # of three blocks
-    assert "vision.2: LLaVA reads layer -2 of its vision tower, so nothing of this is ever read" in found.warnings[0]
+    told = "\n".join(found.warnings)
+    assert "vision.2: LLaVA reads layer -2 of its vision tower, so nothing of this is ever read" in told
+    assert "--for llava: figures here are of retrieval; measure what it is for by uwm eval --caption LLAVA" in told
     assert found.manifest["settings"]["purpose"] == "llava"
 
 

@@ -65,3 +65,9 @@ def settings_for(purpose: str | None, method: str, given: Mapping[str, Any]) -> 
             "or uwm"
         )
     return {**known.get(method, {}), **given}
+
+
+def measured_by(purpose: str | None) -> tuple[str, ...]:
+    """A line on what measures an edit for a purpose; none for retrieval, which every edit is measured by."""
+    how = {"diffusion": "--generate PIPELINE", "llava": "--caption LLAVA"}.get(purpose or "")
+    return (f"--for {purpose}: figures here are of retrieval; measure what it is for by uwm eval {how}",) if how else ()
