@@ -100,7 +100,7 @@ def test_the_towers_of_another_checkpoint_are_in_place_while_it_draws(tmp_path, 
 
 @pytest.mark.parametrize(("index", "words"), [
     ({"_class_name": "FluxPipeline"}, "a FluxPipeline; --generate draws with StableDiffusionPipeline and"),
-    ({"unet": ["os", "system"]}, "model_index.json takes its unet from 'os'; expected diffusers' own"),
+    ({"vae": [], "unet": ["os", "system"]}, "model_index.json takes its unet from 'os'; expected diffusers' own"),
 ])  # fmt: skip
 def test_other_pipelines_are_refused(index, words, tmp_path):
     with pytest.raises(BadInput, match=words):

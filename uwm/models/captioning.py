@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..checkpoint import Checkpoint, open_checkpoint, read_json
+from ..checkpoint import Checkpoint, open_checkpoint
+from ..checkpoint.json_files import stated
 from ..checkpoint.reach import READERS
 from ..errors import BadInput
 from .loading import device_of, dtype_of
@@ -112,7 +113,7 @@ def check_captioner(folder: Path) -> Checkpoint:
     """Open the checkpoint of a captioner, and refuse what is none. Raises BadInput."""
     if not (folder / "config.json").is_file():
         raise BadInput(f"{folder}: no config.json in it; --caption takes a folder of a LLaVA in transformers' format")
-    kind = read_json(folder / "config.json").get("model_type")
+    kind = stated(folder / "config.json").get("model_type")
     if kind not in READERS:
         raise BadInput(
             f"{folder}: model_type {kind!r} puts no images into words by a tower that uwm knows; --caption takes "

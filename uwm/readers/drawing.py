@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import Checkpoint, file_sha256, read_json
+from ..checkpoint import Checkpoint, file_sha256
+from ..checkpoint.json_files import stated
 from ..errors import BadInput
 from ..models.loading import device_of, dtype_of
 from ..models.placing import placed
@@ -151,12 +152,12 @@ def check_pipeline(folder: Path) -> None:
     index = folder / "model_index.json"
     if not index.is_file():
         raise BadInput(f"{folder}: no model_index.json in it; --generate takes a folder of a diffusers pipeline")
-    content = read_json(index)
+    content = stated(index)
     kind = content.get("_class_name")
     if kind not in PIPELINES:
         raise BadInput(f"{folder}: a {kind}; --generate draws with {' and '.join(PIPELINES)}")
     for name, value in content.items():
-        foreign = isinstance(value, list) and value[:1] != [None] and value[:1][0] not in LIBRARIES
+        foreign = isinstance(value, list) and value and value[0] not in (None, *LIBRARIES)
         if foreign and name not in LEFT_OUT:
             raise BadInput(f"{folder}: model_index.json takes its {name} from {value[0]!r}; expected diffusers' own")
 
@@ -168,7 +169,7 @@ def open_pipeline(folder: Path, device: str, dtype: str) -> Any:
     except ImportError:
         raise BadInput(EXTRA) from None
     check_pipeline(folder)
-    content = read_json(folder / "model_index.json")
+    content = stated(folder / "model_index.json")
     none: dict[str, Any] = {name: None for name in LEFT_OUT if name in content}
     none |= {"requires_safety_checker": False} if "safety_checker" in content else {}
     told = diffusers.utils.logging.get_verbosity()

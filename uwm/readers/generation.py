@@ -199,7 +199,7 @@ def run_generation(recipe: GenerateRecipe, *, progress: Progress | None = None) 
         results: dict[str, ReaderResult] = {}
         drawn: dict[str, Mapping[Prompt, Path]] = {}
         for column, painter in painters.items():
-            folder = place / painter.key()
+            folder = place / (column if recipe.output is None else painter.key())  # hashing a pipeline takes a while
             drawn[column], seconds = painter.draw(every, folder, f"images, {column}", progress)
             results[column] = summarise(critics.samples(sides, drawn[column]), recipe.seed, seconds)
         unreached = tuple(_unreached(drawn))
