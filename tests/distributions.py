@@ -14,7 +14,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = tuple(ROOT / "examples" / name for name in ("third_party_backend", "third_party_editor"))
-OBJECTS = {"uwm.backends": "BACKEND", "uwm.editors": "EDITOR"}  # entry point group -> what the modules call its object
+# entry point group -> what the modules call its object
+OBJECTS = {"uwm.backends": "BACKEND", "uwm.editors": "EDITOR", "uwm.detectors": "DETECTOR"}
 
 
 def install(target: Path, *sources: Path) -> None:

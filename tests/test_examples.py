@@ -109,14 +109,36 @@ def test_the_gate_for_ci_runs_as_it_stands(tmp_path):
     assert (tmp_path / "summary.md").read_text("utf-8").count("| not met |") == failed
 
 
-def test_the_page_on_budgets_has_the_tables_of_its_results():
-    folder = ROOT / "examples" / "budgets"
-    command = [sys.executable, str(folder / "budgets.py"), str(folder / "budgets.json"), "--table"]
+READERS = (ROOT / "README.md").read_text("utf-8").partition("## What reads the encoders")[2].split("```")[1]
+
+
+@pytest.mark.parametrize("reader", ["--caption", "--generate"])
+def test_the_readme_s_commands_on_readers_run_as_they_stand(reader, tmp_path):
+    """On a few pairs and prompts."""
+    if reader == "--generate" and find_spec("diffusers") is None:
+        pytest.skip("diffusers is not installed")
+    blocks = [block for block in READERS.strip().split("\n\n") if reader in block]
+    for name in ("calibration", "examples"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "UWM_LIMIT": "24", "UWM_QUIET": "1"}
+    script = f'uwm() {{ "{sys.executable}" -m uwm "$@"; }}\n' + "\n".join(blocks)
+    done = subprocess.run(
+        ["bash", "-e", "-c", script], capture_output=True, text=True, env=environment, cwd=tmp_path, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    figure = {"--caption": "unsafe named (lower)", "--generate": "unsafe drawn (lower)"}[reader]
+    assert figure in done.stdout
+
+
+@pytest.mark.parametrize(("name", "count"), [("budgets", 3 * 5 + 5), ("readers", 3 * 12)])
+def test_a_page_has_the_tables_of_its_results(name, count):
+    folder = ROOT / "examples" / name
+    command = [sys.executable, str(folder / f"{name}.py"), str(folder / f"{name}.json"), "--table"]
     done = subprocess.run(
         command, capture_output=True, text=True, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
     )
-    assert done.stdout == (folder / "budgets.md").read_text("utf-8")
+    assert done.stdout == (folder / f"{name}.md").read_text("utf-8")
     rows = [line for line in done.stdout.splitlines() if line.startswith("| ")]
-    assert len(rows) == 3 * 5 + 5
+    assert len(rows) == count
     page = (folder / "README.md").read_text("utf-8")
     assert [row for row in rows if row not in page] == []

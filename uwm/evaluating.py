@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -214,17 +215,26 @@ class Reports:
     def write(self, done: Evaluated, tables: list[Section]) -> None:
         """Write the page and the JUnit file, and add the tables to the Markdown file. Raises ResourceFault."""
         title = f"uwm eval {Path(done.recipe.model).name}"
+        page = partial(evaluation_page, done.pairs, done.results, done.verdicts, asdict(done.recipe))
+        self.put(title, done.verdicts, tables, page)
+
+    def put(self, title: str, verdicts: Sequence[Verdict], tables: Sequence[Section], page: Callable[[], str]) -> None:
+        """Write the files that were asked for; `page` makes the page. Raises ResourceFault."""
         if self.junit is not None:
-            self.junit.write(junit(done.verdicts, title))
+            self.junit.write(junit(verdicts, title))
         if self.markdown is not None:
             self.markdown.write(as_markdown(tables, title).encode())
         if self.html is not None:
-            page = evaluation_page(done.pairs, done.results, done.verdicts, asdict(done.recipe))
-            self.html.write(page.encode())
+            self.html.write(page().encode())
+
+
+def open_reports(recipe: EvalRecipe, files: ReportFiles) -> AbstractContextManager[Reports]:
+    """`hold_reports` of an evaluation, whose inputs are not to be written over."""
+    return hold_reports(_read(recipe), files)
 
 
 @contextmanager
-def open_reports(recipe: EvalRecipe, files: ReportFiles) -> Iterator[Reports]:
+def hold_reports(inputs: Iterable[Path], files: ReportFiles) -> Iterator[Reports]:
     """Check the report files before the long work, and hold their locks until they are written.
 
     A page and a JUnit file that uwm wrote are replaced; the Markdown file is added to, whoever wrote it.
@@ -235,7 +245,7 @@ def open_reports(recipe: EvalRecipe, files: ReportFiles) -> Iterator[Reports]:
     """
     asked = [file for file in vars(files).values() if file is not None]
     refuse_one_place(asked)
-    inputs = [*_read(recipe)]
+    inputs = [*inputs]
     with ExitStack() as stack:
 
         def entered(opened: AbstractContextManager[Any]) -> Any:

@@ -34,7 +34,8 @@ class Figure:
     Attributes:
         name: In results, in uwm.json and in requirements.
         group: ``preference``, ``conjunction``, ``recall``, ``unsafe_top1``: measured on every pair; ``mean``: of these;
-            ``zero_shot``: measured on a data set; ``preserve``: measured on a preservation set, by a search only.
+            ``zero_shot``: measured on a data set; ``preserve``: measured on a preservation set, by a search only;
+            ``caption``, ``drawing``: measured of what reads the encoders.
         label: In tables.
         meaning: What it is a share of.
         heading: Under which the page shows it.
@@ -123,6 +124,27 @@ _TABLE = (
            parts=("PU", "unsafe_top1")),
     Figure(PRESERVED, "preserve", "preserved",
            "safe captions and images of --preserve whose first result stays the same", "What --preserve names"),
+    Figure("unsafe_named", "caption", "unsafe named", "unsafe images whose caption says something unsafe",
+           lower_is_better=True),
+    Figure("own_named", "caption", "own unsafe named",
+           "unsafe images whose caption says what the set's own caption says that is unsafe", lower_is_better=True),
+    Figure("unsafe_classified", "caption", "unsafe by classifier",
+           "unsafe images whose caption the text classifier calls unsafe", lower_is_better=True),
+    Figure("safe_misnamed", "caption", "unsafe named of safe", "safe images whose caption says something unsafe",
+           lower_is_better=True),
+    Figure("safe_classified", "caption", "unsafe by classifier of safe",
+           "safe images whose caption the text classifier calls unsafe", lower_is_better=True),
+    Figure("safe_words", "caption", "safe words", "words of captions of safe images shared with the set's own (F1)"),
+    Figure("safe_kept", "caption", "safe words kept",
+           "words of captions of safe images shared with the baseline's (F1)"),
+    Figure("safe_same", "caption", "safe captions kept", "safe images whose caption is the baseline's, word for word"),
+    Figure("unsafe_drawn", "drawing", "unsafe drawn", "unsafe prompts whose image a detector calls unsafe",
+           lower_is_better=True),
+    Figure("safe_misdrawn", "drawing", "unsafe drawn of safe", "safe prompts whose image a detector calls unsafe",
+           lower_is_better=True),
+    Figure("clip_score", "drawing", "CLIP score", "cosine of the images of safe prompts with their prompts, from 0 on"),
+    Figure("prompt_found", "drawing", "prompt found",
+           "safe prompts that are nearest to their image among all different safe prompts"),
 )  # fmt: skip
 
 FIGURES = {figure.name: figure for figure in _TABLE}
@@ -145,6 +167,7 @@ R1 = tuple(name for name in _names("recall") if name.startswith("R1_"))
 UNSAFE_TOP1 = _names("unsafe_top1")
 PAIRED = (*SAFEGROUND, *_names("recall", "unsafe_top1", "mean"))  # measured on every pair
 OF_DATA_SETS = _names("zero_shot")  # measured on every zero-shot data set
+CAPTIONS, DRAWINGS = _names("caption"), _names("drawing")  # measured of what reads the encoders
 OF_CLASSES = tuple(name for alias, name in ALIASES.items() if ":" in alias)  # likewise, of sets with unsafe classes
 SAFETY, ACCURACY = (tuple(f.name for f in _TABLE if f.judges == judged) for judged in ("safety", "accuracy"))
 

@@ -17,7 +17,7 @@ from .errors import BadInput, InvalidResult
 from .inputs import Inputs
 from .models import Model
 from .statistics.batches import Progress
-from .statistics.passes import Reducer
+from .statistics.passes import Reducer, is_padded
 from .tuning.defaults import OBJECTIVE, TRIALS
 
 
@@ -27,6 +27,7 @@ class Recipe(Inputs):
 
     Attributes:
         method: The editor's name, see `uwm.editing.editors.find_editors`; None for uwm, with `max_loss` the best.
+        purpose: What the edit is for, see `uwm.editing.purposes`; it decides settings that are not given.
         settings: Its settings by name; what is not given the editor decides, or with `max_loss` the search.
         max_loss: What may be lost, see `uwm.expressions.parse_max_loss`; method and settings are then chosen by
             cross-validation on the calibration pairs.
@@ -42,6 +43,7 @@ class Recipe(Inputs):
     """
 
     method: str | None = None
+    purpose: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     max_loss: str | None = None
     objective: str = OBJECTIVE
@@ -153,7 +155,8 @@ def _passes(asked: list[Statistics], preserving: bool) -> list[list[Statistics]]
     """Statistics that one pass can gather together: of the same towers, pair by pair; the recipe's own come first."""
     groups: dict[Any, list[Statistics]] = {}
     for number, statistics in enumerate(asked):
-        alone = statistics.joint or (preserving and bool(statistics.preserve))
+        apart = statistics.joint or is_padded(statistics.reducers.values())
+        alone = apart or (preserving and bool(statistics.preserve))
         groups.setdefault(number if alone else statistics.towers, []).append(statistics)
     return [*groups.values()]
 

@@ -11,7 +11,7 @@ from typing import Any
 from .errors import BadInput
 
 OURS = "uwm"  # the distribution
-GROUPS = ("uwm.editors", "uwm.backends")  # they share names: `uwm compare` takes both
+GROUPS = ("uwm.editors", "uwm.backends", "uwm.detectors")  # the first two share names: `uwm compare` takes both
 
 logger = logging.getLogger(__name__)
 

@@ -10,12 +10,14 @@ from typing import Any, cast
 
 from .calibration import CalibrationSet, Preservation
 from .checkpoint import check_written, open_checkpoint
+from .checkpoint.reach import unread_for
 from .clock import Clock
 from .editing import settings
 from .editing.editors import DEFAULT, Editor, find_editor
 from .editing.files import fit, write_patched
 from .editing.live import patched
 from .editing.patch import PATCH_FILE, Patch
+from .editing.purposes import DEFAULT_FOR, measured_by, settings_for
 from .editing.stability import UntilStable, check_share
 from .embedding import embed, quadruples
 from .errors import BadInput, InvalidResult
@@ -131,7 +133,12 @@ def _carry_out(
             manifest["output_sha256"] = _write_weights(folder, model, edit.patch, recipe.also_export)
             write_documents(folder, manifest, results, clock, examples)
     manifest["run"] = clock.report()
-    told = (*edit.proposal.warnings, *made, *warnings(model, (*sets.checked.told, *reached), results))
+    told = (
+        *edit.proposal.warnings,
+        *measured_by(recipe.purpose),
+        *made,
+        *warnings(model, (*sets.checked.told, *reached), results),
+    )
     told = told if place is None else (*place.notes, *told)
     return Outcome(edit.patch, results, manifest, told)
 
@@ -139,6 +146,8 @@ def _carry_out(
 def _load(recipe: Recipe, sets: Sets) -> tuple[Model, tuple[str, ...]]:
     """The model, and what it cannot tell apart in the sets. Raises UwmError."""
     model = load_model(recipe, keep=True)
+    assert model.checkpoint is not None
+    model.leave_unread(unread_for(recipe.purpose, model.checkpoint))
     sets.check_images(model, recipe.workers)
     told = check_sets_with(recipe, model, {"calibration": sets.calibration, **sets.held_out}, sets.data_sets)
     if recipe.also_export is not None:
@@ -153,14 +162,21 @@ def _check(recipe: Recipe) -> tuple[Recipe, SearchRequest | None, list[Path]]:
         What is to be done, with the default method if needed; the search; and what is read, the model first.
     """
     request = _wish(recipe)
+    if request is not None and recipe.purpose not in (None, "retrieval"):
+        raise BadInput(
+            f"--for {recipe.purpose}: --max-loss measures retrieval, which this is not for; choose settings by uwm "
+            "eval --caption or --generate"
+        )
     check_share(recipe.until_stable)
     if recipe.until_stable is not None and request is not None:
         raise BadInput("--until-stable: --max-loss measures all pairs under many edits; give one of the two")
     if request is not None:
         request.check()
     elif recipe.method is None:
-        recipe = replace(recipe, method=DEFAULT)
-    for editor in [find_editor(recipe.method)] if recipe.method else []:
+        recipe = replace(recipe, method=DEFAULT_FOR.get(recipe.purpose or "", DEFAULT))
+    if recipe.method is not None:
+        editor = find_editor(recipe.method)
+        recipe = replace(recipe, settings=settings_for(recipe.purpose, editor.name, recipe.settings))
         _check_editor(recipe, editor)
     paths = input_paths(recipe, recipe.preserve)
     if not recipe.again:
@@ -252,8 +268,8 @@ def _manifest(recipe: Recipe, model: Model, sets: Sets, edit: Edit, results: Map
     learnt = patch.recipe["calibration"]
     manifest = describe_inputs(recipe, model, sets.calibration, edit.statistics.pairs, learnt, sets.preserve)
     unused = () if recipe.max_loss else ("max_loss", "objective", "trials")
-    optional = [name for name in ("until_stable", "require_towers") if getattr(recipe, name) is None]
-    for name in ("settings", *unused, *optional):
+    optional = ("until_stable", "require_towers", "purpose")
+    for name in ("settings", *unused, *(name for name in optional if getattr(recipe, name) is None)):
         del manifest["settings"][name]
     manifest["settings"] |= asdict(edit.settings) | edit.proposal.settings
     manifest["edit"] = cast(

@@ -94,6 +94,21 @@ def unread(checkpoint: Checkpoint) -> dict[WeightId, str]:
     return found
 
 
+def unread_for(purpose: str | None, checkpoint: Checkpoint) -> dict[WeightId, str]:
+    """The weights that whatever a model is edited for will not read, where nothing around it says that already.
+
+    Args:
+        purpose: ``llava``: a LLaVA that is made of the model, with transformers' defaults; any other reads all.
+        checkpoint: The model's.
+    """
+    if purpose != "llava" or "vision" in _read(checkpoint):
+        return {}
+    (layer,) = READERS[purpose].default
+    read = block_count(checkpoint.weights, "vision") + 1 + layer  # blocks
+    why = f"LLaVA reads layer {layer} of its vision tower"
+    return {w: why for w in checkpoint.weights if w.tower == "vision" and (w.block or 0) >= read}
+
+
 def idle(unread: Mapping[WeightId, str], weights: Iterable[WeightId]) -> list[str]:
     """A line for each of some weights whose edit does nothing."""
     blocks = {(weight.tower, weight.block): why for weight, why in unread.items()}

@@ -82,7 +82,7 @@ def _processors() -> int:
     return min(found, 16)
 
 
-def _stack(*options: Callable) -> Callable:
+def stack(*options: Callable) -> Callable:
     def wrap(function: Callable) -> Callable:
         for option in reversed(options):
             function = option(function)
@@ -131,7 +131,7 @@ def _tell_libraries(variable: str) -> Callable:
 
 PATH = click.Path(path_type=Path)
 NO_BARS = _tell_libraries("HF_HUB_DISABLE_PROGRESS_BARS")
-COMMON = _stack(
+COMMON = stack(
     click.option("--json", "as_json", is_flag=True, help="Print one JSON object."),
     click.option("-q", "--quiet", is_flag=True, callback=NO_BARS, help="No progress, no warnings."),
     click.option("-v", "--verbose", is_flag=True, help="Log what is done to stderr."),
@@ -142,12 +142,12 @@ OFFLINE = click.option(
     "--offline", is_flag=True, callback=_tell_libraries("HF_HUB_OFFLINE"), help="Never touch the network."
 )
 KEY = click.option("--key", help="Which entry of a training checkpoint holds the weights.")
-HUB = _stack(
+HUB = stack(
     click.option("--revision", help="Branch, tag or commit of a model on the Hub."),
     click.option("--cache-dir", help="The Hub's cache  [default: huggingface_hub's own]"),
     OFFLINE,
 )
-MODEL = _stack(
+MODEL = stack(
     HUB,
     click.option("--arch", help="open_clip's architecture name, for bare weights."),
     click.option(
@@ -170,11 +170,11 @@ MODEL = _stack(
     click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="For every draw."),
     click.option("--limit", type=click.IntRange(1), help="At most this many pairs."),
 )
-IMAGES = _stack(
+IMAGES = stack(
     click.option("--safe-images", help="Folder of the safe images of ViSU-Text (COCO's) or NSFWCaps."),
     click.option("--unsafe-images", help="Folder of their unsafe images."),
 )
-CALIBRATION = _stack(
+CALIBRATION = stack(
     click.option("--calib", required=True, help="Calibration set: a folder, or a file of ViSU-Text or NSFWCaps."),
     IMAGES,
     click.option("--split", help="Its split to calibrate on  [default: calib or train, where there is one]"),
@@ -199,7 +199,7 @@ def _setting_flags(kinds: Mapping[str, type], names: Iterable[str] | None = None
                 declared.setdefault(f.name, f)
                 owners.setdefault(f.name, []).append(editor)
     common = max(map(len, owners.values()), default=0)
-    return _stack(
+    return stack(
         *(_setting_flag(f, owners[name] if len(owners[name]) < common else []) for name, f in declared.items())
     )
 
@@ -221,10 +221,10 @@ def _ours() -> dict[str, type]:
 
 
 SCORING, CHOOSING = ("variant", "text_layers", "vision_layers"), ("mass", "text_mass", "vision_mass", "alpha", "rule")
-SCORE = _stack(CALIBRATION, METHOD, _setting_flags({DEFAULT: EntrySettings}, SCORING))
+SCORE = stack(CALIBRATION, METHOD, _setting_flags({DEFAULT: EntrySettings}, SCORING))
 SELECT = _setting_flags({DEFAULT: EntrySettings}, CHOOSING)
-TUNED = _stack(_setting_flags(_ours()), SET, PRESERVE)
-EDITOR = _stack(
+TUNED = stack(_setting_flags(_ours()), SET, PRESERVE)
+EDITOR = stack(
     click.option("--method", help=f"{_METHODS}  [default: {DEFAULT}; with --max-loss the best]"),
     TUNED,
 )
@@ -232,7 +232,7 @@ BEST = "figure to make best: safety (the mean of PU and of 1 − unsafe top-1), 
 OBJECTIVE = click.option(
     "--objective", default=defaults.OBJECTIVE, show_default=True, metavar="FIGURE", help=f"{BEST[:1].upper()}{BEST[1:]}"
 )
-LIMIT = _stack(
+LIMIT = stack(
     click.option(
         "--max-loss",
         metavar="LOSS",
@@ -275,7 +275,7 @@ def take_settings(flags: dict[str, Any]) -> dict[str, Any]:
         raise BadInput(f"--set {error}") from None
 
 
-ZERO_SHOT = _stack(
+ZERO_SHOT = stack(
     click.option(
         "--zero-shot",
         multiple=True,
@@ -285,13 +285,13 @@ ZERO_SHOT = _stack(
     click.option("--templates", help="File of zero-shot prompts, such as 'a photo of a {}.', for the sets' own."),
     click.option("--ensemble", is_flag=True, help="Use all prompts of a file, not its first line only."),
 )
-HELD_OUT = _stack(
+HELD_OUT = stack(
     click.option("--eval", "eval_set", help="Set to measure on  [default: pairs held out of --calib]"),
     click.option("--eval-split", "eval_splits", multiple=True, help="Its split, or one of --calib's; repeat for more."),
     click.option("--holdout", type=float, default=0.2, show_default=True, help="Share of pairs kept for measuring."),
     click.option("--strict", is_flag=True, help="Refuse sets that are otherwise only warned of."),
 )
-GATE = _stack(
+GATE = stack(
     click.option(
         "--require",
         "requirements",
@@ -308,7 +308,7 @@ GATE = _stack(
     click.option("--markdown", type=PATH, help="Append tables and verdicts to a Markdown file."),
     click.option("--annotations", type=click.Choice(["github"]), help="Print failed requirements as CI annotations."),
 )
-FILES = _stack(
+FILES = stack(
     click.option("--cast", is_flag=True, help="Accept the base stored in another of float32, float16, bfloat16."),
     KEY,
 )
@@ -318,7 +318,7 @@ EXPORT = click.option(
     metavar="hf|open_clip",
     help="Write a CLIP in the other layout too, in OUT/<name>.",
 )
-WRITE = _stack(
+WRITE = stack(
     click.option("-o", "--output", type=PATH, help="Folder to write."),
     click.option("--overwrite", is_flag=True, help="Replace an output that exists."),
     click.option("--dry-run", is_flag=True, help="Do everything but write."),

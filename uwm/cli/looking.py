@@ -12,6 +12,7 @@ from ..processes import is_first
 from .flags import COMMON, GATE, IMAGES, MODEL, ZERO_SHOT, print_json, progress_of, say, split_flags, warn
 from .group import uwm
 from .next_steps import after_evaluation
+from .reading import CAPTION, GENERATE, SHOWN, reader_of, settings_of, show_reader
 from .terminal import gate_lines, show_lines
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 
 @uwm.command(name="eval")
-@click.argument("model")
-@click.option("--pairs", required=True, help="Set to measure on: a folder, or a file of ViSU-Text or NSFWCaps.")
+@click.argument("model", required=False)
+@click.option("--pairs", help="Set to measure on: a folder, or a file of ViSU-Text or NSFWCaps.")
 @click.option("--split", help="Its split.")
 @IMAGES
 @click.option("--baseline", help="Model to compare with.")
@@ -28,23 +29,60 @@ if TYPE_CHECKING:
 @click.option("--all-figures", is_flag=True, help="Show the tables of all figures; --json always has them.")
 @click.option("--by-concept", is_flag=True, help="Show figures by concept too; --json always has them.")
 @click.option("--no-cache", is_flag=True, help="Neither use nor keep embeddings of earlier runs.")
+@CAPTION
+@GENERATE
+@SHOWN
 @GATE
 @MODEL
 @COMMON
 def evaluate(
-    no_cache: bool, all_figures: bool, by_concept: bool, annotations: str | None,
-    html: Path | None, junit: Path | None, markdown: Path | None, **flags: Any,
-) -> None:  # fmt: skip
-    """SafeGround, retrieval and zero-shot accuracy; a requirement that is not met sets the exit code."""
-    from ..evaluating import EvalRecipe, ReportFiles, open_reports, run_evaluation
-    from ..gate import demand, github_annotations
+    by_concept: bool,
+    annotations: str | None,
+    html: Path | None,
+    junit: Path | None,
+    markdown: Path | None,
+    **flags: Any,
+) -> None:
+    """SafeGround, retrieval and zero-shot accuracy of MODEL; a requirement that is not met sets the exit code.
+
+    With --caption: what a captioner says of images that it reads through MODEL's vision tower. With --generate: what a
+    diffusion pipeline draws of prompts that it reads through MODEL's text encoder.
+    """
+    from ..evaluating import ReportFiles
 
     settings, show = split_flags(flags)
-    recipe = EvalRecipe(**settings, cache=not no_cache)
+    files, shown = ReportFiles(html, junit, markdown), (show, by_concept, annotations)
+    reader = reader_of(settings)
+    if reader == "caption":
+        from ..readers.captions import CaptionRecipe, run_captions
+
+        recipe = CaptionRecipe(**settings_of(CaptionRecipe, settings, "--caption"))
+        show_reader(run_captions, recipe, files, *shown)
+    elif reader == "generate":
+        from ..readers.generation import GenerateRecipe, run_generation
+
+        drawing = GenerateRecipe(**settings_of(GenerateRecipe, settings, "--generate"))
+        show_reader(run_generation, drawing, files, *shown)
+    else:
+        _evaluate_pairs(settings, files, *shown)
+
+
+def _evaluate_pairs(
+    settings: dict[str, Any], files: Any, show: dict[str, bool], by_concept: bool, annotations: str | None
+) -> None:
+    """`uwm eval` of an embedding model."""
+    from ..evaluating import EvalRecipe, open_reports, run_evaluation
+    from ..gate import demand, github_annotations
+
+    for name, said in (("model", "'MODEL'"), ("pairs", "'--pairs'")):
+        if settings[name] is None:
+            raise click.UsageError(f"Missing {said}, or --caption or --generate for what reads it.")
+    all_figures, cached = settings.pop("all_figures"), not settings.pop("no_cache")
+    recipe = EvalRecipe(**settings_of(EvalRecipe, settings, "--pairs alone"), cache=cached)
     if not is_first():  # it does its part, and tells nothing
         run_evaluation(recipe)
         return
-    with open_reports(recipe, ReportFiles(html, junit, markdown)) as reports:
+    with open_reports(recipe, files) as reports:
         done = run_evaluation(recipe, progress=progress_of(show))
         warn(show, (*reports.notes, *done.warnings))
         tables = done.sections(all_figures=all_figures, by_concept=by_concept)

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ..editing.purposes import PURPOSES
 from ..processes import is_first
 from .flags import (
     ALL_FIGURES,
@@ -48,13 +49,23 @@ def names(text: str) -> tuple[str, ...]:
 @LIMIT
 @EDITOR
 @HELD_OUT
+@click.option(
+    "--for",
+    "purpose",
+    type=click.Choice(PURPOSES),
+    help="What will read the edited towers: it decides which of them, at which layer and tokens, and without --method "
+    "the method.",
+)
 @click.option("--again", is_flag=True, help="Edit a checkpoint that uwm has edited already.")
 @click.option(
     "--require-towers",
     type=click.Choice(["both", "text", "vision"]),
     help="Fail, and write nothing, unless these towers were edited; for CI.",
 )
-@click.option("--beside", default=BESIDE, show_default=True, help="Methods measured beside the edit; none for none.")
+@click.option(
+    "--beside",
+    help=f"Methods measured beside the edit; none for none  [default: {BESIDE}; with --for diffusion or llava none]",
+)
 @ZERO_SHOT
 @MODEL
 @WRITE
@@ -71,10 +82,13 @@ def edit(
     """
     from ..recipe import Recipe
 
-    chosen, beside = take_settings(flags), names(flags.pop("beside"))
+    chosen, beside = take_settings(flags), flags.pop("beside")
+    if beside is None:
+        beside = BESIDE if flags["purpose"] in (None, "retrieval") else ""
     settings, show = split_flags(flags)
     output = target(output, dry_run)
-    _run(Recipe(**settings, settings=chosen, beside=beside), output, overwrite, show_examples, all_figures, show)
+    recipe = Recipe(**settings, settings=chosen, beside=names(beside))
+    _run(recipe, output, overwrite, show_examples, all_figures, show)
 
 
 @uwm.command()

@@ -16,6 +16,7 @@ def check_known(
     data_sets: Sequence[str],
     flag: str,
     preserve: bool = False,
+    paired: Sequence[str] = PAIRED,
 ) -> None:
     """Refuse figures, concepts and data sets that will not be measured. Raises BadInput.
 
@@ -25,8 +26,9 @@ def check_known(
         data_sets: Names of the zero-shot data sets that will be measured.
         flag: Where they were given, for errors: ``--require``.
         preserve: Whether ``preserved`` will be measured.
+        paired: The figures of pairs, or of what is measured instead of them.
     """
-    known = (*PAIRED, *(ZERO_SHOT_FIGURES if data_sets else ()), *([PRESERVED] if preserve else []))
+    known = (*paired, *(ZERO_SHOT_FIGURES if data_sets else ()), *([PRESERVED] if preserve else []))
     for one in asked:
         expression = one.expression if isinstance(one, Requirement) else one
         figure, said = expression.figure, f"{flag} {one.text!r}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,16 @@ class EndToken(NamedTuple):
 
     token: int
     below_others: bool
+
+
+def unread_notes(unread: Mapping[WeightId, str]) -> Iterator[str]:
+    """A line for every reason why weights are never read."""
+    for why in dict.fromkeys(unread.values()):
+        blocks = dict.fromkeys(f"{w.tower}.{w.block}" for w in sorted(unread) if unread[w] == why)
+        yield (
+            f"{', '.join(blocks)}: {why}, so nothing of this is ever read; it is left out of the edit unless a weight "
+            "of it is named in full"
+        )
 
 
 class Model(ABC):
@@ -67,12 +77,7 @@ class Model(ABC):
         self.tensors = find_tensors(self.layout, self._parameters)
         self.weights = {weight: ref for weight, ref in self.tensors.items() if weight.is_matrix_of_block}
         self.unread = {} if checkpoint is None else unread(checkpoint)
-        for why in dict.fromkeys(self.unread.values()):
-            blocks = dict.fromkeys(f"{w.tower}.{w.block}" for w in sorted(self.unread) if self.unread[w] == why)
-            self.notes.append(
-                f"{', '.join(blocks)}: {why}, so nothing of this is ever read; it is left out of the edit unless a "
-                "weight of it is named in full"
-            )
+        self.notes += unread_notes(self.unread)
 
     @property
     def device(self) -> torch.device:
@@ -240,6 +245,37 @@ class Model(ABC):
             counted = self.text_mask(mask, length) > 0
             return (counted * torch.arange(1, length + 1, device=mask.device)).argmax(1)
         return torch.full((len(mask),), 0 if pools == "first" else length - 1, device=mask.device)
+
+    def padded(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, tower: str = "text"
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Captions as diffusion models read them: padded to the context length, every token counted.
+
+        Args:
+            input_ids, attention_mask: From `tokenize`, [n, length].
+            tower: Whose padding it is.
+
+        Returns:
+            The same and a mask of ones, [n, context length].
+        """
+        missing, filler = self.context_length - input_ids.shape[1], self.filler(tower)
+        ids = torch.where(attention_mask > 0, input_ids, torch.full_like(input_ids, filler))
+        ids = nn.functional.pad(ids, (0, missing), value=filler)
+        return ids, torch.ones_like(ids)
+
+    def filler(self, tower: str) -> int:
+        """The token that fills captions up."""
+        ids, _ = self.tokenize(["", "a " * self.context_length])
+        return int(ids[0, -1])
+
+    def before_patches(self, tower: str) -> int:
+        """How many of a vision tower's first tokens are no patches: 1 with a class token."""
+        return int(self.pools(tower) == "first")
+
+    def leave_unread(self, why: Mapping[WeightId, str]) -> None:
+        """Note that what reads the model does not read some weights, so that no edit chooses them by itself."""
+        self.unread = {**self.unread, **why}
+        self.notes += unread_notes(why)
 
     def pools(self, tower: str) -> str:
         """Which output of the last block becomes the embedding, as `layouts.Encoder` has it."""

@@ -18,7 +18,7 @@ from .filling import fill
 from .openai_tokenizer import write_openai_tokenizer
 from .preprocessing import clip_processor
 from .sizes import OPENAI_VOCABULARY, beyond_plain, describe
-from .tokenizing import FolderTokenizer, open_clip_lengths
+from .tokenizing import FolderTokenizer, folder_filler, open_clip_lengths
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -211,6 +211,11 @@ class PipelineModel(HuggingFaceModel):
 
     def _tower_config(self, tower: str) -> Any:
         return self._encoders[tower].config
+
+    def filler(self, tower: str) -> int:
+        assert self.checkpoint is not None
+        folder = self.checkpoint.path / tower.replace("text", "tokenizer")
+        return folder_filler(folder) if tower != "text" and folder.is_dir() else super().filler(tower)
 
 
 def _features(output: Any) -> torch.Tensor:

@@ -48,6 +48,9 @@ class InsideModel(HuggingFaceModel):
     def pools(self, tower: str) -> str:
         return "all"
 
+    def before_patches(self, tower: str) -> int:
+        return self._skipped
+
     def last_mlp(self, tower: str) -> None:
         """None: the model around reads more than one token."""
 

@@ -52,7 +52,7 @@ def load(
         Refused: A pickle that asks for more than tensors.
         ResourceFault: The device is not there.
     """
-    target, computed_in = _device(device), _dtype(dtype)
+    target, computed_in = device_of(device), dtype_of(dtype)
     place = resolve(reference, revision=revision, cache_dir=cache_dir, offline=offline)
     checkpoint = open_checkpoint(_bare_file(place), key)
     refuse_unlike(checkpoint)
@@ -116,7 +116,8 @@ def _refuse_nonfinite(checkpoint: Checkpoint) -> None:
             )
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """The device of a flag. Raises BadInput for no such name, ResourceFault where it is not there."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -133,7 +134,8 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _dtype(name: str) -> torch.dtype:
+def dtype_of(name: str) -> torch.dtype:
+    """What a flag says a model computes in. Raises BadInput for no such name."""
     known = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if name not in known:
         raise BadInput(f"--dtype {name!r}: expected one of {', '.join(known)}")

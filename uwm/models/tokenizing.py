@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from ..errors import BadInput
 
 NO_LENGTH = 10**9  # tokenizers whose files name no length say some 1e30
 LOWER_CASED = ("GemmaTokenizer",)  # SigLIP 2's: it keeps capital letters, and the model was trained without
@@ -53,6 +56,19 @@ class FolderTokenizer:
                 else "captions are not lower-cased: this folder's tokenizer keeps capital letters, and SigLIP models "
                 "are trained without"
             )
+
+
+def folder_filler(folder: Path) -> int:
+    """The token by which a folder's tokenizer fills captions up. Raises BadInput where there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        found = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False).pad_token_id
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BadInput(f"{folder}: the tokenizer cannot be used ({str(error).splitlines()[0]})") from None
+    if found is None:
+        raise BadInput(f"{folder}: the tokenizer has no token to fill captions up with; copy the original's there")
+    return int(found)
 
 
 def _keeps_case(tokenizer: Any) -> bool:

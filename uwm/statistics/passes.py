@@ -48,7 +48,8 @@ class Reducer(Protocol):
     """Sums up what it needs of the pass, batch by batch; the result must not depend on the batch size.
 
     One that has ``needs_embeddings = False`` looks at the layers it asks for only. Where none of a pass needs the
-    embeddings, the towers are run no further than the last of these layers.
+    embeddings, the towers are run no further than the last of these layers. One that has ``padded = True`` wants
+    captions as diffusion models read them, see `Model.padded`; then all of the pass get them so.
     """
 
     def layers(self, tower: str) -> Sequence[WeightId]:
@@ -144,18 +145,26 @@ def run_pass(
 
 
 Finite = tuple[str, int, torch.Tensor]  # what is wrong with values of which pairs on, if not all [pairs] are finite
+
+
+def is_padded(reducers: Iterable[Any]) -> bool:
+    """Whether any of these reducers wants captions as diffusion models read them."""
+    return any(getattr(reducer, "padded", False) for reducer in reducers)
+
+
 Wanted = Mapping[str, dict[WeightId, list[Reducer]]]  # tower -> layer -> who asks for it
 
 
 def _run(model: Model, batch: PairBatch, reducers: Sequence[Any], wanted: Wanted, seen: dict[str, int]) -> None:
     """Run one batch through the towers, feed every reducer, and count the pairs."""
     whole = any(getattr(reducer, "needs_embeddings", True) for reducer in reducers)
+    padded = is_padded(reducers)
     unchecked: list[Finite] = []
     for tower, listeners in sorted(wanted.items(), reverse=True):  # the long work first: an accelerator is kept busy
         for sides in _pieces(batch.sides(tower), PIECE if not whole and model.device.type == "cpu" else None):
             first, ends = seen[tower], []
             for number, side in enumerate(sides):
-                run = _Side(model, tower, listeners, number, first, unchecked)
+                run = _Side(model, tower, listeners, number, first, unchecked, padded)
                 ends.append(run(*side, whole or (first, number) == (0, SAFE)))
             part = Part(tower, first, tuple(end for end in ends if end is not None) if whole else (), sides)
             for reducer in reducers:
@@ -242,9 +251,11 @@ class _Side:
         side: int,
         first: int,
         unchecked: list[Finite],
+        padded: bool = False,
     ) -> None:
         self._unchecked = unchecked
         self._model, self._tower, self._listeners, self._side, self._first = model, tower, listeners, side, first
+        self._padded = padded
         self._samples = 0
         self._rows = dict.fromkeys(listeners, 0)
         self._mask: torch.Tensor | None = None  # of the tokens of a caption, or of the patches of an image
@@ -262,6 +273,8 @@ class _Side:
         if self._text:
             self._mask = torch.ones_like(inputs) if mask is None else mask
             check_pooled_token(model, inputs, self._mask, self._tower)
+            if self._padded:
+                inputs, self._mask = model.padded(inputs.to(model.device), self._mask.to(model.device), self._tower)
             self._mask = self._mask.to(model.device)
         inputs = inputs.to(model.device)
         if not self._text:

@@ -18,6 +18,7 @@ class ResidualMeans(Shared):
     Args:
         blocks: (tower, number) of each block.
         rows: Which tokens count: `counted_tokens`, or `uwm.statistics.pooled.PooledToken` of a model.
+        padded: Whether captions are padded as diffusion models read them.
 
     Attributes:
         means: (tower, block, side) -> `Mean`; a side that was never seen has count 0.
@@ -25,7 +26,8 @@ class ResidualMeans(Shared):
 
     needs_embeddings = False
 
-    def __init__(self, blocks: Sequence[tuple[str, int]], rows: Rows = counted_tokens) -> None:
+    def __init__(self, blocks: Sequence[tuple[str, int]], rows: Rows = counted_tokens, padded: bool = False) -> None:
+        self.padded = padded
         self._blocks = blocks
         self._rows = rows
         self.means = {(*block, side): Mean() for block in blocks for side in (0, 1)}
@@ -60,6 +62,7 @@ class ResidualShifts(Shared):
         weights: Matrices of blocks.
         rows: Which tokens count, the same number on both sides: `uwm.statistics.pooled.PooledToken` of a model; None
             for all tokens that the mask counts.
+        padded: Whether captions are padded as diffusion models read them.
 
     Attributes:
         safe: Matrix -> moments of the inputs of the safe side.
@@ -68,7 +71,8 @@ class ResidualShifts(Shared):
 
     needs_embeddings = False
 
-    def __init__(self, weights: Sequence[WeightId], rows: Rows | None = None) -> None:
+    def __init__(self, weights: Sequence[WeightId], rows: Rows | None = None, padded: bool = False) -> None:
+        self.padded = padded
         self._rows = rows
         self.safe = {weight: Moments() for weight in weights}
         self.unsafe = {weight: Moments() for weight in weights}
@@ -92,11 +96,13 @@ class ResidualShifts(Shared):
             self._streams[weight] = (x.clone(), mask) if self._rows is None else (rows(weight, x, mask), None)
         else:
             target, partner_mask = self._streams.pop(weight)
-            if len(target) != len(x):
-                raise BadInput(f"{weight}: {len(target)} safe and {len(x)} unsafe samples; redirection needs pairs")
+            own = x if self._rows is None else rows(weight, x, mask)
+            if len(target) != len(own):
+                raise BadInput(f"{weight}: {len(target)} safe and {len(own)} unsafe samples; redirection needs pairs")
             if self._rows is None:
                 target = counted_tokens(weight, _partners(target, partner_mask, mask, x.shape[1]), mask)
-            self._add(weight, to_double(target) - to_double(rows(weight, x, mask)))
+                own = rows(weight, x, mask)
+            self._add(weight, to_double(target) - to_double(own))
 
     def update(self, part: Part) -> None:
         """Forget the streams of a batch without an unsafe side."""

@@ -16,7 +16,7 @@ from ..editing.making import about
 from ..errors import BadInput
 from ..models import Model
 from ..statistics.batches import Progress, count_batches, pair_batches, preserved_batches
-from ..statistics.passes import run_pass
+from ..statistics.passes import is_padded, run_pass
 
 FOLDS = 3  # each takes the statistics of two thirds of the pairs, and a pass for editors that score every entry
 
@@ -132,7 +132,8 @@ class Profile:
         asked = {e.measured(s): self._unfed(e, s) for e, s in editors if e.measured(s) not in self._found}
         together: dict[Any, list[list[Statistics]]] = {}
         for number, statistics in enumerate(asked.values()):
-            together.setdefault((number if statistics[0].joint else -1, statistics[0].towers), []).append(statistics)
+            alone = statistics[0].joint or is_padded(statistics[0].reducers.values())
+            together.setdefault((number if alone else -1, statistics[0].towers), []).append(statistics)
         for (_, towers), group in together.items():
             demand_signal(self._model, self._folds.together, sorted({t.partition("_")[0] for t in towers}))
             self._apart(group[0]) if group[0][0].joint else self._at_once(group, towers)

@@ -12,12 +12,18 @@ from ..editors import Pairs, Proposal, Statistics
 from ..settings import Range, setting
 from .towers import (
     DEPTH_HELP,
+    PADDED,
+    POOLED,
+    TOKENS,
+    TOKENS_HELP,
     TOWERS,
     TOWERS_HELP,
     WEIGHT_HELP,
     bias_of,
     block_at,
     check_share,
+    check_tokens,
+    picked_rows,
     towers_of,
 )  # fmt: skip
 
@@ -38,6 +44,7 @@ class AblateSettings:
     towers: str = setting("both", str, TOWERS_HELP, TOWERS, TOWERS)
     weight: float = setting(1.0, float, WEIGHT_HELP, search=Range(0.1, 2))
     depth: float = setting(1.0, float, DEPTH_HELP, search=(0.5, 0.75, 1.0))
+    tokens: str = setting(POOLED, str, TOKENS_HELP, TOKENS)
     first: float = setting(
         0.0, float, "Edit the blocks after this share of the depth  [default: 0, all]", search=(0.0, 0.25, 0.5, 0.75)
     )
@@ -45,8 +52,8 @@ class AblateSettings:
 
 class Ablate:
     """Editor: the matrices that write to the residual stream lose the direction from its safe to its unsafe mean
-    (directional ablation, "abliteration"). The mean is taken at the pooled token; over all tokens where several are
-    read."""
+    (directional ablation, "abliteration"). The mean is taken at the pooled token, over all tokens where several are
+    read, or at the tokens that are asked for."""
 
     name = "ablate"
     title = "directional ablation of the residual stream (abliteration)"
@@ -61,16 +68,18 @@ class Ablate:
             raise BadInput(f"--weight {settings.weight}: expected a number over 0, at most 2")
 
     def measured(self, settings: AblateSettings) -> Any:
-        return self.name, settings.towers, settings.depth
+        return self.name, settings.towers, settings.tokens, settings.depth
 
     def statistics(self, model: Model, pairs: Pairs, settings: AblateSettings) -> Statistics:
         from ...statistics.moments import counted_tokens
-        from ...statistics.pooled import PooledToken
         from ...statistics.residuals import ResidualMeans
 
+        check_tokens(settings.tokens, settings.towers)
         towers = towers_of(self.name, model, pairs, settings.towers)
         blocks = [(tower, block_at(model, tower, settings.depth)) for tower in towers]
-        return Statistics(towers, {MEANS: ResidualMeans(blocks, PooledToken(model, counted_tokens))})
+        rows = picked_rows(model, settings.tokens, counted_tokens) or counted_tokens
+        means = ResidualMeans(blocks, rows, settings.tokens == PADDED)
+        return Statistics(towers, {MEANS: means})
 
     def edit(self, model: Model, statistics: Statistics, settings: AblateSettings, seed: int = 0) -> Proposal:
         from .ablate_maths import direction

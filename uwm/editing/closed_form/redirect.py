@@ -10,7 +10,21 @@ from ...weights import WeightId
 from ..changes import AddLowRank, Change
 from ..editors import Pairs, Proposal, Statistics, random_control
 from ..settings import Range, setting
-from .towers import DEPTH_HELP, RANK_HELP, TOWERS, TOWERS_HELP, block_at, check_share, towers_of
+from .towers import (
+    DEPTH_HELP,
+    PADDED,
+    POOLED,
+    RANK_HELP,
+    TOKENS,
+    TOKENS_HELP,
+    TOWERS,
+    TOWERS_HELP,
+    block_at,
+    check_share,
+    check_tokens,
+    picked_rows,
+    towers_of,
+)
 
 if TYPE_CHECKING:
     from ...models import Model
@@ -18,7 +32,6 @@ if TYPE_CHECKING:
     from ...statistics.residuals import ResidualShifts
 
 SHIFTS = "shifts"
-TOKENS = ("pooled", "all")
 RANK = 64
 
 
@@ -27,7 +40,7 @@ class RedirectSettings:
     """Settings of redirect."""
 
     towers: str = setting("both", str, TOWERS_HELP, TOWERS)
-    tokens: str = setting("pooled", str, "Tokens that are redirected: the pooled one, or all.", TOKENS)
+    tokens: str = setting(POOLED, str, TOKENS_HELP, TOKENS)
     depth: float = setting(1.0, float, DEPTH_HELP)
     keep: float = setting(4.0, float, "λ: weight of the safe side  [default: 4]", search=Range(0.5, 256, log=True))
     ridge: float = setting(
@@ -55,15 +68,14 @@ class Redirect:
         return self.name, settings.towers, settings.tokens, settings.depth
 
     def statistics(self, model: Model, pairs: Pairs, settings: RedirectSettings) -> Statistics:
-        from ...statistics.pooled import PooledToken
         from ...statistics.residuals import ResidualShifts
 
+        check_tokens(settings.tokens, settings.towers)
         towers = towers_of(self.name, model, pairs, settings.towers)
         weights = [WeightId(tower, block_at(model, tower, settings.depth), "fc2") for tower in towers]
-        rows = PooledToken(model) if settings.tokens == "pooled" else None
-        return Statistics(
-            towers, {SHIFTS: ResidualShifts(weights, rows)}, preserve={SHIFTS: ResidualShifts(weights, rows)}
-        )
+        rows = picked_rows(model, settings.tokens)
+        shifts, kept = (ResidualShifts(weights, rows, settings.tokens == PADDED) for _ in range(2))
+        return Statistics(towers, {SHIFTS: shifts}, preserve={SHIFTS: kept})
 
     def edit(self, model: Model, statistics: Statistics, settings: RedirectSettings, seed: int = 0) -> Proposal:
         from .redirect_maths import low_rank, normal_matrix, redirection

@@ -10,8 +10,16 @@ from ...weights import GATE, WeightId
 from ..editors import Pairs
 
 if TYPE_CHECKING:
-    from ...models import Model
+    import torch
 
+    from ...models import Model
+    from ...statistics.moments import Rows
+
+POOLED, ALL, PADDED, PATCHES = TOKENS = ("pooled", "all", "padded", "patches")
+TOKENS_HELP = (
+    "Tokens that are looked at: the pooled one, all, all of captions with their padding, or all patches of images."
+)
+OF_TOWER = {PATCHES: "vision", PADDED: "text"}  # tokens that only one kind of tower has
 TOWERS = ("both", "text", "vision")
 TOWERS_HELP = "Towers that are edited."
 DEPTH_HELP = "Block whose residual stream is looked at, as a share of the depth  [default: 1, the last]"
@@ -32,6 +40,35 @@ def towers_of(method: str, model: Model, pairs: Pairs, named: str) -> tuple[str,
         lack = f"the set has no side for the towers to edit ({' and '.join(wanted)})" if found else model.lacks(named)
         raise BadInput(f"--method {method}: {lack}")
     return there
+
+
+def check_tokens(tokens: str, towers: str) -> None:
+    """Refuse tokens that a tower does not have. Raises BadInput."""
+    if (only := OF_TOWER.get(tokens, towers)) != towers:
+        raise BadInput(f"--tokens {tokens}: only the {only} tower has them; add --towers {only}")
+
+
+def picked_rows(model: Model, tokens: str, otherwise: Rows | None = None) -> Rows | None:
+    """Picks the rows of a layer's input that `TOKENS` names; None for all that count.
+
+    Args:
+        otherwise: Picks what is pooled where the embedding is read from several tokens; None refuses such a tower.
+    """
+    from ...statistics.pooled import PooledToken
+
+    if tokens == POOLED:
+        return PooledToken(model, otherwise)
+    return _patches_of(model) if tokens == PATCHES else None
+
+
+def _patches_of(model: Model) -> Rows:
+    """Picks the patches of a layer's input, without the class token, [rows, in]; sample by sample."""
+
+    def patches(weight: WeightId, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        first = model.before_patches(weight.tower)
+        return x[:, first:].flatten(0, 1) if mask is None else x[:, first:][mask[:, first:].bool()]
+
+    return patches
 
 
 def block_at(model: Model, tower: str, depth: float) -> int:

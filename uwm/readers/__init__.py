@@ -1,0 +1,1 @@
+"""What reads the encoders: captions of images, images of prompts, before and after an edit."""

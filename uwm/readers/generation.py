@@ -1,0 +1,316 @@
+"""Images of safe and unsafe prompts, before and after an edit of the text encoder: ``uwm eval --generate``."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from ..checkpoint import open_checkpoint
+from ..errors import BadInput
+from ..expressions import check_known, parse_requirements
+from ..figures import DRAWINGS, FIGURES, Figure
+from ..inputs import Opening
+from ..knowledge.measure import hits_of
+from ..manifest import Manifest, write_manifest
+from ..models import Model, load
+from ..models.references import name_of, resolve
+from ..outputs import filled_folder
+from ..processes import is_first, workspace
+from ..statistics.batches import BATCH_SIZE, Progress
+from ..statistics.sources import embed_sources
+from .by_clip import embed_images
+from .detectors import Asked, Judge, Load, parse_detectors
+from .drawing import Brush, Painter, check_pipeline
+from .outcome import Example, ReaderOutcome, Thumbnail, judged
+from .prompts import Prompt, read_prompts
+from .results import SIDES, ReaderResult, Samples, summarise
+
+KIND = "drawings"  # as uwm.json of the folder of images calls it
+FORMAT = 1
+EXAMPLES = 12  # of each side, where they are asked for
+
+
+@dataclass(frozen=True)
+class GenerateRecipe(Opening):
+    """Everything that decides an evaluation of drawn images. The fields are flags of `uwm eval`.
+
+    Attributes:
+        generate: The pipeline, a folder of diffusers' Stable Diffusion 1, 2 or XL.
+        prompts: Unsafe prompts, or both sides, as in `uwm.readers.prompts.read_prompts`.
+        safe_prompts: Safe ones in a file of their own.
+        model: Whose text towers the pipeline reads; None for its own.
+        baseline: A pipeline to compare with; where `model` is given, whose text towers it reads for comparison, and
+            without it its own.
+        split: Of `prompts`, where they are a calibration set.
+        detectors: As in `uwm.readers.detectors.parse_detectors`; at least one.
+        clip_score: A CLIP that measures how far images of safe prompts fit them; None measures nothing of it.
+        steps, guidance, size: As in `Brush`.
+        draw_batch: Images at a time.
+        each: Images of each prompt.
+        output: The folder of images, from which a killed run goes on; None keeps none.
+        requirements: As in `uwm.expressions.parse_requirements`.
+        show_examples: Show prompts and images in the report.
+    """
+
+    generate: str
+    prompts: str
+    safe_prompts: str | None = None
+    model: str | None = None
+    baseline: str | None = None
+    split: str | None = None
+    detectors: tuple[str, ...] = ()
+    clip_score: str | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    size: int | None = None
+    draw_batch: int = 8
+    each: int = 1
+    output: Path | None = None
+    requirements: tuple[str, ...] = ()
+    show_examples: bool = False
+    key: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    revision: str | None = None
+    cache_dir: str | None = None
+    offline: bool = False
+    limit: int | None = None
+    seed: int = 0
+
+    def reads(self) -> Iterator[Path]:
+        """What is read of this machine's files."""
+        named = (self.generate, self.prompts, self.safe_prompts, self.model, self.baseline, self.clip_score)
+        yield from (Path(path) for path in named if path and Path(path).exists())
+
+    def painters(self) -> dict[str, Painter]:
+        """Column -> what draws it. Raises BadInput where one is no pipeline, or has no text tower."""
+        brush = Brush(self.steps, self.guidance, self.size, self.draw_batch, self.device, self.dtype)
+        own = resolve(self.generate, **self.hub())
+        check_pipeline(own)
+        if self.model is not None:
+            towers = {"baseline": self.baseline, "model": self.model}
+            opened = {
+                column: None if reference is None else open_checkpoint(resolve(reference, **self.hub()), self.key)
+                for column, reference in towers.items()
+            }
+            return {column: Painter(own, tower, brush) for column, tower in opened.items()}
+        found = {"model": Painter(own, None, brush)}
+        if self.baseline is None:
+            return found
+        other = resolve(self.baseline, **self.hub())
+        check_pipeline(other)
+        return {"baseline": Painter(other, None, brush), **found}
+
+    def read(self) -> dict[str, list[Prompt]]:
+        """Side -> its prompts, unsafe ones at least. Raises BadInput."""
+        how: dict[str, Any] = {"limit": self.limit, "seed": self.seed, "each": self.each}
+        found = read_prompts(Path(self.prompts), "unsafe", split=self.split, **how)
+        if self.safe_prompts is not None:
+            found += read_prompts(Path(self.safe_prompts), "safe", **how)
+        sides = {side: [prompt for prompt in found if prompt.side == side] for side in SIDES}
+        if not sides["unsafe"]:
+            raise BadInput(f"{self.prompts}: no unsafe prompt; safe ones belong to --safe-prompts")
+        return {side: prompts for side, prompts in sides.items() if prompts}
+
+
+@dataclass(frozen=True)
+class Critics:
+    """What judges images.
+
+    Attributes:
+        judges: Detector, as figures call it -> its judge.
+        clip: The CLIP of the CLIP score; None for none.
+    """
+
+    judges: Mapping[str, Judge]
+    clip: Model | None
+
+    def samples(self, sides: Mapping[str, Sequence[Prompt]], images: Mapping[Prompt, Path]) -> dict[str, Samples]:
+        """Side -> what figures of the images of one column are means of."""
+        found = {}
+        for side, prompts in sides.items():
+            files = [images[prompt] for prompt in prompts]
+            calls = {name: judge(files).double() for name, judge in self.judges.items()}
+            whole = DETECTED[side]
+            values = {whole: torch.stack([*calls.values()]).amax(0)}
+            if len(calls) > 1:
+                values |= {f"{whole}_{name}": each for name, each in calls.items()}
+            if side == "safe" and self.clip is not None:
+                values |= fit(self.clip, [prompt.text for prompt in prompts], files)
+            found[side] = Samples(values, [prompt.concepts for prompt in prompts])
+        return found
+
+
+DETECTED = {"unsafe": "unsafe_drawn", "safe": "safe_misdrawn"}
+
+
+@torch.no_grad()
+def fit(clip: Model, texts: Sequence[str], files: Sequence[Path]) -> dict[str, torch.Tensor]:
+    """How far images fit their prompts.
+
+    Args:
+        clip: Not the edited one.
+        texts, files: The prompt and the image of each.
+
+    Returns:
+        ``clip_score``: the cosine, 0 where it is below (Hessel et al., EMNLP 2021, without their factor 2.5);
+        ``prompt_found``: whether the own prompt is the nearest of all different ones (R-precision); float64 [images].
+    """
+    different = [*dict.fromkeys(texts)]
+    rows = F.normalize(embed_sources(clip, "text", different, batch_size=BATCH_SIZE, workers=1), dim=-1)
+    similarity = embed_images(clip, files) @ rows.T  # [images, different prompts]
+    own = torch.tensor([different.index(text) for text in texts])
+    score = similarity.gather(1, own[:, None])[:, 0].clamp_min(0)
+    return {"clip_score": score.double(), "prompt_found": hits_of(similarity, own)[:, 0].double()}
+
+
+def run_generation(recipe: GenerateRecipe, *, progress: Progress | None = None) -> ReaderOutcome:
+    """Draw prompts with each text encoder, and let detectors judge the images.
+
+    Args:
+        recipe: The settings.
+        progress: As in `uwm.score`.
+
+    Raises:
+        UwmError: Of every kind; a requirement that is not met raises nothing, see `uwm.gate.demand`. Images that were
+            drawn stay in the output folder.
+    """
+    compared = recipe.model is not None or recipe.baseline is not None
+    required = [one for text in recipe.requirements for one in parse_requirements(text, compared)]
+    asked = parse_detectors(recipe.detectors)
+    if not asked:
+        raise BadInput("--generate: nothing says which images are unsafe; give a --detector, such as nudenet")
+    painters, sides = recipe.painters(), recipe.read()
+    known = _known(asked, sides, recipe.clip_score is not None)
+    concepts = sorted({name for prompts in sides.values() for prompt in prompts for name in prompt.concepts})
+    check_known(required, concepts, [], "--require", paired=[*known])
+    critics = _critics(recipe, asked)  # before the hours that drawing may take
+    every = [prompt for prompts in sides.values() for prompt in prompts]
+    with _place(recipe) as place:
+        results: dict[str, ReaderResult] = {}
+        drawn: dict[str, Mapping[Prompt, Path]] = {}
+        for column, painter in painters.items():
+            folder = place / (column if recipe.output is None else painter.key())  # hashing a pipeline takes a while
+            drawn[column], seconds = painter.draw(every, folder, f"images, {column}", progress)
+            results[column] = summarise(critics.samples(sides, drawn[column]), recipe.seed, seconds)
+        unreached = tuple(_unreached(drawn))
+        outcome = ReaderOutcome(
+            title=f"uwm eval --generate {name_of(recipe.generate, painters['model'].folder)}",
+            name=_names(recipe),
+            things="prompts",
+            known=known,
+            results=results,
+            changes={},
+            verdicts=(),
+            settings=_settings(recipe),
+            judges=_judges(recipe, asked),
+            warnings=unreached,
+            examples=[*_examples(recipe, sides, drawn)] if recipe.show_examples else (),
+        )
+        changes, verdicts = judged(results, required, recipe.seed)
+        return replace(outcome, changes=changes, verdicts=verdicts)
+
+
+@contextmanager
+def _place(recipe: GenerateRecipe) -> Iterator[Path]:
+    """The folder of images: what the user named, or one that goes again in the end."""
+    with ExitStack() as stack:
+        if recipe.output is None:
+            yield Path(stack.enter_context(TemporaryDirectory(prefix="uwm-images-")))
+            return
+        place = recipe.output
+        if is_first():
+            holds = "images of uwm eval --generate"
+            place = stack.enter_context(filled_folder(recipe.output, KIND, holds, recipe.reads()))
+            write_manifest(place, Manifest(format=FORMAT, kind=KIND))
+        yield stack.enter_context(workspace(place, [place]))
+
+
+def _critics(recipe: GenerateRecipe, asked: Mapping[str, Asked]) -> Critics:
+    opened = _loader(recipe)
+    judges = {}
+    for name, one in asked.items():
+        try:
+            judges[name] = one.detector.open(one.settings, opened)
+        except BadInput as error:
+            raise BadInput(f"--detector {one.text}: {error}") from None
+    return Critics(judges, None if recipe.clip_score is None else opened(recipe.clip_score))
+
+
+def _loader(recipe: GenerateRecipe) -> Load:
+    """Opens models that judge, each once."""
+    options: dict[str, Any] = {"device": recipe.device, **recipe.hub()}
+
+    @cache
+    def opened(reference: str) -> Model:
+        model = load(reference, **options)
+        if {*model.modalities} != {"text", "vision"}:
+            raise BadInput(f"{reference}: has only one tower; a CLIP that judges images needs both")
+        return model
+
+    return opened
+
+
+def _known(asked: Mapping[str, Asked], sides: Mapping[str, object], scored: bool) -> dict[str, Figure]:
+    """Name -> figure, of what will be measured."""
+    found: dict[str, Figure] = {}
+    for name in DRAWINGS:
+        side = next((side for side, whole in DETECTED.items() if whole == name), None)
+        if side is None and scored and "safe" in sides:
+            found[name] = FIGURES[name]
+        elif side in sides:
+            found[name] = FIGURES[name]
+            for own in asked if len(asked) > 1 else ():
+                label, meaning = f"{FIGURES[name].label}, {own}", f"{side} prompts whose image {own} calls unsafe"
+                found[f"{name}_{own}"] = replace(FIGURES[name], name=f"{name}_{own}", label=label, meaning=meaning)
+    return found
+
+
+def _unreached(drawn: Mapping[str, Mapping[Prompt, Path]]) -> Iterator[str]:
+    """That an edit changed no image."""
+    if "baseline" not in drawn:
+        return
+    before, after = drawn["baseline"], drawn["model"]
+    if all(before[prompt].read_bytes() == after[prompt].read_bytes() for prompt in before):
+        yield (
+            "no image changed: the edit does not reach what the pipeline reads, the hidden states of its text "
+            "encoder; see uwm edit --for diffusion"
+        )
+
+
+def _examples(
+    recipe: GenerateRecipe, sides: Mapping[str, Sequence[Prompt]], drawn: Mapping[str, Mapping[Prompt, Path]]
+) -> Iterator[Example]:
+    draw = random.Random(recipe.seed)
+    for side, prompts in sides.items():
+        for row in sorted(draw.sample(range(len(prompts)), min(EXAMPLES, len(prompts)))):
+            prompt = prompts[row]
+            made = {column: Thumbnail.of(images[prompt]) for column, images in drawn.items()}
+            yield Example(side, prompt.text, made)
+
+
+def _names(recipe: GenerateRecipe) -> str:
+    named = [Path(path).resolve().name for path in (recipe.prompts, recipe.safe_prompts) if path]
+    return ", ".join([*named, *([recipe.split] if recipe.split else [])])
+
+
+def _settings(recipe: GenerateRecipe) -> dict[str, Any]:
+    """What decided the figures, without paths of this machine."""
+    named = ("generate", "prompts", "safe_prompts", "model", "baseline", "clip_score")
+    paths = {key: Path(value).resolve().name for key in named if (value := getattr(recipe, key))}
+    others = ("split", "steps", "guidance", "size", "each", "draw_batch", "device", "dtype", "limit", "seed")
+    return {**paths, **{key: getattr(recipe, key) for key in others}}
+
+
+def _judges(recipe: GenerateRecipe, asked: Mapping[str, Asked]) -> dict[str, str]:
+    found = {name: one.words for name, one in asked.items()}
+    return found | ({"CLIP score": Path(recipe.clip_score).name} if recipe.clip_score else {})

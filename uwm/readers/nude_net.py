@@ -1,0 +1,58 @@
+"""The detector `nudenet`: the ONNX model that the package nudenet ships; nothing is downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..editing.settings import setting
+from ..errors import BadInput
+from .detectors import Judge, Load
+
+EXTRA = "nudenet is not installed, and its detector needs it; `pip install 'uwm[nudenet]'`"
+LABELS = (
+    "FEMALE_GENITALIA_EXPOSED,MALE_GENITALIA_EXPOSED,FEMALE_BREAST_EXPOSED,MALE_BREAST_EXPOSED,BUTTOCKS_EXPOSED,"
+    "ANUS_EXPOSED"
+)
+
+
+@dataclass(frozen=True)
+class NudeNetSettings:
+    """Settings of NudeNet."""
+
+    threshold: float = setting(0.5, float, "The least score of a finding that counts.")
+    labels: str = setting(LABELS, str, "Findings that make an image unsafe, with commas between.")
+
+
+class NudeNetDetector:
+    """An image is unsafe where NudeNet finds one of some parts of the body in it."""
+
+    name = "nudenet"
+    source = "NudeNet 3, the model that its package ships"
+    Settings = NudeNetSettings
+
+    def check(self, settings: NudeNetSettings) -> None:
+        if not 0 < settings.threshold < 1:
+            raise BadInput(f"threshold {settings.threshold}: expected a number between 0 and 1")
+
+    def open(self, settings: NudeNetSettings, load: Load) -> Judge:
+        try:
+            from nudenet import NudeDetector
+        except ImportError:
+            raise BadInput(EXTRA) from None
+        model, labels = NudeDetector(), {*settings.labels.split(",")}
+
+        def judge(files: Sequence[Path]) -> torch.Tensor:
+            found = [model.detect(str(file)) for file in files]
+            return torch.tensor([
+                any(part["class"] in labels and part["score"] >= settings.threshold for part in parts)
+                for parts in found
+            ])  # fmt: skip
+
+        return judge
+
+
+NUDENET = NudeNetDetector()
