@@ -26,7 +26,7 @@ from ..statistics.batches import Progress, embed_inputs
 from .feeding import Batch, Feeder, student_embeddings
 from .lora import Adapter, insert, own_draws, put_back
 from .protocol import Backend, Computing, Objective, TrainingSettings
-from .state import State, load_state, save_state
+from .state import ANEW, State, load_state, save_state
 
 DTYPES = {"auto": None, "float32": None, "bfloat16": torch.bfloat16}
 COMPUTING = Computing()
@@ -106,8 +106,13 @@ def train(
 
 def _drive(run: _Run, key: str, state: Path | None, snapshots: Collection[int], progress: Progress | None) -> Trained:
     """Go on from the state there is, train to the end, and keep the state on the way."""
-    earlier = load_state(state, key) if state is not None else None
+    earlier = load_state(state, key, run.masters) if state is not None else None
     if earlier is not None:
+        if not run.reaches(earlier):
+            raise BadInput(
+                f"{state}: damaged: step {earlier.step}: expected a step of this run after {len(earlier.history)} "
+                f"epochs, found another; {ANEW}"
+            )
         run.restore(earlier)
     resumed_from, saved = len(run.now.history), time.monotonic()
     for epoch_done in run.steps(progress):
@@ -227,6 +232,12 @@ class _Run:
             parts = rows[order].split(self.settings.train_batch)
             plan += [(epoch, part, number == len(parts) - 1) for number, part in enumerate(parts)]
         return plan
+
+    def reaches(self, state: State) -> bool:
+        """Whether a state's step is one of this run, after as many epochs as the state tells of."""
+        plan = self._plan()
+        epochs = sum(last for _, _, last in plan[: state.step])
+        return state.step <= len(plan) and epochs == len(state.history)
 
     def trained(self) -> dict[str, torch.Tensor]:
         """A copy of what is trained, by name, float32 on the CPU."""

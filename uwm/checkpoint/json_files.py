@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BadInput
+from ..schema import Check, demand
 
 
 def stated(path: Path) -> dict[str, Any]:
@@ -26,3 +27,10 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: not valid JSON ({error})") from None
+
+
+def checked_json(path: Path, check: Check, remedy: str) -> Any:
+    """A JSON file's content as a schema demands it. Raises BadInput with file, key, what was expected and found."""
+    content = read_json(path)
+    demand(path, check, content, remedy)
+    return content
