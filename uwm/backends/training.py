@@ -228,7 +228,9 @@ class _Run:
                 raise BadInput(
                     f"{self.name}: epoch {epoch} has no pairs to train on; {self.feeder.size} pairs are too few"
                 )
-            order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
+            order = torch.randperm(
+                len(rows), generator=torch.Generator().manual_seed(_seed(self.seed * 1_000_003 + epoch))
+            )
             parts = rows[order].split(self.settings.train_batch)
             plan += [(epoch, part, number == len(parts) - 1) for number, part in enumerate(parts)]
         return plan
@@ -307,7 +309,7 @@ class _Run:
         return [*torch.autograd.grad(outputs, live, given, allow_unused=True)]
 
     def _embed(self, batch: Batch, number: int) -> Embeddings:
-        torch.manual_seed((self.seed * 1_000_003 + self.now.step) * 1_000_003 + number)  # of dropout
+        torch.manual_seed(_seed((self.seed * 1_000_003 + self.now.step) * 1_000_003 + number))  # of dropout
         return student_embeddings(self.student, batch)
 
     def _loss(self, student: Embeddings, rows: torch.Tensor) -> dict[str, float]:
@@ -373,6 +375,11 @@ class _Run:
             if f"step/{name}" in state.adam:
                 mean, square = (state.adam[f"{what}/{name}"].to(master.device) for what in ("mean", "square"))
                 self.adam.state[master] = {"step": state.adam[f"step/{name}"], "exp_avg": mean, "exp_avg_sq": square}
+
+
+def _seed(number: int) -> int:
+    """A seed that torch takes."""
+    return number % (1 << 63)
 
 
 def recall_sum(embeddings: Embeddings) -> float:

@@ -1,4 +1,4 @@
-"""Bare weights in Hugging Face's layout: a CLIP without a folder; its config is of open_clip's registry, by its sizes."""
+"""Bare weights in Hugging Face's layout: a CLIP without a folder; sizes and open_clip's registry give its config."""
 
 from __future__ import annotations
 
