@@ -69,8 +69,8 @@ CONFIGS = {
     "a negative size": (at("text_config.hidden_size", -32), r"text_config\.hidden_size: expected a whole number"),
     "a size of 10³⁰": (at("vision_config.intermediate_size", 10**30), r"vision_config\.intermediate_size: expected"),
     "a size of gigabytes": (
-        at("text_config.vocab_size", 10**7),
-        r"token_embedding.*the architecture expects \[10000000",
+        at("text_config.vocab_size", 2**24),
+        r"token_embedding.*the architecture expects \[16777216",
     ),
     "a size in the older key": (at("text_config_dict", {"hidden_size": 10**12}), r"text_config_dict\.hidden_size"),
     "millions of layers": (at("vision_config.num_hidden_layers", 10**7), "num_hidden_layers: expected at most"),
