@@ -87,9 +87,9 @@ class _Auto(click.ParamType):
 
 
 def _processors() -> int:
-    """The processors that this process may use, at most 16."""
+    """This process's share of the processors that it may use, at most 16; torchrun says among how many."""
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(found, 16)
+    return min(max(1, found // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))), 16)
 
 
 def stack(*options: Callable) -> Callable:
