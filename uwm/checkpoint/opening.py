@@ -15,8 +15,9 @@ from .adapters import refuse_adapter_tensors
 from .archive import Archive, open_archive
 from .dtypes import DTYPES, NAMES
 from .header import make_header, metadata_of, read_header, rewritten, valid_name
+from .held import Held
 from .json_files import stated
-from .reader import Checkpoint, TensorInfo, WeightsFile
+from .reader import Checkpoint, TensorInfo, WeightsFile, identity_of
 from .sources import Source, find_sources, safetensors_name
 from .tensors import StoredTensor, Tensors, Unfit
 
@@ -58,7 +59,8 @@ def open_checkpoint(path: str | Path, key: str | None = None) -> Checkpoint:
     elif len(files) == 1 and files[0].pickled is not None:
         files = (replace(files[0], name=str(Path(files[0].name).with_name(layout.file_name))),)
     notes = (*_unwrapped_notes(files), *_left_out_notes(source, files))
-    return Checkpoint(path, files, layout, find_tensors(layout, keys), source.side_files, source.indices, notes)
+    beside = {name: identity_of(path / name) for name in source.side_files}
+    return Checkpoint(path, files, layout, find_tensors(layout, keys), source.side_files, source.indices, notes, beside)
 
 
 def _recognised(keys: list[str], path: Path) -> Layout:
@@ -146,15 +148,16 @@ def _check_promised(path: Path, source: Source, files: tuple[WeightsFile, ...]) 
 
 
 def _open_file(path: Path, name: str, component: str, key: str | None, prefixes: tuple[str, ...]) -> WeightsFile:
-    with path.open("rb") as stream:
+    held = Held(path)
+    with held.stream() as stream:
         start = stream.read(512)
         # The low bytes of a header's length can be those of a pickle or a zip; what follows them cannot.
         if start[8:9] != b"{" and start[257:262] == b"ustar":
             raise BadInput(f"{path}: a tar file, perhaps of torch 0.1; re-save it with a current torch")
         if start[8:9] != b"{" and (start[:2] == b"PK" or start[:1] in (b"\x80", b"c", b"(")):
-            return _open_pickle(path, name, component, key, prefixes)
+            return _open_pickle(held, name, component, key, prefixes)
         stream.seek(0)
-        header, entries = read_header(stream, path.stat().st_size, str(path))
+        header, entries = read_header(stream, held.size, str(path))
     if (kind := metadata_of(header).get("format")) in TRANSPOSED:
         raise BadInput(
             f"{path}: stored by {TRANSPOSED[kind]} (format {kind!r}), whose kernels are transposed; load it there, and "
@@ -166,7 +169,7 @@ def _open_file(path: Path, name: str, component: str, key: str | None, prefixes:
         for key, e in entries.items()
     )
     header = rewritten(header, wrapper) if wrapper else header
-    return WeightsFile(name, header, infos, path, component, wrapper=wrapper)
+    return WeightsFile(name, header, infos, held, component, wrapper=wrapper)
 
 
 def shared_prefix(names: Iterable[str], prefixes: tuple[str, ...]) -> str:
@@ -177,11 +180,12 @@ def shared_prefix(names: Iterable[str], prefixes: tuple[str, ...]) -> str:
     return found
 
 
-def _open_pickle(path: Path, name: str, component: str, key: str | None, prefixes: tuple[str, ...]) -> WeightsFile:
+def _open_pickle(file: Held, name: str, component: str, key: str | None, prefixes: tuple[str, ...]) -> WeightsFile:
     """A torch file as the safetensors file that will be written of it."""
-    archive = open_archive(path)
+    path = file.path
+    archive = open_archive(path, file)
     held = dict(sorted(_state_dict(archive, path, key, prefixes).items()))
-    nbytes, size = sum(math.prod(t.shape) * t.dtype.itemsize for t in held.values()), path.stat().st_size
+    nbytes, size = sum(math.prod(t.shape) * t.dtype.itemsize for t in held.values()), file.size
     if nbytes > GROWTH * size:
         raise BadInput(f"{path}: has {size} bytes, and its tensors ask for {nbytes}; re-save it without expanded ones")
     header = make_header((name, t.dtype, t.shape) for name, t in held.items())
@@ -190,7 +194,7 @@ def _open_pickle(path: Path, name: str, component: str, key: str | None, prefixe
         infos.append(TensorInfo(tensor_name, tensor.dtype, tensor.shape, begin))
         begin += infos[-1].nbytes
     place = Path(name).with_name(safetensors_name(Path(name).name))
-    return WeightsFile(str(place), header, tuple(infos), path, component, held, archive.scripted)
+    return WeightsFile(str(place), header, tuple(infos), file, component, held, archive.scripted)
 
 
 def _state_dict(archive: Archive, path: Path, key: str | None, prefixes: tuple[str, ...]) -> dict[str, StoredTensor]:
