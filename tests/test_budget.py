@@ -121,9 +121,9 @@ def test_the_terminal_says_it_too_and_json_has_it(common, run_uwm):
     code, text, told = run_uwm(*arguments)
     assert code == 0
     assert FEW in told
-    assert "Budget 90pt on test: kept (R@1 Ts→Vs" in text
-    assert "Chosen: hidden-units --towers" in text
-    assert "s to choose it." in text
+    assert "\nBUDGET   90pt: kept on test\n" in text
+    assert "\nCHOSEN   hidden-units --towers" in text
+    assert "Budget 90pt on test: kept (R@1 Ts→Vs" in run_uwm(*arguments, "--all-figures")[1]
     as_json = json.loads(done(run_uwm(*arguments, "--json", "-q")))
     assert as_json["budget"]["trials"] == {"hidden-units": 5}
 
@@ -301,7 +301,7 @@ def test_a_limit_that_no_edit_keeps_names_the_nearest_and_writes_nothing(common,
 
 
 def test_fewer_pairs_than_folds_make_fewer_folds(common, run_uwm):
-    code, text, _ = run_uwm(*common, "--dry-run", *TRIALS, "--limit", "2", "--max-loss", "100pt")
+    code, text, _ = run_uwm(*common, "--dry-run", *TRIALS, "--limit", "2", "--max-loss", "100pt", "--all-figures")
     assert code == 0
     assert "in 2 folds of 2 pairs" in text
 
@@ -324,7 +324,7 @@ def test_a_method_that_cannot_work_is_an_error_by_name_and_left_out_by_default(c
     monkeypatch.setattr(type(find_editor("repel")), "statistics", refuse)
     line = refused(run_uwm(*common, "--dry-run", *TRIALS, "--max-loss", "90pt", "--method", "repel"), 2, "no use here")
     assert "is not tried" not in line
-    code, text, told = run_uwm(*common, "--dry-run", *TRIALS, "--max-loss", "90pt")
+    code, text, told = run_uwm(*common, "--dry-run", *TRIALS, "--max-loss", "90pt", "--all-figures")
     assert code == 0
     assert "repel is not tried: repel: no use here" in told
     assert "repel" not in text.partition("Of 5 edits (")[2].partition(")")[0]

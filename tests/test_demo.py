@@ -26,36 +26,55 @@ def test_the_model_has_learnt_its_world():
     assert knowledge["top1_unsafe"] >= knowledge["top1_safe"]
 
 
-FIGURE = r"([\d.]+)(?: \[.*?\])?"
+LABELS = ["DONE", "VERDICT", "SAFETY", "REMAINS", "COST"]
 
 
-def rows(text: str) -> list[tuple[str, list[float]]]:
-    """Label and the four means of every line of figures."""
-    lines = re.findall(rf"^(.+?) {{2,}}{FIGURE} +{FIGURE} +{FIGURE} +{FIGURE}$", text, re.M)
-    return [(label, [float(v) for v in values]) for label, *values in lines]
+def lines(text: str, starts: str) -> dict[str, str]:
+    """Label -> what it says, of the first lines that begin so; without the time that it took."""
+    rows = text[text.index(starts) :].partition("```")[0].partition("\n\n")[0].splitlines()
+    found: dict[str, str] = {}
+    label = ""
+    for row in rows:
+        label = row[:9].strip() or label
+        found[label] = f"{found.get(label, '')} {row[9:].strip()}".strip()
+    return {label: re.sub(r" \(\d+ s, [\d.]+ GB\)", "", said) for label, said in found.items()}
+
+
+def numbers(text: str) -> list[float]:
+    return [float(found.replace("−", "-")) for found in re.findall(r"[−-]?\d+\.\d", text)]
+
+
+def same_but_for_a_point(found: dict[str, str], shown: dict[str, str], *labels: str) -> None:
+    """Other processors round differently, and a pair at the edge may change sides."""
+    for label in labels:
+        assert re.sub(r"[−-]?\d+\.\d", "#", found[label]) == re.sub(r"[−-]?\d+\.\d", "#", shown[label])
+        assert numbers(found[label]) == pytest.approx(numbers(shown[label]), abs=1.01), label
 
 
 @pytest.mark.slow
-def test_the_demo_prints_what_the_readme_shows(run_uwm, tmp_path):
-    """To one point: other processors round differently, and a pair at the edge may change sides."""
-    code, out, err = run_uwm("demo", "-o", tmp_path / "out")
+def test_the_demo_prints_what_the_readme_shows(run_uwm, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run_uwm("demo")
     assert code == 0, err
-    shown, found = rows(README.read_text("utf-8")), rows(out)
-    assert len(found) == 13 * 2 + 7
-    assert [label for label, _ in shown] == [label for label, _ in found]
-    for (label, expected), (_, values) in zip(shown, found, strict=True):
-        assert values == pytest.approx(expected, abs=1.01), label
-    assert uwm.load(tmp_path / "out").weights
+    shown, found = (lines(text, "DONE     demo-clip edited by uwm ") for text in (README.read_text("utf-8"), out))
+    assert [*found] == [*shown] == [*LABELS, "BETTER", "NEXT"]
+    same_but_for_a_point(found, shown, *LABELS, "BETTER")
+    assert found["NEXT"] == shown["NEXT"]
+    assert len(out.splitlines()) <= 10
+    assert max(map(len, out.splitlines())) <= 80
+    assert uwm.load(tmp_path / "uwm-demo").weights
 
 
 @pytest.mark.slow
-def test_the_demo_keeps_the_budget_that_the_readme_shows(run_uwm, tmp_path):
+def test_the_demo_keeps_the_budget_that_the_readme_shows(run_uwm, tmp_path, monkeypatch):
     """What was chosen may differ on other processors; the budget is kept on both sets, and much safety is gained."""
-    code, out, err = run_uwm("demo", "--max-loss", "2%", "-o", tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run_uwm("demo", "--max-loss", "2%")
     assert code == 0, err
-    pattern = r"^(Budget 2% on [\w-]+: [\w ]+) \(|^(Chosen: repel) --share"
-    shown, found = ([a or b for a, b in re.findall(pattern, text, re.M)] for text in (README.read_text("utf-8"), out))
-    assert found == shown
-    assert len(shown) == 3
-    before, after = map(float, re.findall(r"safety ([\d.]+) → ([\d.]+) %", out)[0])
-    assert (before < 6, after > 12) == (True, True)
+    shown, found = (lines(text, "DONE     demo-clip edited by repel ") for text in (README.read_text("utf-8"), out))
+    assert [*found] == [*shown] == [*LABELS, "BUDGET", "CHOSEN", "NEXT"]
+    for label in ("VERDICT", "BUDGET", "NEXT"):
+        assert found[label] == shown[label]
+    assert found["CHOSEN"].startswith("repel --share")
+    before, after = numbers(found["SAFETY"])[:2]
+    assert (before < 2, after > 8) == (True, True)

@@ -30,7 +30,7 @@ def test_results_changes_and_verdicts(recipe, tiny_set):
     assert done.changes.keys() == done.results["model"].figures.keys()
     assert [verdict.met for verdict in done.verdicts] == [True, False]
     assert done.warnings == ()
-    assert done.as_dict().keys() == {"baseline", "model", "differences", "requirements"}
+    assert done.as_dict().keys() == {"baseline", "model", "differences", "requirements", "verdict"}
 
 
 def test_a_collapsed_tower_meets_no_requirement_and_is_warned_of_once(recipe, tiny_hf, tmp_path):
@@ -49,7 +49,9 @@ def test_a_collapsed_tower_meets_no_requirement_and_is_warned_of_once(recipe, ti
 def test_without_a_baseline_nothing_is_compared(recipe):
     done = run_evaluation(replace(recipe, baseline=None, split=None))
     assert (done.changes, [*done.results]) == ({}, ["model"])
-    assert done.warnings == ("measuring on all splits (calib, test); see --split",)
+    every, learnt = done.warnings
+    assert every == "measuring on all splits (calib, test); see --split"
+    assert learnt.startswith("model: 16 of 24 pairs share captions or images with the pairs that calibrated it")
 
 
 def test_report_files(recipe, tmp_path):

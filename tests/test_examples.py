@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -11,6 +12,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from uwm.evaluation import differences
+from uwm.expressions import parse_requirements
+from uwm.recipe import Recipe, run
+from uwm.shipped_files import DEMO_SET
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -33,6 +39,44 @@ def test_example(path, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
     assert SAYS[path.stem] in done.stdout
+
+
+def template() -> list[str]:
+    """The requirements of the workflow, as they stand in it."""
+    workflow = yaml.safe_load((ROOT / "examples" / "ci_gate.yml").read_text())
+    steps = " ".join(step.get("run", "") for step in workflow["jobs"]["gate"]["steps"])
+    return re.findall(r"--require '([^']+)'", steps)
+
+
+@pytest.fixture(scope="module")
+def candidates():
+    """The demo model unedited, edited as the workflow edits it, and edited at random; on 80 pairs."""
+    recipe = Recipe(
+        model="demo",
+        calib=str(DEMO_SET),
+        split="calib",
+        eval_splits=("test",),
+        method="repel",
+        limit=80,
+        zero_shot=(str(DEMO_SET / "zero_shot" / "seen"),),
+    )
+    return run(recipe).results["test"]
+
+
+def failed(candidates, column):
+    """The requirements of the workflow that a candidate fails."""
+    asked = [one for text in template() for one in parse_requirements(text, True)]
+    result, before = candidates[column], candidates["before"]
+    changes = differences(result, before)
+    return [one.text for one in asked if not one.check(result, before, changes).met]
+
+
+def test_the_gate_for_ci_fails_what_is_not_safer(candidates):
+    """The unedited model, and a random edit of the kind and size of the edit; the edit passes."""
+    assert len(template()) == 4
+    assert failed(candidates, "before") == ["PU.low>+5pt", "unsafe_top1.high<-10pt"]
+    assert {"PU.low>+5pt", "unsafe_top1.high<-10pt"} <= {*failed(candidates, "random")}
+    assert failed(candidates, "repel") == []
 
 
 def test_the_gate_for_ci_runs_as_it_stands(tmp_path):
@@ -58,10 +102,10 @@ def test_the_gate_for_ci_runs_as_it_stands(tmp_path):
         assert done.returncode == 0 or "--require" in step, done.stderr
     assert (done.returncode, "not met" in done.stderr) in {(0, False), (5, True)}, done.stderr
     cases = ET.parse(tmp_path / "gate.xml").getroot()[0]
-    required = [case.get("name") for case in cases]
-    assert required == ["P_vu>=+0pt", "unsafe_top1_vu<=+0pt", "R1_ts_vs>=-10pt", "zero_shot>=-30%"]
-    failed = sum(case.find("failure") is not None for case in cases)
-    assert done.stderr.count("::error title=uwm eval::") == failed
+    failures = {case.get("name"): case.find("failure") is not None for case in cases.iter("testcase")}
+    assert sorted(failures) == sorted(one.text for text in template() for one in parse_requirements(text, True))
+    failed = sum(failures.values())
+    assert done.stderr.count("::error title=uwm eval::") == (failed and failed + 1)
     assert (tmp_path / "summary.md").read_text("utf-8").count("| not met |") == failed
 
 

@@ -103,6 +103,19 @@ def check(text, changes=None):
         ("unsafe_top1_tu<=44", 44, True),
         ("safety>=+5pt", 4, False),
         ("R1_safe.low>=42", 42, True),
+        ("GS>44", 44, False),
+        ("GS > 43.9", 44, True),
+        ("GS<44", 44, False),
+        ("GS<44.1", 44, True),
+        ("GS.low>42", 42, False),
+        ("GS>+4pt", 4, False),
+        ("GS>+3.9pt", 4, True),
+        ("GS<+10%", 10, False),
+        ("GS@*>10", 10, False),
+        ("GS@*<51", 50, True),
+        ("zero_shot:*>45", 45, False),
+        ("zero_shot>-5%", -5, False),
+        ("top1:food<+12.6%", 12.5, True),
     ],
 )
 def test_what_a_requirement_means(text, found, met):
@@ -118,6 +131,24 @@ def test_what_a_requirement_means(text, found, met):
 )
 def test_the_margin_is_the_way_from_the_bound_to_the_good_side(text, margin):
     assert check(text).margin == pytest.approx(margin)
+
+
+@pytest.mark.parametrize("text", ["GS>=+0pt", "GS<=+0pt", "GS>=+0%", "GS<=+0%", "unsafe_top1_vu<=+0pt", "R1>=+0pt"])
+def test_a_strict_requirement_is_not_met_by_no_change(text):
+    loose, strict = (parse_requirements(t, True)[0].check(BEFORE, BEFORE) for t in (text, text.replace("=", "")))
+    assert (loose.met, strict.met) == (True, False)
+    assert strict.margin < 0 <= loose.margin
+
+
+def test_the_interval_of_no_change_is_no_evidence():
+    """Resampling queries of which none changed cannot see beyond zero; the exact bound for none of 100 is 3.6 %."""
+    same = differences(BEFORE, BEFORE)
+    for text, end in (("GS.low>=+0pt", "low end of the change -3.6"), ("GS.high<=+0pt", "high end of the change +3.6")):
+        verdict = require(text).check(BEFORE, BEFORE, same)
+        assert (verdict.met, str(verdict)) == (False, f"{end} pt, no query changed")
+    assert require("zero_shot:pets>=+0pt").check(
+        IMAGES_AFTER, IMAGES_AFTER, differences(IMAGES_AFTER, IMAGES_AFTER)
+    ).interval == pytest.approx((-30.8, 30.8), abs=0.1)
 
 
 def test_a_bound_that_is_met_but_for_rounding_has_no_negative_margin():
@@ -142,7 +173,10 @@ def test_the_bound_of_a_change_is_that_of_the_paired_interval():
     low, high = check("GS.low>=+0.5pt", changes), check("GS.high>=+0.5pt", changes)
     assert 0 < low.found < 4 < high.found < 9
     assert (low.found, high.found) == tuple(100 * bound for bound in changes["GS"]["difference"][1:])
-    assert (str(low), str(high)) == (f"changed by +{low.found:.1f} pt", f"changed by +{high.found:.1f} pt")
+    assert (str(low), str(high)) == (
+        f"low end of the change +{low.found:.1f} pt",
+        f"high end of the change +{high.found:.1f} pt",
+    )
     assert low.interval is None
 
 
@@ -186,9 +220,9 @@ def test_every_concept_and_every_data_set_name_the_worst():
 
 
 def test_a_change_does_not_read_as_a_value():
-    assert str(check("zero_shot>=-2%")) == "changed by -5.0 %"
+    assert str(check("zero_shot>=-2%")) == "relative change -5.0 %"
     assert str(check("GS>=+1pt")) == "changed by +4.0 pt"
-    assert str(check("zero_shot:*>=-2 %")) == "changed by -16.7 %, worst data set pets"
+    assert str(check("zero_shot:*>=-2 %")) == "relative change -16.7 %, worst data set pets"
     assert str(check("GS>=4")) == "found 44.0 %"
 
 
@@ -334,7 +368,7 @@ def test_a_requirement_is_read_again_from_its_text(data):
     unit = data.draw(st.sampled_from(["", "%", "pt"]))
     value = data.draw(st.sampled_from(["+", "-"] if unit else ["", "+", "-"])) + data.draw(NUMBERS)
     expression = data.draw(expressions(("",) if unit else ("", ".low", ".high")))
-    parts = [expression, data.draw(st.sampled_from([">=", "<="])), value, unit, ""]
+    parts = [expression, data.draw(st.sampled_from([">=", "<=", ">", "<"])), value, unit, ""]
     found = parse_requirements("".join(data.draw(SPACES) + part for part in parts), True)
     assert len(found) == (2 if re.match(r"R1\b", expression) else 1)
     for requirement in found:

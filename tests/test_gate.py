@@ -29,8 +29,9 @@ def test_junit_is_one_case_a_requirement():
     (suite,) = root
     assert root.tag == "testsuites"
     assert suite.attrib == {"name": "uwm eval <m>", "tests": "3", "failures": "2", "errors": "0"}
-    assert [case.get("name") for case in suite] == [v.requirement for v in VERDICTS]
-    passed, worst, without = suite
+    outcome, worst, without, passed = suite
+    assert [case.get("name") for case in suite[1:]] == ["P_vu@*>=5", "top1>=-2%", "GS>=4.5"], "failed ones first"
+    assert outcome[0].attrib == {"name": "gate", "value": "FAIL: 2 of 3 requirements not met"}
     assert passed.find("failure") is None
     assert passed.find("system-out").text == "found 5.0 %"
     assert worst.find("failure").get("message") == 'found 2.5 %, worst concept <a> & "b" �'
@@ -38,17 +39,22 @@ def test_junit_is_one_case_a_requirement():
 
 
 def test_annotations_are_escaped_as_github_wants():
-    assert github_annotations(VERDICTS)[1:] == ["::error title=uwm eval::top1>=-2%25 not met: because%0Aof %25"]
-    assert github_annotations(VERDICTS[:1]) == []
-    told = "::error title=uwm eval::zero_shot>=-2%25 not met: changed by -25.0 %25"
-    assert github_annotations([CHANGED]) == [told]
+    assert github_annotations(VERDICTS)[2:] == ["::error title=uwm eval::top1>=-2%25 not met: because%0Aof %25"]
+    told = "::error title=uwm eval::zero_shot>=-2%25 not met: relative change -25.0 %25"
+    assert github_annotations([CHANGED])[1:] == [told]
+
+
+def test_annotations_say_first_whether_the_gate_is_passed():
+    assert github_annotations(VERDICTS)[0] == "::error title=uwm eval::FAIL: 2 of 3 requirements not met"
+    assert github_annotations(VERDICTS[:1]) == ["::notice title=uwm eval::PASS: 1 of 1 requirements met"]
+    assert github_annotations([]) == []
 
 
 def test_demand_names_all_that_are_not_met():
     demand(VERDICTS[:1])
     with pytest.raises(RequirementNotMet, match=r"^requirement not met: P_vu@\*>=5 \(found 2.5 %, .*\), top1>=-2%"):
         demand(VERDICTS)
-    with pytest.raises(RequirementNotMet, match=r"^requirement not met: zero_shot>=-2% \(changed by -25.0 %\)$"):
+    with pytest.raises(RequirementNotMet, match=r"^requirement not met: zero_shot>=-2% \(relative change -25.0 %\)$"):
         demand([CHANGED])
 
 
@@ -75,7 +81,8 @@ def test_a_failed_gate_still_shows_and_writes_everything(gate, tmp_path):
     found = json.loads(out)
     assert [v["met"] for v in found["requirements"]] == [True, False, False]
     assert found["differences"].keys() == found["model"]["figures"].keys() == set(PAIRED)
-    annotation, second, error, end = err.split("\n")
+    outcome, annotation, second, error, end = err.split("\n")
+    assert outcome == "::error title=uwm eval::FAIL: 2 of 3 requirements not met"
     assert annotation.startswith("::error title=uwm eval::GS>=101 not met: found ")
     assert second.startswith("::error title=uwm eval::P_ts@*>=+99pt not met: changed by ")
     assert error.startswith("uwm: error: requirement not met: GS>=101 (found ")
@@ -83,8 +90,9 @@ def test_a_failed_gate_still_shows_and_writes_everything(gate, tmp_path):
     suite = ET.parse(tmp_path / "deep" / "gate.xml").getroot()[0]
     assert (suite.get("tests"), suite.get("failures")) == ("3", "2")
     summary = (tmp_path / "summary.md").read_text("utf-8")
-    assert summary.startswith("# an earlier step\n\n## uwm eval edited\n\n### tiny-set (8 pairs")
-    assert re.search(r"^\| GS>=101 \| \d+\.\d % \| not met \|$", summary, re.M)
+    assert summary.startswith("# an earlier step\n\n## uwm eval edited\n\n### FAIL: 2 of 3 requirements not met\n\n")
+    assert re.findall(r"^\| .*? \| ((?:not )?met) \|$", summary, re.M) == ["not met", "not met", "met"]
+    assert re.search(r"^\| GS>=101 \| found \d+\.\d % \| not met \|$", summary, re.M)
     assert re.search(r"^\| P\\_ts \| ", summary, re.M)
 
 
@@ -103,12 +111,21 @@ def test_a_change_comes_with_its_margin_and_paired_interval(gate):
     assert low["interval"] is None
 
 
-def test_a_gate_that_is_met_is_silent(gate, tmp_path):
-    out = done(gate("--junit", tmp_path / "gate.xml", "--annotations", "github", required=("GS>=0", "GS>=-100pt")))
-    assert re.search(
-        r"^requirements\n +found\nGS>=0 +\d+\.\d % +met\nGS>=-100pt +changed by [+-]\d+\.\d pt +met$", out, re.M
+def test_a_gate_that_is_met_says_so_first(gate, tmp_path):
+    out = done(gate("--junit", tmp_path / "gate.xml", required=("GS>=0", "GS>=-100pt")))
+    assert re.match(
+        r"GATE     PASS: 2 of 2 requirements met\n         met      GS>=0: found \d+\.\d %\n"
+        r"         met      GS>=-100pt: changed by [+-]\d+\.\d pt\nDONE ",
+        out,
     )
     assert ET.parse(tmp_path / "gate.xml").getroot().get("failures") == "0"
+
+
+def test_a_gate_that_is_not_met_says_so_first_and_what_failed(gate):
+    code, out, _ = gate(required=("GS>=0", "GS>101"))
+    first, second, third, *_ = out.splitlines()
+    assert (code, first) == (5, "GATE     FAIL: 1 of 2 requirements not met")
+    assert [row[:24] for row in (second, third)] == ["         not met  GS>101", "         met      GS>=0:"]
 
 
 @pytest.mark.parametrize("text", ["gs>=1", "GS@drugs>=1", "zero_shot>=-2%", "GS>=4.5%", "preserved>=99"])
@@ -140,6 +157,6 @@ def test_a_disk_that_fails_at_the_report_loses_no_figures(gate, tmp_path, monkey
     monkeypatch.setattr(os, "link", full)
     code, out, err = gate("--junit", tmp_path / "gate.xml")
     assert code == 4
-    assert "\nGS " in out
+    assert "\nSAFETY   GS " in out
     assert err.endswith("gate.xml: could not write: No space left on device\n")
     assert [*tmp_path.iterdir()] == []

@@ -36,7 +36,8 @@ def quadruple(ts, tu, vs, vu, concepts=None, n=4):
 
 def test_sound_pairs_are_not_doubted():
     found = quadruple(SAFE, UNSAFE, SAFE, UNSAFE)
-    assert found.as_dict() == {"checked": 4, "flagged": 0, "share": 0, "picture": 0, "caption": 0, "astray": 0}
+    assert found.as_dict() == {"checked": 4, "flagged": 0, "share": 0, "picture": 0, "caption": 0, "astray": 0,
+                               "judged": {"picture": 4, "caption": 4, "astray": 4}}  # fmt: skip
     assert found.named() == {"picture": [], "caption": [], "astray": []}
 
 

@@ -15,13 +15,16 @@ from .embedding import quadruples
 from .evaluation import EvalResult, collapse_notes, concepts_of, differences, evaluate
 from .expressions import Verdict, check_known, parse_requirements
 from .gate import is_junit, junit
-from .inputs import BARE, Opening, model_warnings
+from .inputs import BARE, Calibrated, Opening, calibrated_on, model_warnings
 from .knowledge import DataSet, open_data_sets
+from .manifest import VerdictFacts
 from .models import Model, load
 from .outputs import OutputFile, OutputText, appended_file, output_file, refuse_one_place
-from .report import Section, as_markdown, evaluation_page, is_page, sections
+from .report import Section, as_markdown, evaluation_page, is_page, sections, verdict_facts
 from .shipped_files import DEMO_MODEL
 from .statistics.batches import BATCH_SIZE, Progress
+
+APART = "pairs apart from calibration"  # what every gate requires
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class EvalRecipe(Opening):
         pairs, split, safe_images, unsafe_images: The set to measure on, as in `uwm.read_calibration`.
         zero_shot, data_root, templates, ensemble: As in `uwm.knowledge.open_data_sets`.
         requirements: As in `uwm.expressions.parse_requirements`.
+        allow_calibration_pairs: Let a gate pass although pairs share captions or images with what calibrated the model.
         cache: Read and keep embeddings in the user's cache.
     """
 
@@ -47,6 +51,7 @@ class EvalRecipe(Opening):
     templates: str | None = None
     ensemble: bool = False
     requirements: tuple[str, ...] = ()
+    allow_calibration_pairs: bool = False
     arch: str | None = None
     quick_gelu: bool | None = None
     preprocess: str | None = None
@@ -94,12 +99,28 @@ class Evaluated:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         results = {column: result.as_dict() for column, result in self.results.items()}
-        return results | {"differences": self.changes, "requirements": [asdict(verdict) for verdict in self.verdicts]}
+        required = [asdict(verdict) for verdict in self.verdicts]
+        return {**results, "differences": self.changes, "requirements": required, "verdict": self.verdict()}
+
+    def verdict(self) -> VerdictFacts:
+        """The verdict on the pairs."""
+        name = self.pairs.root.resolve().name + (f", {self.recipe.split}" if self.recipe.split else "")
+        columns = {column: result.as_dict() for column, result in self.results.items()}
+        found = verdict_facts({name: columns}, {name: {"model": {"baseline": self.changes}} if self.changes else {}})
+        assert found is not None
+        return found
 
     def sections(self, *, all_figures: bool = False, by_concept: bool = False) -> list[Section]:
         """Everything as titled tables; arguments as in `uwm.report.sections`."""
+        return self._sections(self.verdicts, all_figures, by_concept)
+
+    def tables(self, *, all_figures: bool = False, by_concept: bool = False) -> list[Section]:
+        """`sections` without the verdicts on requirements."""
+        return self._sections((), all_figures, by_concept)
+
+    def _sections(self, verdicts: Sequence[Verdict], all_figures: bool, by_concept: bool) -> list[Section]:
         shown = {"all_figures": all_figures, "by_concept": by_concept}
-        return sections(self.pairs.root.name, self.results, self.changes, self.verdicts, **shown)
+        return sections(self.pairs.root.name, self.results, self.changes, verdicts, **shown)
 
 
 def run_evaluation(recipe: EvalRecipe, *, progress: Progress | None = None) -> Evaluated:
@@ -120,13 +141,14 @@ def run_evaluation(recipe: EvalRecipe, *, progress: Progress | None = None) -> E
     prompts: dict[str, Any] = {key: getattr(recipe, key) for key in ("data_root", "templates", "ensemble")}
     data_sets = open_data_sets(recipe.zero_shot, **prompts)
     check_known(required, concepts_of(chosen), [*data_sets], "--require")
-    told, results = [*_warnings(whole, data_sets)], {}
+    told, results, learnt = [*_warnings(whole, data_sets)], {}, []
     references = {"baseline": recipe.baseline, "model": recipe.model}
     bare = [reference for reference in references.values() if reference and Path(reference).is_file()]
     for column, reference in references.items():
         if reference is not None:
             others: dict[str, Any] = {} if reference in bare or not bare else dict.fromkeys(BARE)
             opened = load(reference, **{**recipe.opening(), **others})
+            learnt += _learnt(column, opened, chosen)
             results[column] = _measure(recipe, opened, chosen, data_sets, progress)
             notes = (*model_warnings(opened, {"pairs": chosen}, data_sets), *opened.notes)
             told += [f"{column}: {note}" for note in notes]
@@ -134,7 +156,21 @@ def run_evaluation(recipe: EvalRecipe, *, progress: Progress | None = None) -> E
     model, baseline = results["model"], results.get("baseline")
     changes = {} if baseline is None else differences(model, baseline, recipe.seed)
     verdicts = [requirement.check(model, baseline, changes) for requirement in required]
+    if required and not recipe.allow_calibration_pairs:
+        verdicts += [_not_apart(one) for one in learnt if one.column == "model"]
+    told += [f"{one.column}: {one.words}; measure on pairs that share none" for one in learnt]
     return Evaluated(recipe, chosen, results, changes, verdicts, tuple(told))
+
+
+def _learnt(column: str, model: Model, pairs: CalibrationSet) -> list[Calibrated]:
+    """What the pairs share with those that calibrated a model, where they share anything."""
+    found = None if model.checkpoint is None else calibrated_on(column, model.checkpoint.path, pairs)
+    return [found] if found is not None and found.found.pairs else []
+
+
+def _not_apart(learnt: Calibrated) -> Verdict:
+    """Fails a gate on pairs that calibrated the model."""
+    return Verdict(APART, None, False, f"{learnt.words}; allow it with --allow-calibration-pairs")
 
 
 def _measure(

@@ -13,7 +13,7 @@ from .calibration import CalibrationSet
 from .embedding import Embeddings, collapsed_towers, embed, items_of, quadruples
 from .errors import BadInput
 from .figures import PRESERVED, TOP1, TOP1_SAFE
-from .intervals import bootstrap, shares
+from .intervals import changes, shares
 from .knowledge import DataSet, ZeroShot, difference, zero_shot
 from .metrics import (
     histograms,
@@ -83,7 +83,7 @@ def differences(result: EvalResult, baseline: EvalResult, seed: int = 0) -> dict
         seed: For the bootstrap.
 
     Returns:
-        Figure -> ``difference``: (mean, low, high), result − baseline, with a paired bootstrap 95 % interval;
+        Figure -> ``difference``: (mean, low, high), result − baseline, with its paired 95 % interval;
         ``gained`` and ``lost``: queries whose value rose and fell. Zero-shot accuracy is there as ``top1:DATASET``,
         by image, and as ``top1_safe:DATASET`` over safe classes alone where the data set names unsafe ones.
 
@@ -93,7 +93,7 @@ def differences(result: EvalResult, baseline: EvalResult, seed: int = 0) -> dict
     if result.pairs != baseline.pairs or not result.samples or result.samples.keys() != baseline.samples.keys():
         raise BadInput("differences need two results of the same pairs, as `uwm.evaluate` returns them")
     now, before = result.samples, baseline.samples
-    change = bootstrap({name: now[name].double() - before[name].double() for name in now}, seed)
+    change = changes({name: now[name].double() - before[name].double() for name in now}, seed)
     found: dict[str, dict[str, Any]] = {
         name: {
             "difference": change[name],
@@ -105,7 +105,7 @@ def differences(result: EvalResult, baseline: EvalResult, seed: int = 0) -> dict
     if result.preserved is not None and baseline.preserved is not None:
         moved = result.preserved - baseline.preserved
         counts = {"gained": int((moved > 0).sum()), "lost": int((moved < 0).sum())}
-        found[PRESERVED] = {"difference": bootstrap({PRESERVED: moved}, seed)[PRESERVED], **counts}
+        found[PRESERVED] = {"difference": changes({PRESERVED: moved}, seed)[PRESERVED], **counts}
     for name in result.right:
         found[TOP1 + name] = difference(_of(result, name), _of(baseline, name), seed)
         if (safe := result.safe.get(name)) is not None and safe.any():

@@ -39,6 +39,7 @@ class Recipe(Inputs):
         beside: Further methods with their own settings, fitted to the same pairs and measured beside the edit.
         also_export: Write a CLIP in the other layout too, ``hf`` or ``open_clip``.
         again: Edit a checkpoint that uwm has edited already.
+        require_towers: Write nothing unless these were edited: ``both``, ``text`` or ``vision``; None asks for none.
     """
 
     method: str | None = None
@@ -52,6 +53,7 @@ class Recipe(Inputs):
     beside: tuple[str, ...] = ()
     also_export: str | None = None
     again: bool = False
+    require_towers: str | None = None
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,23 @@ def is_junit(path: Path) -> bool:
         return MARKED.match(file.read(256)) is not None
 
 
+def headline(verdicts: Sequence[Verdict]) -> str:
+    """``FAIL: 1 of 3 requirements not met`` or ``PASS: 3 of 3 requirements met``; empty where nothing is required."""
+    if not verdicts:
+        return ""
+    failed = sum(not verdict.met for verdict in verdicts)
+    if failed:
+        return f"FAIL: {failed} of {len(verdicts)} requirements not met"
+    return f"PASS: {len(verdicts)} of {len(verdicts)} requirements met"
+
+
+def failed_first(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """Those that are not met, then the others, in their order."""
+    return sorted(verdicts, key=lambda verdict: verdict.met)
+
+
 def junit(verdicts: Sequence[Verdict], suite: str) -> bytes:
-    """A JUnit XML file: one test case a requirement.
+    """A JUnit XML file: one test case a requirement, those that are not met first.
 
     Args:
         verdicts: Of all requirements.
@@ -31,7 +46,9 @@ def junit(verdicts: Sequence[Verdict], suite: str) -> bytes:
     counts = {"tests": str(len(verdicts)), "failures": str(failed), "errors": "0"}
     root = ET.Element("testsuites", {"name": MARK, **counts})
     cases = ET.SubElement(root, "testsuite", {"name": _legal(suite), **counts})
-    for verdict in verdicts:
+    if verdicts:
+        ET.SubElement(ET.SubElement(cases, "properties"), "property", {"name": "gate", "value": headline(verdicts)})
+    for verdict in failed_first(verdicts):
         case = ET.SubElement(cases, "testcase", {"classname": "uwm.eval", "name": _legal(verdict.requirement)})
         if verdict.met:
             ET.SubElement(case, "system-out").text = _legal(str(verdict))
@@ -46,13 +63,11 @@ def _legal(text: str) -> str:
     return re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text)
 
 
-def github_annotations(verdicts: Iterable[Verdict]) -> list[str]:
-    """A workflow command of GitHub Actions for every requirement that is not met, escaped as in its toolkit."""
-    return [
-        f"::error title=uwm eval::{_escaped(f'{verdict.requirement} not met: {verdict}')}"
-        for verdict in verdicts
-        if not verdict.met
-    ]
+def github_annotations(verdicts: Sequence[Verdict]) -> list[str]:
+    """Workflow commands of GitHub Actions, escaped as in its toolkit: the outcome, and what is not met."""
+    failed = [verdict for verdict in verdicts if not verdict.met]
+    lines = [headline(verdicts), *(f"{verdict.requirement} not met: {verdict}" for verdict in failed)]
+    return [f"::{'error' if failed else 'notice'} title=uwm eval::{_escaped(line)}" for line in lines if line]
 
 
 def _escaped(text: str) -> str:

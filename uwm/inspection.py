@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,9 @@ from .editing.patch import PATCH_FILE, Patch
 from .models.references import resolve
 
 if TYPE_CHECKING:
+    from .calibration import CalibrationSet
     from .editing.entries.scores import Scores
+    from .models import Model
     from .statistics.batches import Progress
 
 PACKAGES = ("uwm", "torch", "torchvision", "transformers", "open_clip_torch", "safetensors", "huggingface_hub", "numpy", "pillow")  # fmt: skip  # noqa: E501
@@ -108,19 +111,45 @@ def inspect_set(
     opened = None if model is None or found["warnings"]["bad_images"] else load(model, **opening)
     reaching = signal(opened, pairs)
     listed = {**found["warnings"], **reaching.as_dict()}
-    found["warnings"] = odd = {name: items for name, items in listed.items() if items}
-    lines = [f"{key}: {value}" for key, value in found.items() if key != "warnings"]
-    lines += [f"warning: {len(items)} {name.replace('_', ' ')}: {'; '.join(items[:5])}" for name, items in odd.items()]
+    found["warnings"] = {name: items for name, items in listed.items() if items}
+    found["not_run"] = _not_run(pairs, opened)
+    lines = [f"{tower} tower would NOT be edited: {why}" for tower, why in _halves(pairs, opened)] + _lines(found)
     if opened is not None:
         from .label_noise import describe, report
 
         shared: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "seed": seed, "progress": progress}
         found["label_noise"] = report(opened, pairs, mass=mass, **shared)
         lines += describe(found["label_noise"])
-    elif not odd:
-        lines.append("nothing inconsistent found")
+    elif not found["warnings"]:
+        lines.append("nothing inconsistent found" + (" by the checks that ran" if found["not_run"] else ""))
     found |= {"refused": reason} if (reason := reaching.refusal(("text", "vision"))) else {}
     return found, lines
+
+
+def _lines(found: dict[str, Any]) -> list[str]:
+    """Counts, checks that did not run, and warnings, a line each."""
+    lines = [f"{key}: {value}" for key, value in found.items() if key not in ("warnings", "not_run")]
+    lines += [f"not run: {what}: {why}" for what, why in found["not_run"].items()]
+    warned = found["warnings"].items()
+    return lines + [f"warning: {len(items)} {name.replace('_', ' ')}: {'; '.join(items[:5])}" for name, items in warned]
+
+
+def _halves(pairs: CalibrationSet, model: Model | None) -> Iterator[tuple[str, str]]:
+    """The towers that no pair serves, and why; of a model those that it has."""
+    from .calibration.lacking import lacking
+
+    for tower in ("text", "vision") if model is None else model.modalities:
+        if why := lacking(pairs, tower):
+            yield tower, why
+
+
+def _not_run(pairs: CalibrationSet, model: Model | None) -> dict[str, str]:
+    """Checks that could not run, and why."""
+    from .calibration.lacking import lacking
+
+    checks = {"text": "duplicate, identical and shared captions", "vision": "bad, identical and shared images"}
+    found = {what: why for tower, what in checks.items() if (why := lacking(pairs, tower))}
+    return found if model else {**found, "captions that are cut, and wrong labels": "they need --model MODEL"}
 
 
 def environment() -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""Means of figures with 95 % intervals."""
+"""Means of figures with 95 % intervals, and exact tests of paired changes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -26,6 +27,57 @@ def shares(
     for name, values in samples.items():
         bound = 0.025 ** (1 / len(values))
         found[name] = {0.0: (0.0, 0.0, 1 - bound), 1.0: (1.0, bound, 1.0)}.get(found[name][0], found[name])
+    return found
+
+
+@lru_cache(maxsize=4096)
+def paired_p(gained: int, lost: int) -> float:
+    """Two-sided p-value of the exact test that as many of the same queries fall as rise.
+
+    For figures of 0 or 1 a query this is McNemar's test in its exact form (Psychometrika 1947); where a query is worth
+    more values, such as the mean of two directions, the sign test (Dixon and Mood, JASA 1946).
+
+    Args:
+        gained, lost: Queries whose value rose, and fell.
+    """
+    from scipy.stats import binomtest
+
+    return float(binomtest(gained, gained + lost, 0.5).pvalue) if gained + lost else 1.0
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """P-values adjusted for so many looks (Holm, Scandinavian Journal of Statistics 1979).
+
+    Rejecting what is at most α keeps the chance of any false rejection among them at most α.
+
+    Args:
+        p_values: Name -> p-value.
+    """
+    adjusted, highest = {}, 0.0
+    for rank, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[name]))
+        adjusted[name] = highest
+    return {name: adjusted[name] for name in p_values}
+
+
+def changes(
+    samples: Mapping[str, torch.Tensor], seed: int, repeats: int = 1000
+) -> dict[str, tuple[float, float, float]]:
+    """`bootstrap` of paired changes, with the exact binomial bound where resampling is blind: where nothing changed.
+
+    Args:
+        samples: Name -> changes [n] within −1–1, one a query.
+        seed, repeats: As in `bootstrap`.
+
+    Returns:
+        Name -> (mean, low, high): where no query changed (0, −b, b) with b = 1 − 0.025^(1/n), the share of changing
+        queries that would go unseen so often, else what `bootstrap` returns.
+    """
+    found = bootstrap(samples, seed, repeats)
+    for name, values in samples.items():
+        if not values.any():
+            bound = 1 - 0.025 ** (1 / len(values))
+            found[name] = (0.0, -bound, bound)
     return found
 
 

@@ -8,7 +8,7 @@ than in the other pairs of its concept.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,6 +35,12 @@ REASONS = {
     "astray": "the step from safe to unsafe goes against that of the concept's other pairs",
 }
 
+NEEDS = {
+    "picture": "no pair has captions and images of both sides that the model reads",
+    "caption": "no pair has captions and images of both sides that the model reads",
+    "astray": f"no concept has {MIN_PAIRS} pairs",
+}
+
 
 @dataclass(frozen=True)
 class LabelNoise:
@@ -50,12 +56,14 @@ class LabelNoise:
         caption: The unsafe caption is no closer to the unsafe picture than to the safe one, cos(t_u, v_u) ≤
             cos(t_u, v_s).
         astray: The step from the safe to the unsafe side goes against the mean step of the other pairs of its concept.
+        able: Reason -> which pairs have what it needs, bool [pairs]; a reason that is not there could judge all.
     """
 
     ids: tuple[str, ...]
     picture: torch.Tensor
     caption: torch.Tensor
     astray: torch.Tensor
+    able: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def flagged(self) -> torch.Tensor:
@@ -63,10 +71,19 @@ class LabelNoise:
         return self.picture | self.caption | self.astray
 
     def as_dict(self) -> dict[str, Any]:
-        """Counts for a report: ``checked``, ``flagged``, its ``share``, and how many for each reason."""
+        """Counts for a report.
+
+        Returns:
+            ``checked``, pairs that a reason could judge; ``flagged`` and its ``share`` of these; how many for each
+            reason; and ``judged``, reason -> how many pairs it could judge.
+        """
         flagged = int(self.flagged.sum())
         counts = {reason: int(getattr(self, reason).sum()) for reason in REASONS}
-        return {"checked": len(self.ids), "flagged": flagged, "share": flagged / len(self.ids), **counts}
+        able = {reason: self.able.get(reason, torch.ones(len(self.ids), dtype=torch.bool)) for reason in REASONS}
+        checked = int(torch.stack([*able.values()]).any(0).sum())
+        judged = {reason: int(rows.sum()) for reason, rows in able.items()}
+        share = flagged / checked if checked else 0.0
+        return {"checked": checked, "flagged": flagged, "share": share, **counts, "judged": judged}
 
     def named(self) -> dict[str, list[str]]:
         """Reason -> ids of the pairs."""
@@ -120,25 +137,39 @@ def label_noise(sides: Mapping[str, Sequence[torch.Tensor]], ids: Sequence[str],
         ids, concepts: Of the pairs.
     """
     none = torch.zeros(len(ids), dtype=torch.bool)
-    picture, caption = none, none
+    picture, caption, both = none, none, none
     if all(sides[tower] for tower in TOWERS):
         (ts, tu), (vs, vu) = (sides[tower] for tower in TOWERS)
         both = tu.any(1) & vu.any(1)
         own = (tu * vu).sum(1)
         picture, caption = both & (own <= (vu * ts).sum(1) + TIE), both & (own <= (tu * vs).sum(1) + TIE)
     steps = F.normalize(torch.cat([unsafe - safe for safe, unsafe in filter(None, sides.values())], 1), dim=1)
-    return LabelNoise(tuple(ids), picture, caption, _against_their_concept(steps, concepts))
+    there = torch.stack([side.any(1) for found in sides.values() for side in found]).any(0)
+    astray, placed = _against_their_concept(steps, concepts, there)
+    able = {"picture": both, "caption": both, "astray": placed}
+    return LabelNoise(tuple(ids), picture, caption, astray, able)
 
 
-def _against_their_concept(steps: torch.Tensor, concepts: Sequence[str]) -> torch.Tensor:
-    """Whether each step [pairs, dim] has no positive product with the mean of the other steps of its concept."""
-    found = torch.zeros(len(steps), dtype=torch.bool)
+def _against_their_concept(
+    steps: torch.Tensor, concepts: Sequence[str], there: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whether each step [pairs, dim] has no positive product with the mean of the other steps of its concept.
+
+    Args:
+        steps, concepts: Of the pairs.
+        there: Which pairs have any side, bool [pairs].
+
+    Returns:
+        That, and which pairs could be compared: those of concepts with `MIN_PAIRS` of them; bool [pairs] each.
+    """
+    found, placed = torch.zeros(len(steps), dtype=torch.bool), torch.zeros(len(steps), dtype=torch.bool)
     for concept in sorted(set(concepts)):
-        rows = torch.tensor([row for row, name in enumerate(concepts) if name == concept])
+        rows = torch.tensor([row for row, name in enumerate(concepts) if name == concept and there[row]])
         if len(rows) >= MIN_PAIRS:
             own = steps[rows].double()
             found[rows] = (own * (own.sum(0) - own)).sum(1) <= 0
-    return found
+            placed[rows] = True
+    return found, placed
 
 
 def _has(calib: CalibrationSet, tower: str) -> torch.Tensor:
@@ -269,9 +300,17 @@ def report(
     return {**noise.as_dict(), "ids": noise.named(), "mass": mass, "dependence": stays}
 
 
+def not_run(found: Mapping[str, Any]) -> dict[str, str]:
+    """Reason -> why it could judge no pair; of `LabelNoise.as_dict`, which an earlier version wrote without these."""
+    judged = found.get("judged", {})
+    return {reason: why for reason, why in NEEDS.items() if judged.get(reason, 1) == 0}
+
+
 def describe(found: Mapping[str, Any]) -> list[str]:
     """The same in lines for people; of the ids the first five for each reason."""
-    lines = [f"label noise: {found['flagged']} of {found['checked']} pairs doubted ({100 * found['share']:.1f} %)"]
+    told = f"{found['flagged']} of {found['checked']} pairs doubted ({100 * found['share']:.1f} %)"
+    lines = [f"label noise: {told if found['checked'] else 'not checked'}"]
+    lines += [f"  not run: whether {REASONS[reason]}: {why}" for reason, why in not_run(found).items()]
     for reason, meaning in REASONS.items():
         if ids := found["ids"][reason]:
             lines.append(f"  {len(ids)} where {meaning}: {', '.join(ids[:5])}{', …' if len(ids) > 5 else ''}")

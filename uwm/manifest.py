@@ -28,6 +28,13 @@ class ModelFacts(TypedDict, total=False):
     sha256: dict[str, str]  # by weight file
 
 
+class ItemFacts(TypedDict):
+    """The different captions and images that were learnt from."""
+
+    count: int
+    hashes: str  # short ones, sorted, as base64; see `uwm.inputs.calibrated`
+
+
 class CalibrationFacts(TypedDict, total=False):
     """The set that was calibrated on."""
 
@@ -35,6 +42,7 @@ class CalibrationFacts(TypedDict, total=False):
     pairs: dict[str, int]  # by tower, or ``both``
     skipped: dict[str, int]  # by reason
     sha256: str
+    items: ItemFacts  # with those of --preserve
 
 
 class PreservationFacts(TypedDict):
@@ -92,6 +100,37 @@ class BudgetFacts(TypedDict):
     front: list[dict[str, Any]]  # method, settings, objective, loss of the trade-offs that it was chosen from
 
 
+class FigureFacts(TypedDict):
+    """A figure, as fractions; None where there is no reference, or no random edit."""
+
+    figure: str
+    data_set: str  # empty for figures of pairs
+    before: float | None
+    after: float
+    random: float | None
+
+
+class BetterFacts(TypedDict):
+    """A method beside the edit that did better on the same pairs."""
+
+    method: str
+    figures: list[FigureFacts]  # of the edit, and after: of that method
+
+
+class VerdictFacts(TypedDict):
+    """The verdict on the first evaluation set."""
+
+    set: str
+    pairs: int
+    verdict: str
+    sign: int  # 1: safer beyond what a random edit gains; −1: less safe; else 0
+    sentences: list[str]
+    safety: list[FigureFacts]
+    remains: FigureFacts  # share of unsafe queries whose first result is unsafe
+    cost: list[FigureFacts]  # of zero-shot accuracy the data set that lost most, of safe R@1 the direction
+    better: list[BetterFacts]
+
+
 class EditFacts(TypedDict, total=False):
     """The editor, and what it reports."""
 
@@ -106,6 +145,13 @@ class StableFacts(TypedDict):
 
     wanted: float
     curve: list[dict[str, Any]]  # pairs seen, and overlap
+
+
+class TowerFacts(TypedDict):
+    """Which towers of the model the edit changed."""
+
+    edited: list[str]
+    not_edited: dict[str, str]  # tower -> why
 
 
 class TrainingFacts(TypedDict):
@@ -134,9 +180,11 @@ class Manifest(TypedDict, total=False):
     results: Mapping[str, Columns]  # by evaluation set
     differences: Mapping[str, Differences]  # by evaluation set
     shared: Mapping[str, SharedFacts]  # by evaluation set
+    verdict: VerdictFacts  # where anything was measured
     run: dict[str, Any]  # seconds and memory: the only part that differs from run to run
     # edit and demo
     edit: EditFacts
+    towers: TowerFacts
     entries: int
     of: int
     layers: dict[str, LayerFacts]

@@ -26,12 +26,15 @@ from .fitting import Edit, Recipe, make_edits
 from .inputs import (
     Sets,
     check_sets_with,
+    demand_pairs,
+    demand_towers,
     describe_inputs,
     describe_results,
     input_paths,
     load_model,
     measure,
     read_all,
+    tower_facts,
     warnings,
     write_documents,
 )
@@ -101,6 +104,7 @@ def _carry_out(
     clock = Clock()
     with clock("read"):
         sets = read_all(recipe, recipe.preserve)
+        demand_pairs(recipe.require_towers, sets.calibration)
         budget = None if request is None else Budget.of(request, sets, recipe.seed)
     with clock("load"):
         model, reached = _load(recipe, sets)
@@ -112,11 +116,14 @@ def _carry_out(
         kept = PairEmbeddings()
         fitted = make_edits(recipe, model, sets.calibration, progress, sets.preserve, also=[kept])
         edit, noise = fitted.edits[recipe.method or DEFAULT], label_noise_of(kept, fitted.calibration)
+        towers = tower_facts(model, fitted.calibration, edit.patch.changes)
+        demand_towers(recipe.require_towers, towers, model.modalities)
     with clock("evaluate"):
         data_sets = sets.data_sets if budget is None else budget.measuring
         results = measure(recipe, _columns(model, fitted.edits), sets.held_out, data_sets, progress)
         examples = _examples(recipe, model, edit, sets.held_out, results) if show_examples else []
     manifest = _manifest(recipe, model, sets, edit, results) | _where_there_are(noise, sets.preserve, fitted.stable)
+    manifest["towers"] = towers
     made = fitted.told
     if budget is not None:
         manifest["budget"] = budget.facts(choice, results)
@@ -258,9 +265,11 @@ def _manifest(recipe: Recipe, model: Model, sets: Sets, edit: Edit, results: Map
         str(name): cast(LayerFacts, {**asdict(summary), "notes": notes.get(name, {}), "base_sha256": patch.base[name]})
         for name, summary in patch.summaries().items()
     }
-    manifest = describe_inputs(recipe, model, sets.calibration, edit.statistics.pairs, patch.recipe["calibration"])
+    learnt = patch.recipe["calibration"]
+    manifest = describe_inputs(recipe, model, sets.calibration, edit.statistics.pairs, learnt, sets.preserve)
     unused = () if recipe.max_loss else ("max_loss", "objective", "trials")
-    for name in ("settings", *unused, *(f for f in ("until_stable", "purpose") if getattr(recipe, f) is None)):
+    optional = ("until_stable", "require_towers", "purpose")
+    for name in ("settings", *unused, *(name for name in optional if getattr(recipe, name) is None)):
         del manifest["settings"][name]
     manifest["settings"] |= asdict(edit.settings) | edit.proposal.settings
     manifest["edit"] = cast(

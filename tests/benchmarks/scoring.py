@@ -1,15 +1,16 @@
 """Scoring against the plain forward pass and against a form that keeps the activations.
 
     OMP_NUM_THREADS=2 python tests/benchmarks/scoring.py [--quick] [--models NAME …] [--batches N] [--pairs N]
-        [--naive-batches N] [--dtype bfloat16] [--late]
+        [--naive-batches N] [--dtype bfloat16] [--late] [--device cuda]
 
 Models have random weights, made from their sizes: nothing is downloaded. Scored are the vision tower's fc2 and the text
 tower's out_proj, uwm's default; with ``--late`` only those of the first half of the blocks, so that the pass may stop.
-Processor seconds of plain forward, uwm and the naive form are measured in turn, a batch each, and the medians of the
-ratios are printed. The first batch of uwm is shown apart: its safe side runs whole, and its captions once more.
-Memory is the peak over the loaded model, of a process each, as the kernel counts resident pages: as the allocator
-manages it, which keeps freed blocks, and with every large block given back when it is freed (glibc's
-MALLOC_MMAP_THRESHOLD_), which is what the forms hold.
+Processor seconds (on an accelerator those of the wall, the device waited for) of plain forward, uwm and the naive form
+are measured in turn, a batch each, and the medians of the ratios are printed. The first batch of uwm is shown apart:
+its safe side runs whole, and its captions once more. Memory is the peak over the loaded model, of a process each, as
+the kernel counts resident pages: as the allocator manages it, which keeps freed blocks, and with every large block
+given back when it is freed (glibc's MALLOC_MMAP_THRESHOLD_), which is what the forms hold. On an accelerator it is the
+most that torch allocated.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ SIZES = {  # text and vision tower: width, blocks, heads, width of the MLP
 SIZE_NAMES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 
 
-def build(name: str, dtype: torch.dtype) -> Model:
+def build(name: str, dtype: torch.dtype, device: str = "cpu") -> Model:
     """A model of these sizes with random weights."""
     text, vision, images, dim = SIZES[name]
     torch.manual_seed(0)
@@ -62,7 +63,7 @@ def build(name: str, dtype: torch.dtype) -> Model:
         text_config |= TEXT
         config = CLIPConfig(text_config=text_config, vision_config=vision_config | images, projection_dim=dim)
         module = CLIPModel(config)
-    return HuggingFaceModel(module.to(dtype).requires_grad_(False), None)
+    return HuggingFaceModel(module.to(device, dtype).requires_grad_(False), None)
 
 
 def make_batch(model: Model, pairs: int, seed: int) -> PairBatch:
@@ -79,7 +80,7 @@ def make_batch(model: Model, pairs: int, seed: int) -> PairBatch:
         if model.config.text_config.vocab_size > END:
             ids[torch.arange(length) >= lengths - 1] = END
         captions += [ids, mask.long()]
-    return PairBatch(*pixels, *captions)
+    return PairBatch(*(images.to(model.device) for images in pixels), *captions)
 
 
 def chosen(model: Model, late: bool) -> dict[WeightId, UwmScorer]:
@@ -93,7 +94,7 @@ def chosen(model: Model, late: bool) -> dict[WeightId, UwmScorer]:
 def forward(model: Model, batch: PairBatch) -> None:
     for tower in ("text", "vision"):
         for inputs, mask in batch.sides(tower):
-            model.encode_text(inputs, mask) if tower == "text" else embed_inputs(model, inputs, mask)
+            embed_inputs(model, inputs, mask)
 
 
 @torch.no_grad()
@@ -105,7 +106,7 @@ def naive(model: Model, batch: PairBatch, sums: dict[WeightId, torch.Tensor]) ->
         for inputs, mask in batch.sides(tower):
             kept: dict[WeightId, torch.Tensor] = {}
             with observe({w: model.owner(w) for w in weights}, lambda w, x, kept=kept: kept.update({w: x.clone()})):
-                model.encode_text(inputs, mask) if tower == "text" else embed_inputs(model, inputs, mask)
+                embed_inputs(model, inputs, mask)
             sides.append((kept, mask))
         for w in weights:
             magnitude = model.parameter(w).float().abs()
@@ -119,19 +120,21 @@ def naive(model: Model, batch: PairBatch, sums: dict[WeightId, torch.Tensor]) ->
 
 
 class Clock:
-    """Processor seconds since it was last asked."""
+    """Seconds since it was last asked: the processor's, or on an accelerator the wall's after the device is done."""
 
-    def __init__(self) -> None:
-        self._last = time.process_time()
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._last = device, 0.0
 
     def __call__(self) -> float:
-        before, self._last = self._last, time.process_time()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+        before, self._last = self._last, time.process_time() if self._device.type == "cpu" else time.perf_counter()
         return self._last - before
 
 
 def measure(model: Model, args: argparse.Namespace) -> dict[str, float]:
     """Processor seconds of the plain pass, and the others' as its multiples: medians of batches, in turn."""
-    clock, plain, ours, naives = Clock(), [], [], []
+    clock, plain, ours, naives = Clock(model.device), [], [], []
     scorers = chosen(model, args.late)
 
     def batches() -> Iterator[PairBatch]:
@@ -143,7 +146,7 @@ def measure(model: Model, args: argparse.Namespace) -> dict[str, float]:
             forward(model, batch)
             plain.append(clock())
             if number and number <= args.naive_batches:
-                sums = {w: torch.zeros(model.parameter(w).shape) for w in scorers}
+                sums = {w: torch.zeros(model.parameter(w).shape, device=model.device) for w in scorers}
                 clock()
                 naive(model, batch, sums)
                 naives.append(clock() / plain[-1])
@@ -203,6 +206,25 @@ def memory(name: str, form: str, args: argparse.Namespace, given_back: bool) -> 
     return over, scores
 
 
+def print_device_memory(model: Model, args: argparse.Namespace) -> None:
+    """Print the most that torch allocates over the model and a batch, for each form."""
+    batch = make_batch(model, args.pairs, 0)
+    peaks = {}
+    for form in ("plain", "uwm"):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        if form == "plain":
+            forward(model, batch)
+        else:
+            scorers = chosen(model, args.late)
+            run_pass(model, [batch], [ChannelNorms(scorers)], ["text", "vision"])
+        peaks[form] = (torch.cuda.max_memory_allocated() - before) / 1e6
+    scores = 4e-6 * sum(model.parameter(w).numel() for w in scorers)
+    listed = "  ".join(f"{form} {found:.0f}" for form, found in peaks.items())
+    print(f"        MB over model and batch, allocated: {listed}  scores {scores:.0f}")
+
+
 def print_memory(name: str, args: argparse.Namespace) -> None:
     """Print two rows: with the allocator as it is, and with freed blocks given back."""
     forms = ["plain", "uwm", *(["naive"] if args.naive_batches else [])]
@@ -224,6 +246,7 @@ def main() -> None:
     parser.add_argument("--naive-batches", type=int, default=1)
     parser.add_argument("--pairs", type=int, default=8, help="in a batch")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--late", action="store_true")
     parser.add_argument("--memory", choices=["plain", "uwm", "naive"], help="print this form's peak and stop")
     parser.add_argument("--no-memory", action="store_true")
@@ -240,10 +263,13 @@ def main() -> None:
     )
     print(f"load {os.getloadavg()[0]:.1f} before")
     for name in ["B/32"] if args.quick else args.models:
-        model = build(name, getattr(torch, args.dtype))
+        model = build(name, getattr(torch, args.dtype), args.device)
         print(
             f"{name:7}", *(f"{what} {value:.3f}" for what, value in measure(model, args).items()), sep="  ", flush=True
         )
+        if args.device != "cpu":
+            print_device_memory(model, args)
+            continue
         del model
         if not args.no_memory:
             print_memory(name, args)

@@ -48,7 +48,7 @@ def test_a_model_against_itself_shows_no_change(run_uwm, tiny_hf, tiny_set, tmp_
     arguments = ("--pairs", tiny_set, "--split", "test", "--baseline", tiny_hf, "--html", tmp_path / "page.html")
     done(run_uwm("eval", tiny_hf, *arguments, "--no-cache"))
     page = (tmp_path / "page.html").read_text("utf-8")
-    verdict = "No gain in safety was seen; no loss of accuracy was seen, but zero-shot accuracy was not measured."
+    verdict = "Too few pairs for a verdict: 8 of 50."
     assert verdict in page
     assert not re.search(r'<strong class="(gain|loss)">', page)
 

@@ -28,6 +28,7 @@ SETS = ("emoji", "pets")
         ("P_vu@*=0%", "P_vu@*>=+0%"),
         ("R1_ts_vs.low>=-2pt", "R1_ts_vs.low>=-2pt"),
         ("R1.low=2pt", "R1_ts_vs.low>=-2pt R1_vs_ts.low>=-2pt"),
+        ("2pt,R1.low>-2pt", "zero_shot:*>=-2pt preserved>=-2pt R1_ts_vs.low>-2pt R1_vs_ts.low>-2pt"),
         ("GS@a, b=2pt,top1=1%", "GS@a, b>=-2pt top1>=-1%"),
         ("2%,zero_shot=1pt", "R1_ts_vs>=-2% R1_vs_ts>=-2% preserved>=-2% zero_shot>=-1pt"),
         ("R1=1pt , 2%", "zero_shot:*>=-2% preserved>=-2% R1_ts_vs>=-1pt R1_vs_ts>=-1pt"),

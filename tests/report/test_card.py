@@ -139,4 +139,5 @@ def test_it_says_what_was_gained_and_lost():
     manifest = document()
     card = model_card(manifest, {})
     assert "**On `test`: " in card
-    assert re.search(r"; (no loss of accuracy was seen.*|it costs accuracy)\.\*\*", card)
+    assert re.search(r"[\d.]+ → [\d.]+ % of unsafe queries find an unsafe item first \(random [\d.]+\)", card)
+    assert re.search(r"; (no certain loss of accuracy.*|it costs accuracy)\.\*\*", card)

@@ -135,7 +135,8 @@ def test_sections_in_the_order_of_a_reviewer():
     ],
 )
 def test_sections_without_content_are_left_out(name, absent):
-    assert Page(html_report(CASES[name])).sections == [s for s in SECTIONS if s not in absent]
+    gate = ["gate"] if "requirements" in CASES[name] else []
+    assert Page(html_report(CASES[name])).sections == gate + [s for s in SECTIONS if s not in absent]
 
 
 def test_nothing_measured_is_said():
@@ -152,9 +153,15 @@ def test_few_pairs_are_said_to_be_few():
     assert "1 pairs; fewer than 50 are too few for firm figures" in Page(html_report(CASES["text only"])).text
 
 
-def test_requirements_are_shown():
-    table = Page(html_report(CASES["two models"])).tables["Requirements"]
-    assert table[1] == ["GS>=4.5", "found 3.0 %", "not met"]
+def test_the_gate_is_on_top_with_what_failed_first():
+    failed = CASES["two models"]["requirements"][0]
+    met = failed | {"requirement": "PU>=1", "met": True, "text": "found 2.0 %"}
+    page = Page(html_report(CASES["two models"] | {"requirements": [met, failed]}))
+    assert page.sections[0] == "gate"
+    assert "FAIL: 1 of 2 requirements not met" in page.text
+    table = page.tables["Requirements"]
+    assert table[1:] == [["GS>=4.5", "found 3.0 %", "not met"], ["PU>=1", "found 2.0 %", "met"]]
+    assert "PASS: 1 of 1 requirements met" in Page(html_report(CASES["two models"] | {"requirements": [met]})).text
 
 
 def test_settings_versions_and_hashes():

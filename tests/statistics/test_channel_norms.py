@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -67,10 +72,13 @@ def test_other_dtypes_are_summed_in_float32(dtype):
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_form_for_accelerators_gives_the_same(masked):
-    x, mask = torch.randn(3, 6, 5) + 2, torch.tensor([[1, 1, 1, 1, 0, 0], [1, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0]])
+    torch.manual_seed(0)
+    x, mask = torch.randn(3, 6, 7) + 2, torch.tensor([[1, 1, 1, 1, 0, 0], [1, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0]])
+    x[:, :, 5] += 3000  # Σ x² less tokens · mean² would leave only rounding
+    x[1, :, 6] = 0.7
     one, all_at_once = (form(x, mask if masked else None) for form in (_one_by_one, _together))
     for a, b in zip(one, all_at_once, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=0)
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-12)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -107,3 +115,9 @@ def test_every_scorer_gets_its_own_weight_of_the_tower_that_ran():
             assert torch.equal(found.norm, expected.norm.float().double())
             assert torch.equal(found.std, expected.std.float().double())
     assert reducer.scorers[weights[2]].batches == []
+
+
+def test_the_kernel_for_cuda_gives_the_same():
+    pytest.importorskip("triton")
+    script = Path(__file__).with_name("kernel_on_cpu.py")  # a process of its own: Triton looks at this when imported
+    subprocess.run([sys.executable, script], env=os.environ | {"TRITON_INTERPRET": "1"}, check=True, timeout=300)

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from tuning.searches import ground_of, outcome, search_of
 
 from uwm.editing import settings as settings_of
@@ -20,6 +21,7 @@ from uwm.editing.settings import Range
 from uwm.errors import BadInput, InvalidResult
 from uwm.tuning import search as searching
 from uwm.tuning.criteria import Criteria
+from uwm.tuning.sampler import Sampler
 from uwm.tuning.search import LEADER, ROUNDS, SLOW_EVERY, Search, Tried, quiet
 from uwm.tuning.space import Space
 from uwm.weights import WeightId
@@ -136,7 +138,7 @@ def test_every_value_that_is_drawn_is_one_that_the_editor_accepts(model, name):
             for value in ((tried.low, tried.high) if isinstance(tried, Range) else tried)]  # fmt: skip
     with quiet():
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-        drawn = [space.draw(study.ask()) for _ in range(40)]
+        drawn = [study.ask(space.distributions()).params for _ in range(40)]
     for chosen in (space.start(), *ends, *drawn):
         made = settings_of.make(editor, chosen)
         for setting, value in chosen.items():
@@ -394,3 +396,25 @@ def test_the_loss_is_how_far_the_worst_term_lies_beyond_its_bound(ground_and_cal
     assert aim_of("GS", "5pt").of(worse, baseline)[1] == 0
     assert aim_of("GS", "9pt").of(worse, baseline)[1] == pytest.approx(-4)
     assert searching._loss(SimpleNamespace(loss=2.0)) == 2
+
+
+def test_the_sampler_draws_what_optuna_draws_when_it_looks_for_the_settings_itself():
+    space = {
+        "share": FloatDistribution(0.01, 1, log=True),
+        "rank": IntDistribution(1, 32),
+        "layers": CategoricalDistribution(("all", "late")),
+        "alone": IntDistribution(3, 3),
+    }
+
+    def values(make):
+        study = optuna.create_study()
+        for number in range(25):
+            study.sampler = make(number)
+            trial = study.ask(space)
+            study.tell(trial, trial.params["share"] * trial.params["rank"] + (trial.params["layers"] == "all"))
+        return [trial.params for trial in study.get_trials()]
+
+    with quiet():
+        own = values(lambda seed: Sampler(seed, space))
+        assert own == values(lambda seed: optuna.samplers.TPESampler(seed=seed, multivariate=True))
+    assert own != values(lambda seed: optuna.samplers.RandomSampler(seed=seed))

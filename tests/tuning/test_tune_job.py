@@ -118,10 +118,16 @@ def test_a_point_is_measured_on_held_out_pairs_as_uwm_evaluate_does(folder, tiny
         assert value == pytest.approx(expected.figures[name])
 
 
-def test_the_terminal_shows_the_table_and_what_to_do_next(common, copy, run_uwm):
+def test_the_terminal_shows_the_verdict_on_the_knee_and_what_to_do_next(common, copy, run_uwm):
     text = done(run_uwm(*common, "--trials", "6", "-o", copy))
-    assert "6 trials" in text
-    assert f"written to {copy}; next: uwm apply " in text
+    labels = [line.partition(" ")[0] for line in text.splitlines()]
+    assert list(filter(None, labels)) == ["DONE", "KNEE", "VERDICT", "SAFETY", "REMAINS", "COST", "NEXT"]
+    words = " ".join(text.split())
+    assert words.startswith("DONE 6 trials on ")
+    assert f"written to {copy}" in words
+    assert "VERDICT Too few pairs for a verdict: 8 of 50. (test, 8 pairs)" in words
+    assert words.endswith("--point knee -o OUT")
+    assert "\n\ntest (8 pairs)\n" in done(run_uwm(*common, "--trials", "6", "-o", copy, "--all-figures"))
     as_json = json.loads(done(run_uwm(*common, "--trials", "6", "-o", copy, "--json")))
     assert as_json["knee"] == front_of(copy)["knee"]
     assert as_json["output"] == str(copy)

@@ -76,6 +76,12 @@ class _Auto(click.ParamType):
         self.fail(f"{value!r} is neither auto nor a positive number", param, context)
 
 
+def _processors() -> int:
+    """The processors that this process may use, at most 16."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(found, 16)
+
+
 def stack(*options: Callable) -> Callable:
     def wrap(function: Callable) -> Callable:
         for option in reversed(options):
@@ -154,7 +160,13 @@ MODEL = stack(
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda[:N] or mps."),
     click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16 or float16."),
     click.option("--batch-size", type=_Auto(), default="auto", show_default=True, help="Pairs at a time."),
-    click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Threads that read images."),
+    click.option(
+        "--workers",
+        type=click.IntRange(1),
+        default=_processors,
+        show_default="one a processor, at most 16",
+        help="Threads that read and prepare images.",
+    ),
     click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="For every draw."),
     click.option("--limit", type=click.IntRange(1), help="At most this many pairs."),
 )
@@ -250,6 +262,8 @@ LIMIT = stack(
     ),
 )
 EDITOR_SETTINGS = tuple(dict.fromkeys(f.name for kind in _ours().values() for f in fields(kind)))
+SETTING_FLAGS = tuple(f"--{settings.flag(name)}" for name in EDITOR_SETTINGS)
+ALL_FIGURES = click.option("--all-figures", is_flag=True, help="Show tables of all figures; files always have them.")
 
 
 def take_settings(flags: dict[str, Any]) -> dict[str, Any]:
@@ -283,6 +297,11 @@ GATE = stack(
         "requirements",
         multiple=True,
         help="Such as 'GS>=4.5' (percent), 'top1>=-2%' or 'R1_ts_vs>=-2pt' (change), 'P_vu@weapons>=10', 'GS.low>=3'.",
+    ),
+    click.option(
+        "--allow-calibration-pairs",
+        is_flag=True,
+        help="With --require: pass on pairs that calibrated the model, too; without it the gate fails.",
     ),
     click.option("--html", type=PATH, help="Write everything as one page with charts."),
     click.option("--junit", type=PATH, help="Write the verdicts as JUnit XML."),

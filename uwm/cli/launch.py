@@ -53,7 +53,7 @@ def _shared_ending(command: click.Group, arguments: list[str]) -> Ending:
 def _ending(command: click.Group, arguments: list[str]) -> Ending:
     """Run a verb; how it ended."""
     try:
-        command.main(arguments or ["--help"], prog_name="uwm", standalone_mode=False)
+        command.main(arguments or ["--help"], prog_name="uwm", standalone_mode=False, obj=arguments)
     except UwmError as error:
         return _failed(error, arguments)
     except click.exceptions.Abort:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import BadInput
 from ..processes import is_first
-from .flags import COMMON, GATE, IMAGES, MODEL, ZERO_SHOT, progress_of, say, split_flags, warn
+from .flags import COMMON, GATE, IMAGES, MODEL, ZERO_SHOT, print_json, progress_of, say, split_flags, warn
 from .group import uwm
+from .next_steps import after_evaluation
 from .reading import CAPTION, GENERATE, SHOWN, reader_of, settings_of, show_reader
+from .terminal import gate_lines, show_lines
+
+if TYPE_CHECKING:
+    from ..evaluating import Evaluated
 
 
 @uwm.command(name="eval")
@@ -21,7 +26,7 @@ from .reading import CAPTION, GENERATE, SHOWN, reader_of, settings_of, show_read
 @IMAGES
 @click.option("--baseline", help="Model to compare with.")
 @ZERO_SHOT
-@click.option("--all-figures", is_flag=True, help="Show R@5, 10, 20, unsafe top-1, means too; --json always has them.")
+@click.option("--all-figures", is_flag=True, help="Show the tables of all figures; --json always has them.")
 @click.option("--by-concept", is_flag=True, help="Show figures by concept too; --json always has them.")
 @click.option("--no-cache", is_flag=True, help="Neither use nor keep embeddings of earlier runs.")
 @CAPTION
@@ -68,7 +73,6 @@ def _evaluate_pairs(
     """`uwm eval` of an embedding model."""
     from ..evaluating import EvalRecipe, open_reports, run_evaluation
     from ..gate import demand, github_annotations
-    from ..report import as_text
 
     for name, said in (("model", "'MODEL'"), ("pairs", "'--pairs'")):
         if settings[name] is None:
@@ -82,11 +86,34 @@ def _evaluate_pairs(
         done = run_evaluation(recipe, progress=progress_of(show))
         warn(show, (*reports.notes, *done.warnings))
         tables = done.sections(all_figures=all_figures, by_concept=by_concept)
-        say(show, done.as_dict(), as_text(tables, all_figures=all_figures, changes=bool(done.changes)))
+        if show["as_json"]:
+            print_json(done.as_dict())
+        else:
+            _show(done, all_figures, by_concept)
         for line in github_annotations(done.verdicts) if annotations == "github" else ():
             click.echo(line, err=True)  # GitHub reads both streams; stdout may hold JSON
         reports.write(done, tables)
     demand(done.verdicts)
+
+
+def _show(done: Evaluated, all_figures: bool, by_concept: bool) -> None:
+    """The gate, the verdict and what to do next; tables where they are asked for."""
+    from ..gate import headline
+    from ..report import Line, as_text, verdict_lines, verdict_rows
+
+    recipe, gate = done.recipe, headline(done.verdicts)
+    against = f" against {recipe.baseline}" if recipe.baseline else ""
+    pairs = f"{len(done.pairs)} pairs of {done.pairs.root.name}" + (f", {recipe.split}" if recipe.split else "")
+    facts = done.verdict()
+    lines = [
+        *gate_lines(gate, verdict_rows(done.verdicts)[1:]),
+        Line("DONE", f"{recipe.model} measured{against} on {pairs}"),
+    ]
+    lines += verdict_lines({"verdict": facts})
+    show_lines([*lines, Line("NEXT", after_evaluation(facts, recipe, gate.startswith("FAIL")))])
+    if all_figures or by_concept:
+        tables = done.tables(all_figures=all_figures, by_concept=by_concept)
+        click.echo("\n" + as_text(tables, all_figures=all_figures, changes=bool(done.changes)))
 
 
 @uwm.command(name="calib-check")

@@ -11,6 +11,7 @@ import click
 from ..editing.purposes import PURPOSES
 from ..processes import is_first
 from .flags import (
+    ALL_FIGURES,
     CALIBRATION,
     COMMON,
     EDITOR,
@@ -30,6 +31,8 @@ from .flags import (
     warn,
 )
 from .group import uwm
+from .next_steps import after_edit, done_line, edit_done
+from .terminal import show_lines
 
 DEMO_OUTPUT = "uwm-demo"
 BESIDE = "repel"
@@ -55,6 +58,11 @@ def names(text: str) -> tuple[str, ...]:
 )
 @click.option("--again", is_flag=True, help="Edit a checkpoint that uwm has edited already.")
 @click.option(
+    "--require-towers",
+    type=click.Choice(["both", "text", "vision"]),
+    help="Fail, and write nothing, unless these towers were edited; for CI.",
+)
+@click.option(
     "--beside",
     help=f"Methods measured beside the edit; none for none  [default: {BESIDE}; with --for diffusion or llava none]",
 )
@@ -62,9 +70,12 @@ def names(text: str) -> tuple[str, ...]:
 @MODEL
 @WRITE
 @EXAMPLES
+@ALL_FIGURES
 @EXPORT
 @COMMON
-def edit(output: Path | None, overwrite: bool, dry_run: bool, show_examples: bool, **flags: Any) -> None:
+def edit(
+    output: Path | None, overwrite: bool, dry_run: bool, show_examples: bool, all_figures: bool, **flags: Any
+) -> None:
     """Edit a model, measure it, write it: the main job.
 
     With --max-loss the method and its settings are chosen for you.
@@ -76,7 +87,8 @@ def edit(output: Path | None, overwrite: bool, dry_run: bool, show_examples: boo
         beside = BESIDE if flags["purpose"] in (None, "retrieval") else ""
     settings, show = split_flags(flags)
     output = target(output, dry_run)
-    _run(Recipe(**settings, settings=chosen, beside=names(beside)), output, overwrite, show_examples, show)
+    recipe = Recipe(**settings, settings=chosen, beside=names(beside))
+    _run(recipe, output, overwrite, show_examples, all_figures, show)
 
 
 @uwm.command()
@@ -87,21 +99,24 @@ def edit(output: Path | None, overwrite: bool, dry_run: bool, show_examples: boo
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 @click.option("--dry-run", is_flag=True, help="Do everything but write.")
 @EXAMPLES
+@ALL_FIGURES
 @EXPORT
 @COMMON
-def demo(output: Path, overwrite: bool, dry_run: bool, show_examples: bool, **flags: Any) -> None:
+def demo(output: Path, overwrite: bool, dry_run: bool, show_examples: bool, all_figures: bool, **flags: Any) -> None:
     """The main job on the shipped model and set, offline, in under two minutes."""
     from ..recipe import demo_recipe
 
     chosen, beside = take_settings(flags), names(flags.pop("beside"))
     settings, show = split_flags(flags)
     recipe = demo_recipe(**settings, settings=chosen, beside=beside)
-    _run(recipe, target(output, dry_run), overwrite, show_examples, show)
+    _run(recipe, target(output, dry_run), overwrite, show_examples, all_figures, show)
 
 
-def _run(recipe: Any, output: Path | None, overwrite: bool, show_examples: bool, show: dict[str, bool]) -> None:
+def _run(
+    recipe: Any, output: Path | None, overwrite: bool, show_examples: bool, all_figures: bool, show: dict[str, bool]
+) -> None:
     from ..recipe import run
-    from ..report import LEGEND, RANDOM_LEGEND, edit_words, verdict_lines
+    from ..report import Line, verdict_lines
 
     place = output if is_first() else None
     outcome = run(recipe, place, overwrite=overwrite, show_examples=show_examples, progress=progress_of(show))
@@ -112,26 +127,23 @@ def _run(recipe: Any, output: Path | None, overwrite: bool, show_examples: bool,
     if show["as_json"]:
         print_json({**manifest, "output": None if output is None else str(output)})
         return
-    pairs = ", ".join(f"{count} for {tower}" for tower, count in manifest["calibration"]["pairs"].items())
-    click.echo(
-        f"{manifest['model']['name']}: {manifest['edit']['title']}, from {manifest['calibration']['name']} pairs "
-        f"({pairs}): {edit_words(manifest)}"
-    )
-    for line in verdict_lines(manifest, timed=True):
-        click.echo(line)
-    show_results(outcome.results, manifest["run"], output, f"{LEGEND} {RANDOM_LEGEND}")
+    lines = verdict_lines(manifest)
+    half = [line for line in lines if line.label == "WARNING"]
+    done = done_line(edit_done(manifest), manifest["run"], output)
+    show_lines([*half, done, *lines[len(half) :], Line("NEXT", after_edit(manifest, recipe.model, output))])
+    if all_figures:
+        show_results(outcome.results, manifest)
 
 
-def show_results(results: Mapping[str, Any], used: Mapping[str, Any], output: Path | None, legend: str) -> None:
-    """A table for every evaluation set, and what the run took."""
-    from ..report import heading, rows
+def show_results(results: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
+    """A table for every evaluation set with all figures, and what the names mean."""
+    from ..report import ALL_LEGEND, LEGEND, RANDOM_LEGEND, budget_lines, heading, rows
     from ..text_tables import text_table
 
+    for line in budget_lines(manifest.get("budget")):
+        click.echo(f"\n{line}")
     for name, columns in results.items():
-        click.echo(f"\n{heading(name, next(iter(columns.values())).pairs)}\n{text_table(rows(columns))}")
+        table = text_table(rows(columns, all_figures=True))
+        click.echo(f"\n{heading(name, next(iter(columns.values())).pairs)}\n{table}")
     if results:
-        click.echo(f"\n{legend}")
-    seconds, memory = sum(used["seconds"].values()), used["peak_memory_mb"]
-    click.echo(
-        f"\n{seconds:.0f} s, peak memory {memory} MB; " + (f"written to {output}" if output else "nothing written")
-    )
+        click.echo(f"\n{LEGEND} {ALL_LEGEND}" + (f" {RANDOM_LEGEND}" if "edit" in manifest else ""))

@@ -10,6 +10,7 @@ import click
 
 from ..processes import workspace
 from .flags import (
+    ALL_FIGURES,
     CALIBRATION,
     COMMON,
     HELD_OUT,
@@ -24,6 +25,8 @@ from .flags import (
 )
 from .group import uwm
 from .main_job import show_results
+from .next_steps import OUTPUT, done_line, measured_on_more, training_done
+from .terminal import again, show_lines
 
 
 @uwm.command()
@@ -46,12 +49,15 @@ from .main_job import show_results
 @ZERO_SHOT
 @MODEL
 @WRITE
+@ALL_FIGURES
 @COMMON
-def finetune(output: Path | None, overwrite: bool, dry_run: bool, targets: str | None, **flags: Any) -> None:
+def finetune(
+    output: Path | None, overwrite: bool, dry_run: bool, targets: str | None, all_figures: bool, **flags: Any
+) -> None:
     """Train with LoRA by a published method; the output is a checkpoint like any other."""
     from ..finetuning import FinetuneRecipe, state_file
     from ..finetuning import finetune as run
-    from ..report import LEGEND
+    from ..report import Line, verdict_lines
 
     settings, show = split_flags(flags)
     output = target(output, dry_run)
@@ -63,9 +69,14 @@ def finetune(output: Path | None, overwrite: bool, dry_run: bool, targets: str |
     if show["as_json"]:
         print_json({**done.manifest, "output": None if output is None else str(output)})
         return
-    training = done.manifest["training"]
-    click.echo(
-        f"{done.manifest['model']['name']}: {training['backend']}, {training['parameters']} trained values, "
-        f"{len(training['history'])} epochs, kept the one with the best validation: {training['best_epoch']}"
+    lines = verdict_lines(done.manifest)
+    after = measured_on_more(str(output), recipe.model) if output else again(["-o", "OUT"], OUTPUT, ("--dry-run",))
+    show_lines(
+        [
+            done_line(training_done(done.manifest), done.manifest["run"], output),
+            *lines,
+            Line("NEXT", after),
+        ]
     )
-    show_results(done.results, done.manifest["run"], output, LEGEND)
+    if all_figures:
+        show_results(done.results, done.manifest)

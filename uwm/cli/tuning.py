@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..processes import workspace
 from ..tuning import defaults
 from .flags import (
+    ALL_FIGURES,
     CALIBRATION,
     COMMON,
     HELD_OUT,
@@ -18,14 +21,19 @@ from .flags import (
     PATH,
     TUNED,
     ZERO_SHOT,
+    print_json,
     progress_of,
-    say,
     split_flags,
     take_settings,
     warn,
 )
 from .group import uwm
 from .main_job import names
+from .terminal import show_lines
+
+if TYPE_CHECKING:
+    from ..report import Line
+    from ..tuning.front import Front
 
 OUTPUT = "uwm-tune"
 
@@ -60,6 +68,7 @@ OUTPUT = "uwm-tune"
     help="Folder to fill; a search that is there goes on.",
 )
 @click.option("--overwrite", is_flag=True, help="Begin a search that is there anew.")
+@ALL_FIGURES
 @COMMON
 def tune(output: Path, overwrite: bool, **flags: Any) -> None:
     """Search the trade-offs of safety against loss of knowledge.
@@ -71,11 +80,41 @@ def tune(output: Path, overwrite: bool, **flags: Any) -> None:
     from ..tuning.tune import TuneRecipe
     from ..tuning.tune import tune as carry_out
 
+    all_figures = flags.pop("all_figures")
+
     chosen, methods = take_settings(flags), names(flags.pop("methods"))
     settings, show = split_flags(flags)
     recipe = TuneRecipe(**settings, methods=methods, settings=chosen)
     with workspace(output, [output]) as place:
         found = carry_out(recipe, place, overwrite=overwrite, progress=progress_of(show))
     warn(show, found.warnings)
-    after = f"uwm apply {recipe.model} {output} --point knee -o OUT"
-    say(show, {**found.front, "output": str(output)}, f"{terminal(found.front)}\n\nwritten to {output}; next: {after}")
+    if show["as_json"]:
+        print_json({**found.front, "output": str(output)})
+        return
+    show_lines(_lines(found.front, recipe.model, output))
+    if all_figures:
+        click.echo("\n" + terminal(found.front))
+
+
+def _lines(front: Front, model: str, output: Path) -> Iterator[Line]:
+    """What the search found, the verdict on its knee, and how to take that point."""
+    from ..report import Line, verdict_facts, verdict_lines
+    from ..tuning.front import CHECKED
+    from ..tuning.points import settings_words
+
+    trials, knee = front["trials"], next(p for p in front["points"] if p["number"] == front["knee"])
+    yield Line(
+        "DONE",
+        f"{trials['done']} trials on {front['calibration']['pairs']} pairs, {trials['per_minute']:.0f} a minute: "
+        f"{len(front['points'])} edits on the front; written to {output}",
+    )
+    name = next(iter(front["baseline"]["held_out"]), CHECKED)
+    before = front["baseline"]["held_out"].get(name, front["baseline"]["cross_validated"])
+    there = knee["held_out"].get(name, knee["cross_validated"])
+    columns = {"before": before, knee["method"]: there}
+    words = settings_words(front, knee["method"], knee["settings"])
+    yield Line("KNEE", f"point {knee['number']}: {knee['method']} {words}".rstrip())
+    differences = {name: {knee["method"]: {"before": there["changes"]}}}
+    if verdict := verdict_facts({name: columns}, differences):
+        yield from verdict_lines({"verdict": verdict})
+    yield Line("NEXT", shlex.join(["uwm", "apply", model, str(output), "--point", "knee", "-o", "OUT"]))

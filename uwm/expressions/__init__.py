@@ -3,7 +3,7 @@
 ::
 
     EXPRESSION   FIGURE[.low|.high][@CONCEPT|@*|:DATASET|:*]
-    REQUIREMENT  EXPRESSION>=NUMBER[%|pt], or with <=; R1 stands for both directions
+    REQUIREMENT  EXPRESSION>=NUMBER[%|pt], or with <=, > or <; R1 stands for both directions
     BUDGET       LOSS, EXPRESSION=LOSS, or a REQUIREMENT with a unit; with commas between
     LOSS         NUMBER% (of the baseline's value) or NUMBERpt (points)
 """

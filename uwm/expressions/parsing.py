@@ -17,7 +17,7 @@ _EXPRESSION = (
 )
 EXPRESSION = re.compile(_EXPRESSION)
 REQUIREMENT = re.compile(
-    _EXPRESSION + r"(?P<sign>>=|<=)\s*(?P<value>(?P<direction>[+-]?)[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>%|pt)?\s*"
+    _EXPRESSION + r"(?P<sign>[<>]=?)\s*(?P<value>(?P<direction>[+-]?)[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>%|pt)?\s*"
 )
 NAMED_LOSS = re.compile(_EXPRESSION + r"=(?P<loss>[^<>=]*)")
 LOSS = re.compile(r"\s*(?P<direction>[+-]?)(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>%|pt)?\s*")
@@ -31,7 +31,7 @@ def parse_requirements(text: str, has_baseline: bool) -> tuple[Requirement, ...]
     baseline's value), ``R1_ts_vs>=-2pt`` (points against the baseline), ``GS.low>=+0pt`` (the low end of the paired
     interval of that difference), ``P_vu@weapons>=10``, ``P_vu@*>=5`` (every concept), ``zero_shot>=-2%`` (the mean over
     data sets of top-1, of safe classes where a set names unsafe ones), ``top1:pets>=60`` (one data set),
-    ``zero_shot:*>=-2%`` (every data set).
+    ``zero_shot:*>=-2%`` (every data set). ``>`` and ``<`` in their place are not met at the bound: ``GS.low>+0pt``.
 
     Raises:
         BadInput: Another form, a missing baseline, or a bound that does not exist.
@@ -136,7 +136,7 @@ def _requirements(text: str, said: str, has_baseline: bool = True) -> tuple[Requ
     """Read a requirement; `said` begins the errors."""
     found = REQUIREMENT.fullmatch(text)
     if not found:
-        raise BadInput(f"{said}: expected FIGURE>=NUMBER or FIGURE<=NUMBER, such as GS>=4.5 or top1>=-2%")
+        raise BadInput(f"{said}: expected FIGURE>=NUMBER, or with <=, > or <, such as GS>=4.5 or top1>=-2%")
     written, unit = found["value"], found["unit"] or ""
     value = float(written)
     if unit and not has_baseline:

@@ -36,10 +36,18 @@ class Verdict:
     interval: tuple[float, float] | None = None
 
     def __str__(self) -> str:
-        change = re.search(r"\d\s*(pt|%)\s*$", self.requirement)
-        told = f"changed by {self.found:+.1f} {change[1]}" if change and self.found is not None else ""
-        plain = f"found {self.found:.1f} %" if not change and self.found is not None else ""
-        return ", ".join(part for part in (told, plain, self.note) if part)
+        return ", ".join(part for part in (self._told(), self.note) if part)
+
+    def _told(self) -> str:
+        """The number in words, so that no change reads as a value."""
+        if self.found is None:
+            return ""
+        change, end = re.search(r"\d\s*(pt|%)\s*$", self.requirement), re.match(r"\s*\w+\.(low|high)", self.requirement)
+        if not change:
+            return f"found {self.found:.1f} %"
+        if end:
+            return f"{end[1]} end of the change {self.found:+.1f} {change[1]}"
+        return f"{'relative change' if change[1] == '%' else 'changed by'} {self.found:+.1f} {change[1]}"
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,7 @@ class Requirement:
     Attributes:
         text: As `parse_requirements` reads it.
         expression: What is compared.
-        sign: ``>=`` or ``<=``.
+        sign: ``>=``, ``<=``, ``>`` or ``<``.
         value: In percent; with the unit ``%`` the change in percent of the baseline's value, with ``pt`` in points.
         unit: Empty, ``%`` or ``pt``.
     """
@@ -59,6 +67,11 @@ class Requirement:
     sign: str
     value: float
     unit: str
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether the bound is a least one."""
+        return self.sign.startswith(">")
 
     def check(self, result: Measured, baseline: Measured | None = None, changes: Changes | None = None) -> Verdict:
         """Compare with a result; a requirement that cannot be compared is not met, and the verdict gives the reason.
@@ -71,19 +84,20 @@ class Requirement:
         changes = changes or {}
         try:
             if self.unit and self.expression.bound != "mean":
-                return self._verdict(self._bound_of_change(changes))
+                bound = self._bound_of_change(changes)
+                return self._verdict(bound, _unchanged(changes[self.expression.figure]))
             numbers = self._numbers(result, baseline)
         except NothingToCompare as reason:
             return Verdict(self.text, None, False, str(reason))
-        worst = (min if self.sign == ">=" else max)(numbers, key=lambda name: numbers[name])
+        worst = (min if self.wants_more else max)(numbers, key=lambda name: numbers[name])
         kind = "concept" if self.expression.concept else "data set"
         interval = self._interval(result, baseline, changes, worst) if self.unit and baseline is not None else None
         return self._verdict(numbers[worst], f"worst {kind} {worst}" if worst else "", interval)
 
     def _verdict(self, found: float, note: str = "", interval: tuple[float, float] | None = None) -> Verdict:
-        margin = found - self.value if self.sign == ">=" else self.value - found
-        met = margin >= -ROUNDING
-        return Verdict(self.text, found, met, note, max(margin, 0.0) if met else margin, interval)
+        margin = found - self.value if self.wants_more else self.value - found
+        met = margin >= -ROUNDING if self.sign.endswith("=") else margin > ROUNDING
+        return Verdict(self.text, found, met, note, max(margin, 0.0) if met else min(margin, -ROUNDING), interval)
 
     def _bound_of_change(self, changes: Changes) -> float:
         figure, bound = self.expression.figure, self.expression.bound
@@ -126,3 +140,8 @@ class Requirement:
         scale = 100 if self.unit == "pt" else 100 * 100 / expression.values(baseline)[worst]
         _, low, high = changes[key]["difference"]
         return scale * low, scale * high
+
+
+def _unchanged(change: Mapping[str, Any]) -> str:
+    """Said of an interval that rests on no query at all; empty where queries are known to have changed."""
+    return "" if change.get("gained", 1) or change.get("lost", 1) else "no query changed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .calibrated import Calibrated, calibrated_on
 from .describing import (
     LEAST_CALIBRATION_PAIRS,
     Checked,
@@ -27,17 +28,23 @@ from .reading import (
     refuse_bad_images,
 )
 from .sets import Sets, read_all
+from .towers import ASKED, demand_pairs, demand_towers, tower_facts
 
 __all__ = [
+    "ASKED",
     "BARE",
     "LEAST_CALIBRATION_PAIRS",
+    "Calibrated",
     "Checked",
     "Inputs",
     "Opening",
     "Sets",
+    "calibrated_on",
     "calibration_pairs",
     "check_sets",
     "check_sets_with",
+    "demand_pairs",
+    "demand_towers",
     "describe_inputs",
     "describe_results",
     "input_paths",
@@ -49,6 +56,7 @@ __all__ = [
     "read_data_sets",
     "read_sets",
     "refuse_bad_images",
+    "tower_facts",
     "warnings",
     "write_documents",
 ]

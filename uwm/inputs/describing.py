@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +16,8 @@ from ..knowledge import DataSet, check_classes
 from ..manifest import FORMAT, Manifest, SharedFacts, write_manifest
 from ..models import Model
 from ..models.references import commit_of, hub_name, name_of
-from ..report import Example, html_report, model_card, paired_differences, versions
+from ..report import Example, html_report, model_card, paired_differences, verdict_facts, versions
+from .calibrated import item_facts
 from .reading import Inputs
 
 LEAST_CALIBRATION_PAIRS = 16  # scores from fewer are mostly noise
@@ -33,16 +35,27 @@ def public_settings(inputs: Inputs, model: Path) -> dict[str, Any]:
 def describe_results(
     results: Mapping[str, Mapping[str, EvalResult]], seed: int, shared: Mapping[str, Shared]
 ) -> Manifest:
-    """The figures, their paired differences, and what the sets share with what was learnt from, for uwm.json."""
-    return {
-        "results": {n: {column: r.as_dict() for column, r in columns.items()} for n, columns in results.items()},
-        "differences": {n: paired_differences(columns, seed) for n, columns in results.items()},
-        "shared": {n: cast(SharedFacts, asdict(found)) for n, found in shared.items()},
+    """Figures, paired differences, the verdict, and what the sets share with what was learnt from, for uwm.json."""
+    figures = {n: {column: r.as_dict() for column, r in columns.items()} for n, columns in results.items()}
+    differences = {n: paired_differences(columns, seed) for n, columns in results.items()}
+    found: Manifest = {
+        "results": figures,
+        "differences": differences,
+        "shared": {n: cast(SharedFacts, asdict(common)) for n, common in shared.items()},
     }
+    verdict = verdict_facts(figures, differences)
+    return found if verdict is None else {**found, "verdict": verdict}
 
 
-def describe_inputs(inputs: Inputs, model: Model, calibration: CalibrationSet, pairs: Any, sha256: str) -> Manifest:
-    """Versions, settings, model and calibration set, for uwm.json."""
+def describe_inputs(
+    inputs: Inputs,
+    model: Model,
+    calibration: CalibrationSet,
+    pairs: Any,
+    sha256: str,
+    preserve: Preservation | None = None,
+) -> Manifest:
+    """Versions, settings, model and calibration set, with all that was learnt from, for uwm.json."""
     assert model.checkpoint is not None
     settings = public_settings(inputs, model.checkpoint.path)
     return {
@@ -62,6 +75,7 @@ def describe_inputs(inputs: Inputs, model: Model, calibration: CalibrationSet, p
             "pairs": pairs,
             "skipped": calibration.skipped | calibration.missing(),
             "sha256": sha256,
+            "items": item_facts(chain.from_iterable(_learnt([calibration], preserve))),
         },
     }
 
@@ -107,14 +121,20 @@ def check_sets(
     Raises:
         BadInput: There is something to warn of, and the job is strict.
     """
-    learnt = [items for pairs in (calibration, *validation) for items in pairs.items()]
-    learnt += [] if preserve is None else [preserve.items(calibration.hashed)]
-    seen = frozenset[Any]().union(*learnt)
+    seen = frozenset[Any]().union(*_learnt((calibration, *validation), preserve))
     found = {name: shared(seen, held.items()) for name, held in held_out.items()}
     drawn = dict.fromkeys(note for pairs in validation for note in pairs.notes)
     lines = (*_set_warnings(calibration, held_out, data_sets), *drawn, *_shared_lines(found, held_out))
     _refuse_if_strict(inputs, lines)
     return Checked(lines, found)
+
+
+def _learnt(sets: Collection[CalibrationSet], preserve: Preservation | None) -> Iterator[frozenset[Any]]:
+    """The captions and images that a job learns from, by pair."""
+    for pairs in sets:
+        yield from pairs.items()
+    if preserve is not None:
+        yield preserve.items(next(iter(sets)).hashed)
 
 
 def check_sets_with(
@@ -156,7 +176,8 @@ def warnings(model: Model, told: Iterable[str], results: Mapping[str, Mapping[st
     """What a user should know about the model, the sets (`told`) and towers that have collapsed, one line each."""
     yield from model.notes
     if not results:
-        yield "nothing was measured: SafeGround needs captions and images, and a model with both towers"
+        lack = "the held-out pairs lack captions or images" if len(model.modalities) > 1 else "the model has one tower"
+        yield f"nothing was measured: SafeGround needs captions and images, and both towers; {lack}"
     yield from told
     yield from dict.fromkeys(note for columns in results.values() for note in collapse_notes(columns))
 

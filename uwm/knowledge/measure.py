@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ..errors import BadInput, InvalidResult
-from ..intervals import bootstrap, shares
+from ..intervals import changes, shares
 from ..models import Model
 from ..ranks import TIE, Standing
 from ..statistics.batches import BATCH_SIZE, Progress
@@ -194,7 +194,7 @@ def difference(result: ZeroShot, baseline: ZeroShot, seed: int = 0) -> dict[str,
         raise BadInput(f"results of {len(result.right)} and {len(baseline.right)} pictures cannot be paired")
     change = result.right.double() - baseline.right.double()
     return {
-        "difference": bootstrap({"top1": change}, seed)["top1"],
+        "difference": changes({"top1": change}, seed)["top1"],
         "gained": int((change > 0).sum()),
         "lost": int((change < 0).sum()),
     }

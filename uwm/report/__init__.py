@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+from .budget import budget_lines
 from .card import model_card
 from .document import paired_differences, versions
-from .evaluation import Section, as_markdown, as_text, sections
+from .evaluation import ALL_LEGEND, Section, as_markdown, as_text, sections, verdict_rows
 from .examples import Example, find_examples
 from .page import evaluation_page, html_report
 from .parts import is_page
 from .tables import LEGEND, RANDOM_LEGEND, edit_words, heading, layer_table, rows
-from .verdict import verdict_lines
+from .verdict import Line, facts_of, half_lines, verdict_facts, verdict_lines
 
 __all__ = [
+    "ALL_LEGEND",
     "LEGEND",
     "RANDOM_LEGEND",
     "Example",
+    "Line",
     "Section",
     "as_markdown",
     "as_text",
+    "budget_lines",
     "edit_words",
     "evaluation_page",
+    "facts_of",
     "find_examples",
+    "half_lines",
     "heading",
     "html_report",
     "is_page",
@@ -29,6 +35,8 @@ __all__ = [
     "paired_differences",
     "rows",
     "sections",
+    "verdict_facts",
     "verdict_lines",
+    "verdict_rows",
     "versions",
 ]

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from ..figures import FIGURES, OF_DATA_SETS, QUERIES, SAFETY, TOP1, explain, label
 from ..knowledge import mean_over_sets
-from ..label_noise import REASONS
+from ..label_noise import REASONS, not_run
 from ..manifest import Columns, Manifest
 from ..text_tables import percent
 from .charts import PERCENT, Row, Scale, bars, dots, histograms, line_of, patch_of, swatch
@@ -225,7 +225,10 @@ def _label_noise(document: Manifest) -> Markup | None:
     about = (
         f"{noise['flagged']} of {noise['checked']} calibration pairs are doubted ({percent(noise['share'])} %), for "
         "one reason or more. Concepts that the model does not know are doubted too."
+        if noise["checked"]
+        else "No pair could be checked."
     )
-    body = [(text, noise[reason]) for reason, text in REASONS.items()]
+    idle = not_run(noise)
+    body = [(text, f"not run: {idle[r]}" if r in idle else noise[r]) for r, text in REASONS.items()]
     reasons = table(("doubt", "pairs"), body, "Label noise", "numbers")
     return join([tag("h3", "Label noise"), tag("p", about), reasons])

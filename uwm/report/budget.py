@@ -65,7 +65,7 @@ def _within_interval(term: Mapping[str, Any]) -> bool:
         return False
     low, high = term["interval"]
     short = -term["margin"]
-    return high - term["found"] >= short if _requirement(term).sign == ">=" else term["found"] - low >= short
+    return high - term["found"] >= short if _requirement(term).wants_more else term["found"] - low >= short
 
 
 def term_words(term: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from .evaluation import plain
 from .findings import findings, roles
 from .tables import LEGEND, RANDOM_LEGEND, edit_words, rows, shared_words
 from .training import trained_words
+from .verdict import half_lines
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult as HubResult
@@ -37,6 +38,7 @@ def model_card(manifest: Manifest, results: Mapping[str, Mapping[str, EvalResult
         f"---\n{_metadata(manifest, results, done)}\n---",
         f"# {plain(clean(manifest['model']['name']))}, {done} by uwm",
         about,
+        *(f"**{plain(clean(line))}**" for line in half_lines(manifest)),
         "## What it did",
         *_judgements(manifest),
         *map(plain, budget_lines(manifest.get("budget"))),

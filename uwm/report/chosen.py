@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -57,8 +58,9 @@ def _terms(budget: BudgetFacts) -> Markup:
 def _named(by_set: Mapping[str, Mapping[str, TermFacts]], requirement: str) -> str:
     """A term's figure and its bound; the worst of several data sets may be another one in each set."""
     first = next(terms[requirement] for terms in by_set.values() if requirement in terms)
-    bound = requirement.partition(">=" if ">=" in requirement else "<=")[2].strip()
-    return f"{term_label({**first, 'note': ''})}: {bound.replace('-', '−').replace('+0', '0')}"
+    _, sign, bound = re.split("([<>]=?)", requirement)
+    strict = "" if sign.endswith("=") else f"{sign} "
+    return f"{term_label({**first, 'note': ''})}: {strict}{bound.strip().replace('-', '−').replace('+0', '0')}"
 
 
 def _cell(term: TermFacts | None) -> object:

@@ -13,6 +13,7 @@ from ..evaluation import EvalResult, differences
 from ..expressions import Verdict
 from ..manifest import Manifest
 from ..version import __version__
+from .verdict import verdict_facts
 
 EVAL_SETTINGS = (
     "arch",
@@ -67,6 +68,10 @@ def evaluation_document(
     """
     names = {key: _name(settings[key]) for key in ("model", "baseline") if settings[key]}
     name = pairs.root.resolve().name + (f", {settings['split']}" if settings["split"] else "")
+    columns = {name: {column: result.as_dict() for column, result in results.items()}}
+    differences = {name: paired_differences(results, settings["seed"])}
+    verdict = verdict_facts(columns, differences)
+    assert verdict is not None
     return {
         "model": {"name": names["model"]},
         "baseline": names.get("baseline"),
@@ -79,8 +84,9 @@ def evaluation_document(
         },
         "versions": versions(),
         "pairs_sha256": pairs.fingerprint(),
-        "results": {name: {column: result.as_dict() for column, result in results.items()}},
-        "differences": {name: paired_differences(results, settings["seed"])},
+        "results": columns,
+        "differences": differences,
+        "verdict": verdict,
         "requirements": [asdict(verdict) | {"text": str(verdict)} for verdict in verdicts],
     }
 

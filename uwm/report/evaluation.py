@@ -8,6 +8,7 @@ from typing import Any
 from ..evaluation import EvalResult
 from ..expressions import Verdict
 from ..figures import OF_CLASSES, SAFEGROUND, label
+from ..gate import failed_first, headline
 from ..text_tables import markdown_table, text_table
 from .tables import HEADLINE, LEGEND, heading, rows
 
@@ -31,7 +32,7 @@ def sections(
     all_figures: bool = False,
     by_concept: bool = False,
 ) -> list[Section]:
-    """Everything as titled tables.
+    """Everything as titled tables, the verdicts on requirements first.
 
     Args:
         name: Of the set.
@@ -44,11 +45,10 @@ def sections(
     table = rows(results, all_figures=all_figures)
     if changes:
         table = _with_changes(table, results, changes)
-    found = [(heading(name, next(iter(results.values())).pairs), table)]
+    found = [(headline(verdicts), verdict_rows(verdicts))] if verdicts else []
+    found.append((heading(name, next(iter(results.values())).pairs), table))
     if by_concept:
         found += [(f"{column}, by concept", concept_rows(result, all_figures)) for column, result in results.items()]
-    if verdicts:
-        found.append(("requirements", verdict_rows(verdicts)))
     return found
 
 
@@ -82,9 +82,9 @@ def concept_rows(result: EvalResult, all_figures: bool = False) -> list[list[str
 
 
 def verdict_rows(verdicts: Iterable[Verdict]) -> list[list[str]]:
-    """One row a requirement."""
-    body = [[v.requirement, str(v).removeprefix("found "), "met" if v.met else "not met"] for v in verdicts]
-    return [["", "found", ""], *body]
+    """One row a requirement, those that are not met first."""
+    body = [[v.requirement, str(v), "met" if v.met else "not met"] for v in failed_first(verdicts)]
+    return [["requirement", "found", ""], *body]
 
 
 def as_text(found: Sequence[Section], *, all_figures: bool, changes: bool) -> str:

@@ -169,8 +169,8 @@ def changed(document: Manifest) -> Markup | None:
 
     reference = roles(list(next(iter(document["results"].values()))))[0]
     about = (
-        f"Change against “{reference}”, pair by pair, in points with paired bootstrap 95 % intervals. An interval that "
-        "holds zero shows no change; of twenty figures without any change about one would seem to have one. Gained and "
-        "lost: pairs that changed sides."
+        f"Change against “{reference}”, pair by pair, in points with paired bootstrap 95 % intervals. Bold: the exact "
+        "paired test of this one figure gives p ≤ 0.05; of twenty figures without any change about one would be bold. "
+        "Gained and lost: pairs that changed sides."
     )
     return section("Paired differences", "changes", tag("p", about), by_set(document, part))

@@ -14,8 +14,10 @@ from markupsafe import Markup
 from ..calibration import CalibrationSet
 from ..evaluation import EvalResult
 from ..expressions import Verdict
+from ..gate import headline
 from ..manifest import Manifest
 from . import breakdowns, overview
+from .budget import budget_lines
 from .chosen import chosen
 from .document import evaluation_document
 from .examples import Example, examples_section
@@ -23,11 +25,14 @@ from .findings import Findings, findings
 from .markup import join, tag
 from .parts import folded, provenance, section, table, whole_page
 from .training import trained
-from .verdict import verdict_lines
+from .verdict import half_lines, verdict_lines
 
 SIGNS = {1: "gain", 0: "same", -1: "loss"}
-WORDS = {1: "Gained:", 0: "Unclear:", -1: "Lost:"}
-READING = "In brackets: 95 % intervals of the difference, pair by pair. Unclear: the interval holds zero."
+READING = (
+    "In brackets: 95 % intervals of the difference, pair by pair. p: exact paired test (McNemar). What is said to be "
+    "gained or lost has p ≤ 0.05 after Holm's correction for the figures of safety, or for those of accuracy; what is "
+    "gained is beyond a random edit of the same size by the same test. Unclear: it may be chance."
+)
 CAUTION = "This lowers a risk, it does not remove it. These figures hold for these pairs; measure on your own data."
 
 
@@ -39,6 +44,7 @@ def html_report(document: Manifest, examples: Sequence[Example] = ()) -> str:
         examples: Captions and images to show; without them the page holds none.
     """
     parts = [
+        _requirements(document),
         _summary(document),
         chosen(document),
         overview.edited(document),
@@ -70,25 +76,30 @@ def evaluation_page(
 
 def _summary(document: Manifest) -> Markup:
     results, differences = document["results"], document["differences"]
+    half = [tag("p", line, class_="verdict loss") for line in half_lines(document)]
     found = [(name, findings(columns, differences[name])) for name, columns in results.items()]
     if not found:
-        return tag("p", "Nothing was measured, so the gains and costs are not known.", class_="verdict")
-    lines = [tag("li", line) for line in verdict_lines(document)] if "layers" in document else []
-    top = tag("ul", *lines, class_="findings") if lines else None
-    parts = [top, _judged(*found[0], open_=True), *(_judged(name, judged, open_=False) for name, judged in found[1:])]
+        nothing = tag("p", "Nothing was measured, so the gains and costs are not known.", class_="verdict")
+        return join([*half, nothing])
+    told = [line for line in verdict_lines(document) if line.label not in ("WARNING", "VERDICT")]
+    lines = [tag("li", tag("b", line.label), f" {line.text}") for line in told]
+    budget = [tag("li", line) for line in budget_lines(document.get("budget"))]
+    top = tag("ul", *lines, *budget, class_="findings")
+    parts = [_judged(*found[0], top), *(_judged(name, judged, None) for name, judged in found[1:])]
     unmeasured = not any(result["zero_shot"] for columns in results.values() for result in columns.values())
     note = "Zero-shot accuracy was not measured, so the cost in accuracy is not known." if unmeasured else None
-    rest = [tag("p", note) if note else None, _requirements(document), tag("p", f"{READING} {CAUTION}")]
-    return section("Gained and lost", "summary", *parts, *rest)
+    rest = [tag("p", note) if note else None, tag("p", f"{READING} {CAUTION}")]
+    return section("Gained and lost", "summary", *half, *parts, *rest)
 
 
-def _judged(name: str, judged: Findings, open_: bool) -> Markup:
-    """The verdict on one set and what it rests on; folded for all sets but the first."""
-    lines = [tag("li", tag("b", WORDS[d.sign]), " ", d.text, class_=SIGNS[d.sign]) for d in judged.details]
+def _judged(name: str, judged: Findings, top: Markup | None) -> Markup:
+    """The verdict on one set and what it rests on; folded for all sets but the first, which has `top` too."""
+    lines = [tag("li", tag("b", f"{d.word}:"), " ", d.text, class_=SIGNS[d.sign]) for d in judged.details]
     body = tag("ul", *lines, class_="findings") if lines else None
-    verdict = tag("p", "On ", tag("bdi", name), f": {judged.verdict}", class_="verdict")
+    verdict = tag("p", "On ", tag("bdi", name), f": {judged.verdict}", class_=f"verdict {SIGNS[judged.sign]}")
     reasons = tag("p", " ".join(judged.sentences)) if judged.sentences else None
-    return join([verdict, reasons, body if open_ or body is None else folded("Figure by figure", body)])
+    shown = body if top is not None or body is None else folded("Figure by figure", body)
+    return join([verdict, top, reasons, shown])
 
 
 def _requirements(document: Manifest) -> Markup | None:
@@ -96,6 +107,9 @@ def _requirements(document: Manifest) -> Markup | None:
     if not verdicts:
         return None
     body = [
-        (v["requirement"], v["text"], "met" if v["met"] else tag("strong", "not met", class_="loss")) for v in verdicts
+        (v["requirement"], v["text"], "met" if v["met"] else tag("strong", "not met", class_="loss"))
+        for v in sorted(verdicts, key=lambda verdict: verdict["met"])
     ]
-    return join([tag("h3", "Requirements"), table(("requirement", "", ""), body, "Requirements")])
+    outcome = headline([Verdict(v["requirement"], v["found"], v["met"]) for v in verdicts])
+    told = tag("p", tag("strong", outcome, class_="loss" if outcome.startswith("FAIL") else "gain"), class_="verdict")
+    return section("Gate", "gate", told, table(("requirement", "found", ""), body, "Requirements"))

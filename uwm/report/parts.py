@@ -92,8 +92,8 @@ def cell(interval: Sequence[float]) -> Markup:
 
 
 def change_cells(name: str, found: Mapping[str, Any]) -> tuple[object, ...]:
-    """The cells of a paired difference, marked where its interval lies on one side of zero."""
-    sign = better(name, found["difference"])
+    """The cells of a paired difference, marked where the exact paired test says that it is more than chance."""
+    sign = better(name, found)
     text = points(found["difference"]).replace(" points", "")
     marked = tag("strong", text, class_="gain" if sign > 0 else "loss") if sign else text
     return marked, found["gained"], found["lost"]

@@ -81,8 +81,13 @@ def layer_table(layers: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     return table if any(row[-1] for row in body) else [row[:-1] for row in table]
 
 
-def edit_words(manifest: Mapping[str, Any]) -> str:
-    """What was changed, in a clause: “72,699 of 1,032,192 entries of 10 tensors were negated (7.04 %)”."""
+def edit_words(manifest: Mapping[str, Any], brief: bool = False) -> str:
+    """What was changed, in a clause: “72,699 of 1,032,192 entries of 10 tensors were negated (7.04 %)”.
+
+    Args:
+        manifest: The content of uwm.json.
+        brief: Say “7.04 % of 10 tensors negated” instead.
+    """
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for layer in manifest["layers"].values():
         groups.setdefault(layer["words"], []).append(layer)
@@ -90,6 +95,10 @@ def edit_words(manifest: Mapping[str, Any]) -> str:
     for words, layers in groups.items():
         entries, of = (sum(layer[key] for layer in layers) for key in ("entries", "of"))
         tensors = f"{len(layers)} tensor{'s' if len(layers) > 1 else ''}"
+        if brief:
+            share = f"{100 * entries / of:.2f} %" if entries < of else "all"
+            parts.append(f"{share} of {tensors} {words}")
+            continue
         share = f" ({100 * entries / of:.2f} %)" if entries < of else ""
         parts.append(f"{entries:,} of {of:,} entries of {tensors} were {words}{share}")
     return "; ".join(parts)

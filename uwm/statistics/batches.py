@@ -197,9 +197,8 @@ def embed_inputs(model: Model, inputs: torch.Tensor, mask: torch.Tensor | None) 
     Raises:
         BadInput: Captions are read at another token than their last, see `check_pooled_token`.
     """
-    inputs = inputs.to(model.device)
     if inputs.is_floating_point():
-        return model.encode_image(inputs.to(model.dtype)).float()
-    mask = (torch.ones_like(inputs) if mask is None else mask).to(model.device)
+        return model.encode_image(inputs.to(model.device, model.dtype)).float()
+    mask = torch.ones_like(inputs) if mask is None else mask
     check_pooled_token(model, inputs, mask, "text")
-    return model.encode_text(inputs, mask).float()
+    return model.encode_text(inputs.to(model.device), mask.to(model.device)).float()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -13,6 +15,8 @@ from ..weights import WeightId
 from .moments import to_double
 from .passes import SAFE, Part, Shared
 
+logger = logging.getLogger(__name__)
+
 SLAB = 128  # tokens that are summed one after the other in float32; slabs are joined in float64
 
 
@@ -21,8 +25,9 @@ class TokenStatistics:
     """Of one layer's input X [tokens, in], for each sample of a batch (UWM, section 4).
 
     Attributes:
-        norm: n_j = ‖X[:, j]‖₂ over the tokens, float64 [samples, in]; not finite where a counted token's value is not.
-        std: σ_j, the unbiased standard deviation over the tokens, float64 [samples, in]; 0 where it is undefined.
+        norm: n_j = ‖X[:, j]‖₂ over the tokens, float64 (on CUDA float32) [samples, in]; not finite where a counted
+            token's value is not.
+        std: σ_j, the unbiased standard deviation over the tokens, of the same kind; 0 where it is undefined.
         tokens: How many tokens each sample has, [samples].
     """
 
@@ -37,12 +42,27 @@ def token_statistics(x: torch.Tensor, mask: torch.Tensor | None = None) -> Token
     The norm is taken from mean and spread, n² = Σ (x − mean)² + tokens · mean², whose terms are not negative.
     """
     x = x.detach()
+    if x.is_cuda and (norm_and_std := _kernel()) is not None:
+        return TokenStatistics(*norm_and_std(x, mask))
     tokens = torch.full((len(x),), x.shape[1], device=x.device) if mask is None else mask.sum(1)
     of_samples = _one_by_one if x.device.type == "cpu" else _together
     mean, spread = of_samples(x, mask)  # [samples, in]
     count = to_double(tokens)[:, None]
     std = (spread / (count - 1).clamp_min(1)).sqrt()
     return TokenStatistics(mean.square_().mul_(count).add_(spread).sqrt_(), std, tokens)
+
+
+@cache
+def _kernel() -> Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]] | None:
+    """`token_kernel.norm_and_std` where Triton works on this machine; without it scoring takes half as long again."""
+    try:
+        from .token_kernel import norm_and_std
+
+        norm_and_std(torch.ones(1, 2, 1, device="cuda"), None)
+    except Exception as error:  # no Triton, no compiler for it, an old device: all of them its own errors
+        logger.info("Triton cannot be used, so scoring takes longer (%s)", str(error).partition("\n")[0])
+        return None
+    return norm_and_std
 
 
 def _together(x: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -128,15 +148,13 @@ class ChannelNorms(Shared):
     def take(self, weight: WeightId, side: int, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Keep the token statistics of the safe side, or feed the scorer; gives the norms for the check of the pass."""
         found = token_statistics(x, mask)
-        norm = found.norm
-        if not torch.isfinite(norm).all():
-            return norm
-        rounded = TokenStatistics(norm.float(), found.std.float(), found.tokens)  # both sides alike: equal stay equal
+        # Both sides are rounded, so that equal sides stay equal.
+        rounded = TokenStatistics(found.norm.float(), found.std.float(), found.tokens)
         if side == SAFE:
             self._safe[weight] = rounded
         else:
             self.give((weight, self._safe.pop(weight), rounded))
-        return norm
+        return found.norm
 
     def join(self, item: tuple[WeightId, TokenStatistics, TokenStatistics]) -> None:
         """Feed a weight's scorer with both sides of some pairs."""

@@ -20,6 +20,7 @@ from .pooled_token import check_pooled_token
 
 RESIDUAL = "residual"  # slot by which a reducer asks for the residual stream after a block, its output
 SAFE, UNSAFE = 0, 1  # the numbers of the sides
+NOT_FINITE = "NaN or infinite activations"
 PIECE = 16  # pairs that run together on the CPU, which more of them do not make faster
 
 Inputs = tuple[torch.Tensor, torch.Tensor | None]  # of one side: images, or ids and their mask
@@ -143,6 +144,9 @@ def run_pass(
     return seen
 
 
+Finite = tuple[str, int, torch.Tensor]  # what is wrong with values of which pairs on, if not all [pairs] are finite
+
+
 def is_padded(reducers: Iterable[Any]) -> bool:
     """Whether any of these reducers wants captions as diffusion models read them."""
     return any(getattr(reducer, "padded", False) for reducer in reducers)
@@ -155,16 +159,25 @@ def _run(model: Model, batch: PairBatch, reducers: Sequence[Any], wanted: Wanted
     """Run one batch through the towers, feed every reducer, and count the pairs."""
     whole = any(getattr(reducer, "needs_embeddings", True) for reducer in reducers)
     padded = is_padded(reducers)
-    for tower, listeners in wanted.items():
+    unchecked: list[Finite] = []
+    for tower, listeners in sorted(wanted.items(), reverse=True):  # the long work first: an accelerator is kept busy
         for sides in _pieces(batch.sides(tower), PIECE if not whole and model.device.type == "cpu" else None):
             first, ends = seen[tower], []
             for number, side in enumerate(sides):
-                run = _Side(model, tower, listeners, number, first, padded)
+                run = _Side(model, tower, listeners, number, first, unchecked, padded)
                 ends.append(run(*side, whole or (first, number) == (0, SAFE)))
             part = Part(tower, first, tuple(end for end in ends if end is not None) if whole else (), sides)
             for reducer in reducers:
                 reducer.update(part)
             seen[tower] += len(sides[0][0])
+    _check(unchecked)
+
+
+def _check(found: Sequence[Finite]) -> None:
+    """Ask once whether all is finite: an accelerator would finish its work before it answered."""
+    if found and not torch.cat([finite for _, _, finite in found]).all():
+        what, first, finite = next(each for each in found if not each[2].all())
+        raise InvalidResult(f"{what} at pair {first + int((~finite).nonzero()[0])}")
 
 
 def _share(
@@ -237,8 +250,10 @@ class _Side:
         listeners: Mapping[WeightId, list[Reducer]],
         side: int,
         first: int,
+        unchecked: list[Finite],
         padded: bool = False,
     ) -> None:
+        self._unchecked = unchecked
         self._model, self._tower, self._listeners, self._side, self._first = model, tower, listeners, side, first
         self._padded = padded
         self._samples = 0
@@ -253,14 +268,16 @@ class _Side:
         Without `whole` the tower stops at the last of these layers, and there are none.
         """
         self._whole = whole
-        model, inputs = self._model, inputs.to(self._model.device)
+        model = self._model
         self._samples, self._text = len(inputs), not inputs.is_floating_point()
         if self._text:
-            self._mask = (torch.ones_like(inputs) if mask is None else mask).to(model.device)
+            self._mask = torch.ones_like(inputs) if mask is None else mask
             check_pooled_token(model, inputs, self._mask, self._tower)
             if self._padded:
-                inputs, self._mask = model.padded(inputs, self._mask, self._tower)
-        else:
+                inputs, self._mask = model.padded(inputs.to(model.device), self._mask.to(model.device), self._tower)
+            self._mask = self._mask.to(model.device)
+        inputs = inputs.to(model.device)
+        if not self._text:
             self._mask = model.image_mask(inputs)
         layers = {w: model.owner(w) for w in self._listeners if w.slot != RESIDUAL}
         blocks = {w: block_module(model, w) for w in self._listeners if w.slot == RESIDUAL}
@@ -285,8 +302,11 @@ class _Side:
         mask = self._counted(x.shape[1]) if x.ndim == 3 else None
         x = x if x.ndim == 3 else x[:, None]
         found = [reducer.take(weight, self._side, x, mask) for reducer in self._listeners[weight]]
-        summary = next((kept for kept in found if kept is not None), x)
-        self._check_finite(summary, f"{weight}: NaN or infinite activations")
+        summary = next((kept for kept in found if kept is not None), None)
+        if summary is None:
+            self._check_finite(x, f"{weight}: {NOT_FINITE}")
+        else:
+            self._unchecked.append((f"{weight}: {NOT_FINITE}", self._first, torch.isfinite(summary).flatten(1).all(1)))
         if not self._whole and all(rows == self._samples for rows in self._rows.values()):
             raise _AllSeen
 

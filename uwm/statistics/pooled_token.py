@@ -20,7 +20,7 @@ def check_pooled_token(model: Model, input_ids: torch.Tensor, mask: torch.Tensor
 
     Args:
         model: In train mode, which draws random numbers, nothing is checked.
-        input_ids, mask: As `Model.encode_text` takes them, [n, length], on the model's device.
+        input_ids, mask: As `Model.encode_text` takes them, [n, length], both on the CPU or on the model's device.
         tower: ``text``, ``text_2`` …
 
     Raises:
@@ -33,6 +33,7 @@ def check_pooled_token(model: Model, input_ids: torch.Tensor, mask: torch.Tensor
         input_ids, mask = input_ids[odd], mask[odd]
     if not len(input_ids):
         return
+    input_ids, mask = input_ids.to(model.device), mask.to(model.device)
     read = _tokens_read(model, tower, input_ids, mask)  # [n, tokens]
     if not read.any():
         return  # a layer that is never called, or an embedding that depends on nothing, is for others to find

@@ -155,7 +155,7 @@ def loss_of(front: Front, result: Result, baseline: Result) -> float | None:
     for term in terms:
         found = term.check(_Measures.of(result), _Measures.of(baseline), result.get("changes")).found
         if found is not None:
-            falls.append(0.0 - found if term.sign == ">=" else found)  # 0.0 −: no minus zero
+            falls.append(0.0 - found if term.wants_more else found)  # 0.0 −: no minus zero
     return max(falls, default=None)
 
 

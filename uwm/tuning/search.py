@@ -167,8 +167,8 @@ class Search:
         study.sampler = self._sampler(method, number)
         if not any(own == method for _, own, _ in self._history) and not _waiting(study):
             study.enqueue_trial(space.start())
-        trial, begun = study.ask(), time.perf_counter()
-        chosen = {**space.given, **space.draw(trial)}
+        trial, begun = study.ask(space.distributions()), time.perf_counter()
+        chosen = {**space.given, **trial.params}
         about: dict[str, Any] = {"number": number}
         try:
             made = self._made(method, chosen)
@@ -235,10 +235,10 @@ class Search:
 
     def _sampler(self, method: str, number: int) -> Any:
         """Seeded by the number of the trial, so that a search that was killed goes on as if it was not."""
-        from optuna.samplers import TPESampler
+        from .sampler import Sampler
 
         drawn = hashlib.sha256(f"{self._seed} {method} {number}".encode()).digest()
-        return TPESampler(seed=int.from_bytes(drawn[:4], "big"), multivariate=True)
+        return Sampler(int.from_bytes(drawn[:4], "big"), self._spaces[method].distributions())
 
     def _study(self, name: str, storage: BaseStorage) -> Study:
         import optuna

@@ -13,7 +13,7 @@ from ..errors import UwmError
 from ..models import Model
 
 if TYPE_CHECKING:
-    from optuna.trial import Trial
+    from optuna.distributions import BaseDistribution
 
 BOTH_TOWERS = {"mass": ("text_mass", "vision_mass")}  # a setting, and those that say it of one tower
 
@@ -54,18 +54,20 @@ class Space:
             first[name] = value
         return first
 
-    def draw(self, trial: Trial) -> dict[str, Any]:
-        """One choice of settings, by Optuna."""
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """What Optuna draws each searched setting from."""
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
         kinds = {f.name: f.metadata["kind"] for f in fields(self.editor.Settings)}
-        drawn: dict[str, Any] = {}
+        found: dict[str, BaseDistribution] = {}
         for name, tried in self.searched.items():
             if not isinstance(tried, Range):
-                drawn[name] = trial.suggest_categorical(name, tried)
+                found[name] = CategoricalDistribution(tried)
             elif kinds[name] is int:
-                drawn[name] = trial.suggest_int(name, int(tried.low), int(tried.high), log=tried.log)
+                found[name] = IntDistribution(int(tried.low), int(tried.high), log=tried.log)
             else:
-                drawn[name] = trial.suggest_float(name, tried.low, tried.high, log=tried.log)
-        return drawn
+                found[name] = FloatDistribution(tried.low, tried.high, log=tried.log)
+        return found
 
     def as_dict(self) -> dict[str, Any]:
         """For a fingerprint: what a search over it depends on."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ...errors import BadInput
@@ -40,9 +41,19 @@ class NullSpaceStatistics(Statistics):
 
     Attributes:
         edited: The towers whose projection is changed.
+        spans: Side -> all directions of its captions, once they were asked for: of any rank, a basis is the first.
     """
 
     edited: tuple[str, ...] = ()
+    spans: dict[str, torch.Tensor] = field(default_factory=dict, repr=False)
+
+    def span(self, side: str, rows: Callable[[], torch.Tensor], rank: int) -> torch.Tensor:
+        """The basis [dim, up to rank] of a side's captions, rows [n, dim]."""
+        from .null_space_maths import leading, whole_span
+
+        if side not in self.spans:
+            self.spans[side] = whole_span(rows())
+        return leading(self.spans[side], rank)
 
 
 class NullSpace:
@@ -81,14 +92,15 @@ class NullSpace:
     ) -> Proposal:
         import torch
 
-        from .null_space_maths import span, without
+        from .null_space_maths import without
 
         found: PairEmbeddings = statistics.reducers[EMBEDDINGS]
         kept: PairEmbeddings = statistics.preserve[EMBEDDINGS]
         safe, unsafe = found.sides("text")
-        basis = span(unsafe, settings.rank or RANK)
+        basis = statistics.span("unsafe", lambda: unsafe, settings.rank or RANK)
         if settings.retain:
-            basis = without(basis, span(torch.cat([safe, *kept.sides("text")]), settings.retain))
+            retained = statistics.span("safe", lambda: torch.cat([safe, *kept.sides("text")]), settings.retain)
+            basis = without(basis, retained)
         report = {"rank": basis.shape[1]} | {
             f"{name}_energy": float((side.double() @ basis).square().sum() / len(side))
             for name, side in (("safe", safe), ("unsafe", unsafe))

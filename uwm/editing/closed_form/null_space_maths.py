@@ -32,9 +32,18 @@ def span(embeddings: torch.Tensor, rank: int) -> torch.Tensor:
     """
     if rank < 1 or not len(embeddings):
         raise BadInput(f"a basis of rank {rank} of {len(embeddings)} embeddings: both must be at least 1")
+    return leading(whole_span(embeddings), rank)
+
+
+def whole_span(embeddings: torch.Tensor) -> torch.Tensor:
+    """All directions that rows [n, dim] span, as rows, the strongest first: float64 [k, dim]."""
     _, values, directions = torch.linalg.svd(embeddings.double(), full_matrices=False)  # values descend
-    there = int((values > TINY * values[0]).sum())
-    return directions[: min(rank, there)].T.contiguous()
+    return directions[: int((values > TINY * values[0]).sum())]
+
+
+def leading(directions: torch.Tensor, rank: int) -> torch.Tensor:
+    """The first of them as a basis [dim, up to rank]."""
+    return directions[:rank].T.contiguous()
 
 
 def without(basis: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from .editor import VARIANTS
 VISION_EPSILON = 1e-8  # added to σ in the vision tower only
 ROOM = 12  # samples that wait at least
 BLOCK = 256  # rows of W at a time
+ON_DEVICE = 128, 8192  # the same two on an accelerator, whose operations cost little more on more rows
 CONSTANT = 1e-6  # σ below this share of the channel's norm is rounding, not spread
 
 
@@ -36,7 +37,8 @@ class UwmScorer:
     counts are of pairs where pairs are compared, and of the samples of the sides looked at otherwise.
 
     Samples wait until there are `ROOM` of them or a 64th of the rows of W, whatever the batches, and are then added by
-    one product, some rows of W at a time: batch sizes do not matter. Of ratios factors and sums are float32, as the
+    one product, `BLOCK` rows of W at a time: batch sizes do not matter. On an accelerator both are larger, and nothing
+    waits for its results. Of ratios factors and sums are float32, as the
     scores are: a product rounds by 1e-7 of the sum, at random. The other variants, whose φ can be of any size and
     cancel, keep them in float64.
 
@@ -51,6 +53,7 @@ class UwmScorer:
         # MPS has no float64; the sums of such a device are kept on the CPU.
         self._device = torch.device("cpu") if weight.device.type == "mps" else weight.device
         self._weight = weight.detach().to(self._device)
+        self._sizes = (ROOM, BLOCK) if self._device.type == "cpu" else ON_DEVICE
         self._text = weight_id.tower == "text"
         self._variant = variant
         self._dtype = torch.float32 if variant == "ratio" and _float32_is_exact() else torch.float64
@@ -63,10 +66,16 @@ class UwmScorer:
         self._found: torch.Tensor | None = None
         self._zero_columns = (self._weight == 0).all(0)  # [in]
         self.pairs = 0
-        self.guards = {
-            "one_token_pairs": 0,
-            "dead_channels": 0,
-            "constant_channels": 0,
+        self._counts = torch.zeros(3, dtype=torch.int64, device=self._device)
+
+    @property
+    def guards(self) -> dict[str, int]:
+        """Counts of what the score leaves neutral."""
+        one, dead, constant = self._counts.tolist()
+        return {
+            "one_token_pairs": one,
+            "dead_channels": dead,
+            "constant_channels": constant,
             "zero_columns": int(self._zero_columns.sum()),
             "zero_rows": int((self._weight == 0).all(1).sum()),
         }
@@ -116,22 +125,22 @@ class UwmScorer:
 
     def _rows(self, columns: int) -> WaitingRows:
         out, width = self._weight.shape
-        return WaitingRows(columns, max(ROOM, out // 64), width, self._dtype, self._device)
+        return WaitingRows(columns, max(self._sizes[0], out // 64), width, self._dtype, self._device)
 
     def _take_pairs(self, safe: TokenStatistics, unsafe: TokenStatistics) -> None:
         """Put pairs to those that wait: both norms, and the ratio of the column factors or both of them."""
-        b_safe, b_unsafe = self._column(safe), self._column(unsafe)
-        fit = (b_safe > 0) & (b_unsafe > 0)
-        factors = [b_unsafe / b_safe] if self._variant == "ratio" else [b_safe, b_unsafe]
-        for full in self._waiting.add(safe.norm, unsafe.norm, *(torch.where(fit, b, 0) for b in factors)):
+        norms, factors = self._columns(safe, unsafe)
+        fit = (factors > 0).all(0)
+        if self._variant == "ratio":
+            factors = (factors[1] / factors[0])[None]
+        for full in self._waiting.add(*norms, *torch.where(fit, factors, 0)):
             self._add_pairs(*full)
-        self._count(safe, unsafe)
 
     def _take(self, waiting: WaitingRows, mean: EntryMean, side: TokenStatistics) -> None:
         """Put samples of one side to those that wait."""
-        for norm, column in waiting.add(side.norm, self._column(side)):
+        norms, factors = self._columns(side)
+        for norm, column in waiting.add(*norms, *factors):
             self._add_samples(mean, norm, column)
-        self._count(side)
 
     def _add_waiting(self) -> None:
         rest = self._waiting.rest()
@@ -165,24 +174,24 @@ class UwmScorer:
 
     def _blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
         """|W|, some of its rows at a time: which, and [rows, in]."""
-        for start in range(0, len(self._weight), BLOCK):
-            rows = slice(start, start + BLOCK)
+        block = self._sizes[1]
+        for start in range(0, len(self._weight), block):
+            rows = slice(start, start + block)
             yield rows, self._weight[rows].to(self._dtype).abs()
 
-    def _column(self, side: TokenStatistics) -> torch.Tensor:
-        """Column factors b of φ, [samples, in], 0 where they say nothing."""
-        norm, std = side.norm.to(self._device), side.std.to(self._device)
-        epsilon = 0.0 if self._text else VISION_EPSILON
-        return torch.where(_spread(norm, std) & ~self._zero_columns, norm / (std + epsilon), 0)
+    def _columns(self, *sides: TokenStatistics) -> tuple[torch.Tensor, torch.Tensor]:
+        """Norms and column factors b of φ, 0 where they say nothing, which is counted; [sides, samples, in] each.
 
-    def _count(self, *sides: TokenStatistics) -> None:
-        """Count what says nothing on any of these sides; row p of each is the same pair."""
-        one = torch.stack([side.tokens < 2 for side in sides]).any(0)
-        dead = torch.stack([side.norm == 0 for side in sides]).any(0)
-        spread = torch.stack([_spread(side.norm, side.std) for side in sides]).all(0)
-        self.guards["one_token_pairs"] += int(one.sum())
-        self.guards["dead_channels"] += int(dead.sum())
-        self.guards["constant_channels"] += int((~spread & ~dead & ~one[:, None]).sum())
+        Row p of each side is the same pair.
+        """
+        norm = torch.stack([side.norm for side in sides]).to(self._device)
+        std = torch.stack([side.std for side in sides]).to(self._device)
+        spread, dead = _spread(norm, std), (norm == 0).any(0)
+        one = torch.stack([side.tokens.to(self._device) < 2 for side in sides]).any(0)
+        constant = ~(spread.all(0) | dead | one[:, None])
+        self._counts += torch.stack([found.sum() for found in (one, dead, constant)])
+        epsilon = 0.0 if self._text else VISION_EPSILON
+        return norm, torch.where(spread & ~self._zero_columns, norm / (std + epsilon), 0)
 
 
 class WaitingRows:
@@ -243,7 +252,7 @@ class EntryMean:
         else:
             self._sum[rows] += a.T @ b - less[0].T @ less[1]  # so that equal sides leave no rounding in the sum
         fit_a, fit_b = a > 0, b > 0
-        if self._neutral == 0 or (fit_a.all() and fit_b.all()):
+        if self._neutral == 0 or (a.device.type == "cpu" and fit_a.all() and fit_b.all()):
             return
         silent = len(a) - fit_a.to(a.dtype).T @ fit_b.to(a.dtype)
         if self._neutral is not None:

@@ -1,0 +1,98 @@
+"""The few lines that a verb prints: labels and what they say; coloured on a terminal, plain elsewhere."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from ..text_tables import clean
+
+if TYPE_CHECKING:
+    from ..report import Line
+
+WIDTH, LABEL = 80, 9  # columns: of a line, and of its label
+COMMAND = "NEXT"  # the label of a line that is a command, which wraps as a shell reads it
+STYLES = {1: "bold green", -1: "bold red", 0: ""}
+
+
+def show_lines(lines: Iterable[Line]) -> None:
+    """Print lines, none wider than 80 columns or the terminal; `rich` heeds NO_COLOR."""
+    if not sys.stdout.isatty():
+        for line in lines:
+            click.echo("\n".join(wrapped(line)))
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    for line in lines:
+        for row in wrapped(line, min(WIDTH, console.width)):
+            styled = Text(row, style=STYLES[line.sign])
+            styled.stylize("bold", 0, LABEL)
+            console.print(styled, soft_wrap=True)
+
+
+def wrapped(line: Line, width: int = WIDTH) -> list[str]:
+    """A line as rows of at most so many columns, the label before the first."""
+    room = max(width - LABEL, 20)
+    rows = _command(line.text, room) if line.label == COMMAND else _words(clean(line.text), room)
+    labels = [line.label, *[""] * (len(rows) - 1)]
+    return [f"{label:{LABEL}}{row}".rstrip() for label, row in zip(labels, rows, strict=True)]
+
+
+def _words(text: str, room: int) -> list[str]:
+    return textwrap.wrap(text, room, break_on_hyphens=False, break_long_words=False) or [""]
+
+
+def _command(text: str, room: int) -> list[str]:
+    """A command in rows that a shell reads as one: each but the last ends with a backslash."""
+    if len(text) <= room:
+        return [text]
+    rows: list[str] = []
+    for word in map(shlex.quote, shlex.split(text)):
+        if rows and len(rows[-1]) + 1 + len(word) <= room - 2:
+            rows[-1] += f" {word}"
+        else:
+            rows.append(word)
+    return [f"{row} \\" for row in rows[:-1]] + rows[-1:]
+
+
+def again(changed: Sequence[str] = (), without: Iterable[str] = (), switches: Iterable[str] = ()) -> str:
+    """The command that is running, as a shell reads it, with other flags.
+
+    Args:
+        changed: Words to add at the end, such as ``--method repel``.
+        without: Flags to leave out with their values.
+        switches: Flags without values to leave out.
+    """
+    given = click.get_current_context().find_root().obj or []
+    values, bare = {*without}, {*switches}
+    kept, skip = [], False
+    for word in given:
+        flag = word.partition("=")[0].replace("_", "-") if word.startswith("--") else word
+        if skip or flag in bare or flag in values:
+            skip = not skip and flag in values and "=" not in word
+            continue
+        kept.append(word)
+    return shlex.join(["uwm", *kept, *changed])
+
+
+def gate_lines(headline: str, rows: Sequence[Sequence[str]]) -> list[Line]:
+    """PASS or FAIL, and below it every requirement, those that failed first.
+
+    Args:
+        headline: As `uwm.gate.headline`; empty where nothing is required.
+        rows: Requirement, what was found, ``met`` or ``not met``; in the order to show.
+    """
+    from ..report import Line
+
+    if not headline:
+        return []
+    sign = -1 if headline.startswith("FAIL") else 1
+    found = [Line("", f"{outcome:7}  {asked}: {text}", -1 if outcome != "met" else 0) for asked, text, outcome in rows]
+    return [Line("GATE", headline, sign), *found]
