@@ -39,8 +39,8 @@ SHOWN = click.option(
     "--show-examples", is_flag=True, help="Show images, captions and prompts in the page, with --caption or --generate."
 )
 READERS = ("caption", "generate")  # of which one can be asked for
-OF_PAIRS = ("pairs", "allow_calibration_pairs", "zero_shot", "data_root", "templates", "ensemble", "all_figures", "no_cache", "arch",
-            "quick_gelu", "preprocess", "safe_images", "unsafe_images")  # fmt: skip
+OF_PAIRS = ("pairs", "allow_calibration_pairs", "zero_shot", "data_root", "templates", "ensemble", "all_figures",
+            "no_cache", "arch", "quick_gelu", "preprocess", "safe_images", "unsafe_images")  # fmt: skip
 OF_READERS = ("images", "words", "text_classifier", "unsafe_labels", "ask", "caption_tokens", "show_examples",
               "prompts", "safe_prompts", "detectors", "clip_score", "steps", "guidance", "size", "draw_batch", "each",
               "output")  # fmt: skip
