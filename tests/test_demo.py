@@ -37,7 +37,7 @@ def lines(text: str, starts: str) -> dict[str, str]:
     for row in rows:
         label = row[:9].strip() or label
         found[label] = f"{found.get(label, '')} {row[9:].strip()}".strip()
-    return {label: re.sub(r" \(\d+ s, [\d.]+ GB\)", "", said) for label, said in found.items()}
+    return {label: re.sub(r" \((\d+|…) s, [\d.]+ GB\)", "", said) for label, said in found.items()}
 
 
 def numbers(text: str) -> list[float]:
