@@ -120,12 +120,12 @@ def test_f38_shards_of_two_releases_are_refused(tmp_path):
 
 
 def test_f49_nan_activations_name_the_pair_by_its_id(tiny_hf, tiny_set, tmp_path, run_uwm):
-    """A weight that is finite and too large for a caption's activations."""
+    """A weight that is finite and too large for any activation."""
     folder = shutil.copytree(tiny_hf, tmp_path / "in")
     held = load_file(folder / "model.safetensors")
-    held["text_model.encoder.layers.0.mlp.fc1.weight"].fill_(3e38)
+    held["vision_model.encoder.layers.0.mlp.fc1.weight"].fill_(3e38)
     save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
-    line = refused(run_uwm("score", folder, "--calib", tiny_set, "-o", tmp_path / "s", "--split", "test"), 1, "text.")
+    line = refused(run_uwm("score", folder, "--calib", tiny_set, "-o", tmp_path / "s", "--split", "test"), 1, "vision.")
     assert "at pair '0016'" in line
 
 
