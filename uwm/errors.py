@@ -13,6 +13,14 @@ class InvalidResult(UwmError):
     """It ran, but the result cannot be used: nothing selected, a hook that never fired, NaN. Nothing is written."""
 
 
+class NotFinite(InvalidResult):
+    """NaN or infinite values of one pair, by its number among those that a tower is fed with."""
+
+    def __init__(self, what: str, tower: str, number: int) -> None:
+        super().__init__(f"{what} at pair {number}")
+        self.what, self.tower, self.number = what, tower, number
+
+
 class BadInput(UwmError):
     """A file, a set, a setting or a name is wrong."""
 

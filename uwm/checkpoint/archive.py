@@ -23,6 +23,7 @@ from .tensors import Storage, Tensors, find_state_dicts, references, script_tens
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # signature, version, flags, method, time, date, crc, sizes, lengths
 END_RECORD = 22  # bytes of a zip's last record
+DESCRIPTOR = 24  # bytes at most behind an entry whose checksum and sizes stand there
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,9 @@ def _entries(held: Held, stream: BinaryIO, archive: zipfile.ZipFile) -> dict[str
     """Every entry's place in the file, each proved by its own local header; one view of the file or none."""
     path = held.path
     entries: dict[str, Storage] = {}
-    seen, position = set(), 0
+    seen, position, described = set(), 0, 0
     for info in sorted(archive.infolist(), key=lambda info: info.header_offset):
-        if info.header_offset < position or (position == 0 and info.header_offset):
+        if not position <= info.header_offset <= position + described:
             raise BadInput(f"{path}: something else than zip entries stands before or in {info.filename!r}; re-save it")
         stream.seek(info.header_offset)
         head = LOCAL_HEADER.unpack(stream.read(LOCAL_HEADER.size))
@@ -119,10 +120,11 @@ def _entries(held: Held, stream: BinaryIO, archive: zipfile.ZipFile) -> dict[str
         if not good or not (info.compress_type == zipfile.ZIP_STORED or _is_code(info.filename)):
             raise BadInput(f"{path}: entry {info.filename!r} is doubled, compressed, encrypted or damaged; re-save it")
         position = begin + info.compress_size
+        described = DESCRIPTOR if (head[2] | info.flag_bits) & 8 else 0
         seen.add(info.filename.lower())
         entries[info.filename] = Storage(held, begin, info.file_size, info.CRC)
     stream.seek(-END_RECORD, 2)
-    if position > archive.start_dir or stream.read(4) != b"PK\5\6":
+    if not position <= archive.start_dir <= position + described or stream.read(4) != b"PK\5\6":
         raise BadInput(f"{path}: the zip's entries do not fill the file as they should; download it again")
     return entries
 

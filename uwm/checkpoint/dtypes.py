@@ -89,7 +89,12 @@ FLOATS = {
 WHOLE = {
     f"{kind[0].upper()}{8 * n}": Dtype(f"{kind}{8 * n}", n, kind) for kind in ("int", "uint") for n in (1, 2, 4, 8)
 }
-DTYPES = FLOATS | WHOLE | {"BOOL": Dtype("bool", 1, "other"), "C64": Dtype("complex64", 8, "complex")}
+SCALES = {  # never edited: a scale of powers of two, and floats without −0 whose sign bit alone is NaN
+    name: Dtype(torch_name, 1, "other") for name, torch_name in {
+        "F8_E8M0": "float8_e8m0fnu", "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    }.items()
+}  # fmt: skip
+DTYPES = FLOATS | SCALES | WHOLE | {"BOOL": Dtype("bool", 1, "other"), "C64": Dtype("complex64", 8, "complex")}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 BY_NAME = {dtype.name: dtype for dtype in DTYPES.values()}
 

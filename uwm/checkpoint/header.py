@@ -17,6 +17,7 @@ from ..errors import BadInput
 from .dtypes import DTYPES, NAMES, dtype_of
 
 MAX_HEADER = 100_000_000  # bytes, the format's own limit
+MAX_MARKS = {b"{": 250_000, b"[": 500_000, b",": 2_000_000}  # in a header: of objects, of lists, of all values
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -104,6 +105,11 @@ def _parse(header: bytes, where: str) -> dict[str, Any]:
             raise BadInput(f"{where}: duplicate key {twice!r} in the header")
         return result
 
+    for mark, most in MAX_MARKS.items():
+        if (count := header.count(mark)) > most:  # before they take memory and time
+            raise BadInput(
+                f"{where}: the safetensors header has {count} times {mark.decode()!r}, more than any model ({most})"
+            )
     try:
         parsed = json.loads(header.decode("utf-8"), object_pairs_hook=unique)  # bytes: UTF-16 would pass too
     except (ValueError, RecursionError) as error:

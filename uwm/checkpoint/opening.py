@@ -143,6 +143,12 @@ def _check_promised(path: Path, source: Source, files: tuple[WeightsFile, ...]) 
                 "or lies in two shards; download both again"
             )
     held_bytes = sum(info.nbytes for file in files for info in file.tensors)
+    if source.total_size not in (None, held_bytes) and len(kinds := {_main_dtype(file): file for file in files}) > 1:
+        listed = ", ".join(f"{file.origin.name} ({kind})" for kind, file in sorted(kinds.items()))
+        raise BadInput(
+            f"{path}: the index says {source.total_size} bytes, the shards hold {held_bytes} of several types "
+            f"({listed}): they are of different releases, or a download is half done; download all of them again"
+        )
     if source.total_size not in (None, held_bytes):
         logger.warning("%s: the index says %s bytes, the shards hold %d", path, source.total_size, held_bytes)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
 from ..calibration import CalibrationPair, CalibrationSet, Preservation, demand_signal
-from ..errors import BadInput, InvalidResult
+from ..errors import BadInput, InvalidResult, NotFinite
 from ..models import Model
 from ..statistics.batches import BATCH_SIZE, Progress, count_batches, pair_batches, preserved_batches
 from ..statistics.passes import Reducer
@@ -69,9 +70,21 @@ def gather(
         batches: Iterable = pair_batches(model, part, joint=joint, **passed)
         if progress is not None:
             batches = progress(batches, count_batches(part, batch_size, ["text"] if joint else towers), "profile")
-        statistics.feed(model, batches, also)
+        with _named_by_id(part, joint):
+            statistics.feed(model, batches, also)
         fed += part.pairs
     return replace(calibration, pairs=tuple(fed))
+
+
+@contextmanager
+def _named_by_id(fed: CalibrationSet, joint: bool) -> Iterator[None]:
+    """Say a pair's id where the pass, which sees tensors only, says its number."""
+    try:
+        yield
+    except NotFinite as error:
+        text = not error.tower.startswith("vision")
+        pairs = [p for p in fed.pairs if (p.has_text and p.has_image if joint else p.has_text if text else p.has_image)]
+        raise InvalidResult(f"{error.what} at pair {pairs[error.number].id!r}") from None
 
 
 def check_proposal(model: Model, proposal: Proposal) -> dict[WeightId, tuple[int, ...]]:

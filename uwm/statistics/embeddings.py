@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from ..errors import InvalidResult
+from ..errors import NotFinite
 from ..weights import WeightId
 from .passes import Part, Shared
 
@@ -39,8 +39,8 @@ class PairEmbeddings(Shared):
         for side in part.embeddings:
             bad = ~torch.isfinite(side).all(1)
             if bad.any():
-                pair = part.first + int(bad.nonzero()[0])
-                raise InvalidResult(f"{part.tower} tower: NaN or infinite embeddings at pair {pair}")
+                what = f"{part.tower} tower: NaN or infinite embeddings"
+                raise NotFinite(what, part.tower, part.first + int(bad.nonzero()[0]))
         ends = [F.normalize(side, dim=-1) if self._normalised else side for side in part.embeddings]
         self.give((part.tower, [side.cpu() for side in ends]))
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from ..errors import InvalidResult
+from ..errors import InvalidResult, NotFinite
 from ..models import Model
 from ..processes import in_rounds, is_own, several
 from ..weights import WeightId
@@ -316,7 +316,7 @@ class _Side:
             return
         bad = ~torch.isfinite(values.flatten(1)).all(1)
         if bad.any():
-            raise InvalidResult(f"{what} at pair {self._first + int(bad.nonzero()[0])}")
+            raise NotFinite(what, self._tower, self._first + int(bad.nonzero()[0]))
 
     def _check_rows(self, weight: WeightId) -> None:
         rows = self._rows[weight]
