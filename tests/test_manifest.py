@@ -9,7 +9,7 @@ from uwm.manifest import FORMAT, Manifest, read_manifest, write_manifest
 
 
 def test_round_trip_keeps_the_order_of_the_keys(tmp_path):
-    manifest = Manifest(format=FORMAT, verb="apply", output_sha256={"é.safetensors": "0"})
+    manifest = Manifest(format=FORMAT, verb="apply", output_sha256={"é.safetensors": "0" * 64})
     write_manifest(tmp_path, manifest)
     assert [*read_manifest(tmp_path).items()] == [*manifest.items()]
     assert [path.name for path in tmp_path.iterdir()] == ["uwm.json"]

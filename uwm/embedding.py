@@ -104,13 +104,20 @@ def embed(
     key, found = (
         (None, None) if cache is None else from_first(partial(_known, cache, model, whole, batch_size), "cache")
     )
-    if found is not None:
+    if found is not None and _are_embeddings(found, len(whole)):
         return Embeddings(**found)
     settings: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "progress": progress}
     made = Embeddings(*embed_tower(model, whole, "text", **settings), *embed_tower(model, whole, "vision", **settings))
     if cache is not None and key is not None and is_first():
         cache.put(key, vars(made))
     return made
+
+
+def _are_embeddings(found: dict[str, torch.Tensor], pairs: int) -> bool:
+    """Whether cached tensors can be the embeddings of so many pairs; where in doubt they are made anew."""
+    shapes = {tuple(tensor.shape) for tensor in found.values()}
+    whole = found.keys() == Embeddings.__dataclass_fields__.keys() and len(shapes) == 1
+    return whole and all(len(t) == pairs and bool(torch.isfinite(t).all()) for t in found.values())
 
 
 def _known(

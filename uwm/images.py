@@ -14,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from .errors import BadInput
 
 MAX_PIXELS = 64_000_000
+MAX_RATIO = 200  # of the longer to the shorter side, at which preprocessing takes the memory of a large picture
 _FILTERS = threading.Lock()
 BACKGROUND = (255, 255, 255)  # what transparent pictures are laid on
 
@@ -24,12 +25,18 @@ def load_image(path: Path) -> Image.Image:
     The first frame; EXIF rotation applied; transparency laid on white; 16 bit scaled to 8 bit.
 
     Raises:
-        BadInput: No picture, cut off, floating-point, or over 64 megapixels.
+        BadInput: No picture, cut off, floating-point, over 64 megapixels, or a strip: models that resize by the shorter
+            side would ask for gigabytes.
     """
     try:
         with _open(path) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise BadInput(f"{path}: {opened.width} × {opened.height} pixels, more than 64 megapixels")
+            if max(opened.size) > MAX_RATIO * min(opened.size):
+                raise BadInput(
+                    f"{path}: {opened.width} × {opened.height} pixels, one side more than {MAX_RATIO} times the other; "
+                    "crop it"
+                )
             return _as_rgb(ImageOps.exif_transpose(opened), path)
     except UnidentifiedImageError:
         raise BadInput(f"{path}: not a picture that Pillow can read") from None

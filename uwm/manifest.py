@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
-from .checkpoint import read_json
-from .errors import BadInput
+from .checkpoint.json_files import checked_json
 from .outputs import MANIFEST, put_file
 from .records import to_json
+from .schema import ANYTHING, COUNT, NUMBER, SHA256, TEXT, keyed, listed, mapped, nullable, whole
 
 FORMAT = 2  # 2: changes of any kind
+LATEST = 3  # the highest that any verb writes: a comparison's
 Columns = Mapping[str, Mapping[str, Any]]  # column -> `EvalResult` as a dictionary; the first is the reference
 Changes = Mapping[str, Mapping[str, Any]]  # figure -> paired difference
 Differences = Mapping[str, Mapping[str, Changes]]  # column -> against which column -> changes
@@ -123,7 +124,7 @@ class VerdictFacts(TypedDict):
     set: str
     pairs: int
     verdict: str
-    sign: int  # 1: safer beyond what a random edit gains; −1: less safe; else 0
+    sign: int  # 1: safer beyond what a random edit gains, at no certain loss of accuracy; −1: less safe; else 0
     sentences: list[str]
     safety: list[FigureFacts]
     remains: FigureFacts  # share of unsafe queries whose first result is unsafe
@@ -212,8 +213,31 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The content of a folder's uwm.json; its values are not checked. Raises BadInput when it is none."""
-    content = read_json(folder / MANIFEST)
-    if not isinstance(content, dict):
-        raise BadInput(f"{folder / MANIFEST}: expected a JSON object, as uwm writes it")
-    return cast(Manifest, content)
+    """The content of a folder's uwm.json. Raises BadInput when it is none, or a key is not as `Manifest` has it."""
+    return cast(Manifest, checked_json(folder / MANIFEST, CHECK, "have uwm write the folder anew"))
+
+
+FREE = mapped(ANYTHING)  # told to people, and read by nothing of ours
+HASHES = mapped(SHA256)
+LAYER = keyed(
+    {"kind": TEXT, "words": TEXT, "entries": COUNT, "of": COUNT, "base_sha256": SHA256},
+    {"rank": nullable(COUNT), "relative_norm": nullable(NUMBER), "notes": FREE},
+)
+OBJECTS = ("versions", "settings", "run", "edit", "budget", "training", "patch", "label_noise", "stable", "preserve")
+CHECK = keyed(
+    {},
+    dict.fromkeys(OBJECTS, FREE)
+    | dict.fromkeys(("results", "differences", "shared"), mapped(FREE))
+    | dict.fromkeys(("uwm", "verb", "kind", "search", "pairs_sha256"), TEXT)
+    | {
+        "format": whole(1, LATEST),
+        "output_sha256": HASHES,
+        "model": keyed({}, {"name": TEXT, "base_model": nullable(TEXT), "sha256": HASHES}),
+        "calibration": keyed({}, {"name": TEXT, "pairs": mapped(COUNT), "skipped": mapped(COUNT), "sha256": TEXT}),
+        "layers": mapped(LAYER),
+        "entries": COUNT,
+        "of": COUNT,
+        "baseline": nullable(TEXT),
+        "requirements": listed(FREE),
+    },
+)

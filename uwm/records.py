@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from .checkpoint.dtypes import DTYPES, Bits
-from .checkpoint.header import read_header
-from .errors import BadInput
+from .checkpoint.header import metadata_of, read_header
+from .errors import BadInput, InvalidResult
 from .outputs import put_file, real
+from .schema import PLAIN, Check, Forms, Unexpected, check_tensors, demand, strict_json
+from .text_tables import clean
 
 if TYPE_CHECKING:
     import torch
@@ -22,11 +25,31 @@ if TYPE_CHECKING:
 FORMAT = 1
 FORMATS = {"patch": (2, 1)}  # kind -> formats that are read, the one that is written first; of other kinds FORMAT
 KEY = "uwm"  # a single metadata key: with more, safetensors writes them in random order
+ANEW = "make it anew"
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a record of a kind must hold.
+
+    Attributes:
+        about: Of its description, kind and format included.
+        tensors: From a description that passed, the tensors that must be there and those that may be.
+        remedy: What to do where it is damaged.
+    """
+
+    about: Check
+    tensors: Callable[[dict[str, Any]], tuple[Forms, Forms]]
+    remedy: str = ANEW
 
 
 def content(kind: str, tensors: Mapping[str, torch.Tensor | Bits], about: Mapping[str, Any]) -> bytes:
-    """A record as the bytes of its file; equal content gives equal bytes."""
-    text = json.dumps({"kind": kind, "format": FORMATS.get(kind, (FORMAT,))[0], **about}, sort_keys=True)
+    """A record as the bytes of its file; equal content gives equal bytes. Raises InvalidResult for NaN in `about`."""
+    described = {"kind": kind, "format": FORMATS.get(kind, (FORMAT,))[0], **about}
+    try:
+        text = json.dumps(described, sort_keys=True, allow_nan=False)
+    except ValueError as error:
+        raise InvalidResult(f"the {kind} cannot be described: {error}") from None
     return _serialised({name: Bits.of(tensor) for name, tensor in tensors.items()}, {KEY: text})
 
 
@@ -72,35 +95,67 @@ def to_json(value: Any) -> str:
     return re.sub(r'\[\n[^\[\]{}"]*\]', lambda found: "[" + " ".join(found[0][1:-1].split()) + "]", text)
 
 
-def read(path: Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def read(path: Path, kind: str, form: Form | None = None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Tensors and description of a record.
 
+    Args:
+        path: The file.
+        kind: What it must be.
+        form: What a record of this kind holds; None where nothing of it is believed.
+
     Raises:
-        BadInput: Not there, not ours, another kind, or written by a newer format.
+        BadInput: Not there, not ours, another kind, written by a newer format, or not of the form; the text names the
+            key or tensor, what was expected and what was found.
     """
-    stored, about = read_bits(path, kind)
+    stored, about = read_bits(path, kind, form)
     return {name: bits.torch() for name, bits in stored.items()}, about
 
 
-def read_bits(path: Path, kind: str) -> tuple[dict[str, Bits], dict[str, Any]]:
-    """The same without torch: tensors as bit patterns. Raises as `read`."""
-    about = describe(path)
+def read_bits(path: Path, kind: str, form: Form | None = None) -> tuple[dict[str, Bits], dict[str, Any]]:
+    """The same without torch: tensors as bit patterns. Raises as `read`, before any tensor is read."""
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file")
+    with path.open("rb") as stream:
+        try:
+            header, entries = read_header(stream, os.fstat(stream.fileno()).st_size, str(path))
+        except BadInput:
+            header, entries = b"", {}
+        about = _description(header)
+        _check_kind(path, kind, about)
+        assert about is not None
+        if form is not None:
+            _check_form(path, form, about, entries)
+        return {name: _tensor(stream, path, len(header), name, entry) for name, entry in entries.items()}, about
+
+
+def _check_kind(path: Path, kind: str, about: Mapping[str, Any] | None) -> None:
     if about is None:
         raise BadInput(f"{path}: not a file that uwm wrote; expected {kind}")
     if about.get("kind") != kind:
-        raise BadInput(f"{path}: holds {about.get('kind')}, expected {kind}")
-    if (known := FORMATS.get(kind, (FORMAT,))) and about.get("format") not in known:
+        raise BadInput(f"{path}: holds {clean(str(about.get('kind')))[:60]}, expected {kind}")
+    known, found = FORMATS.get(kind, (FORMAT,)), about.get("format")
+    if type(found) is not int or found not in known:
         reads = " and ".join(map(str, sorted(known)))
-        raise BadInput(f"{path}: format {about.get('format')}, this uwm reads {reads}; update uwm")
-    stored = {}
-    with path.open("rb") as stream:
-        header, entries = read_header(stream, path.stat().st_size, str(path))
-        for name, entry in entries.items():
-            dtype, (begin, end) = DTYPES[entry["dtype"]], entry["data_offsets"]
-            stream.seek(len(header) + begin)
-            raw = np.fromfile(stream, np.uint8, end - begin)
-            stored[name] = Bits(dtype, raw.view(dtype.bits).reshape(entry["shape"]))
-    return stored, about
+        raise BadInput(f"{path}: format {clean(str(found))[:60]}, this uwm reads {reads}; update uwm")
+
+
+def _check_form(path: Path, form: Form, about: dict[str, Any], entries: Mapping[str, Any]) -> None:
+    demand(path, PLAIN, about, form.remedy)
+    demand(path, form.about, about, form.remedy)
+    found = {name: (DTYPES[e["dtype"]].name, tuple(e["shape"])) for name, e in entries.items()}
+    try:
+        check_tensors(*form.tensors(about), found)
+    except Unexpected as wrong:
+        raise BadInput(f"{path}: damaged: {wrong}; {form.remedy}") from None
+
+
+def _tensor(stream: BinaryIO, path: Path, start: int, name: str, entry: Mapping[str, Any]) -> Bits:
+    dtype, (begin, end) = DTYPES[entry["dtype"]], entry["data_offsets"]
+    stream.seek(start + begin)
+    raw = np.fromfile(stream, np.uint8, end - begin)
+    if len(raw) != end - begin:
+        raise BadInput(f"{path}: cut off inside {name!r} while it was read")
+    return Bits(dtype, raw.view(dtype.bits).reshape(entry["shape"]))
 
 
 def describe(path: Path) -> dict[str, Any] | None:
@@ -108,9 +163,17 @@ def describe(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         raise BadInput(f"{path}: no such file")
     try:
-        with safe_open(str(path), "np") as file:
-            text = (file.metadata() or {}).get(KEY)
-        about = None if text is None else json.loads(text)
-    except (SafetensorError, ValueError, RecursionError):
+        with path.open("rb") as stream:
+            return _description(read_header(stream, os.fstat(stream.fileno()).st_size, str(path))[0])
+    except BadInput:
+        return None
+
+
+def _description(header: bytes) -> dict[str, Any] | None:
+    """What a header, length field included, says of a record; None where it is none."""
+    try:
+        text = metadata_of(header).get(KEY)
+        about = None if text is None else strict_json(text)
+    except (ValueError, RecursionError):
         return None
     return about if isinstance(about, dict) else None

@@ -6,15 +6,17 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import total_ordering
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import BadInput
+from .schema import TEXT, Unexpected
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
 TOWERS = ("text", "vision")
+_BLOCK = re.compile(r"0|[1-9][0-9]{0,5}")
 _TOWER = re.compile(r"(text|vision)(_[2-9])?")  # text_2: the second text encoder of Stable Diffusion XL
 SLOTS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")  # the linear layers of a block
 GATE = "gate"  # the third matrix of a gated MLP: fc2(act(gate x) * fc1 x)
@@ -69,12 +71,22 @@ class WeightId:
         tower, _, rest = name.partition(".")
         block, _, slot = rest.partition(".") if rest[:1].isdecimal() else ("", "", rest)
         known = MATRICES + NORMS if block else TOWER_SLOTS
-        if not _TOWER.fullmatch(tower) or slot.removesuffix(".bias") not in known or not (block or "0").isdecimal():
+        numbered = _BLOCK.fullmatch(block or "0")  # one way to write a number, and none of thousands of digits
+        if not _TOWER.fullmatch(tower) or slot.removesuffix(".bias") not in known or not numbered:
             raise BadInput(
                 f"{name!r} is no weight name; expected TOWER.BLOCK.SLOT such as vision.11.fc2, "
                 "or TOWER.SLOT such as vision.proj"
             )
         return cls(tower, int(block) if block else None, slot)
+
+
+def weight_name(value: Any, place: str) -> None:
+    """Check the name of a tensor in a record. Raises `Unexpected`."""
+    TEXT(value, place)
+    try:
+        WeightId.parse(value)
+    except BadInput:
+        raise Unexpected(place, "the name of a tensor such as vision.11.fc2", value) from None
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ def test_what_another_user_made_is_neither_removed_nor_brought_back(tmp_path, ou
 def test_a_state_of_training_that_is_a_link_is_refused_before_the_training(tmp_path, secret):
     (tmp_path / "out.training.safetensors").symlink_to(tmp_path / "nothing")
     with pytest.raises(BadInput, match="is a link, which uwm never makes; remove it"):
-        load_state(tmp_path / "out.training.safetensors", "key")
+        load_state(tmp_path / "out.training.safetensors", "key", {})
 
 
 def test_a_file_within_a_folder_of_ours_is_not_written_through_a_link(tmp_path, secret):

@@ -134,7 +134,7 @@ def test_siglip_2s_own_tokenizer_lower_cases_by_itself(siglip2, tmp_path):
     FAMILIES["siglip 2 naflex"].make(folder)
     gemma(transformers.Siglip2Tokenizer).save_pretrained(folder)
     model = uwm.load(folder)
-    one, other = model.tokenize(["A Dog", "a dog"])[0]
+    one, other = model.tokenizer()(["A Dog", "a dog"])[0]
     assert torch.equal(one, other)
     assert model.notes == []
 

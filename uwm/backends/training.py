@@ -26,7 +26,7 @@ from ..statistics.batches import Progress, embed_inputs
 from .feeding import Batch, Feeder, student_embeddings
 from .lora import Adapter, insert, own_draws, put_back
 from .protocol import Backend, Computing, Objective, TrainingSettings
-from .state import State, load_state, save_state
+from .state import ANEW, State, load_state, save_state
 
 DTYPES = {"auto": None, "float32": None, "bfloat16": torch.bfloat16}
 COMPUTING = Computing()
@@ -106,8 +106,13 @@ def train(
 
 def _drive(run: _Run, key: str, state: Path | None, snapshots: Collection[int], progress: Progress | None) -> Trained:
     """Go on from the state there is, train to the end, and keep the state on the way."""
-    earlier = load_state(state, key) if state is not None else None
+    earlier = load_state(state, key, run.masters) if state is not None else None
     if earlier is not None:
+        if not run.reaches(earlier):
+            raise BadInput(
+                f"{state}: damaged: step {earlier.step}: expected a step of this run after {len(earlier.history)} "
+                f"epochs, found another; {ANEW}"
+            )
         run.restore(earlier)
     resumed_from, saved = len(run.now.history), time.monotonic()
     for epoch_done in run.steps(progress):
@@ -223,10 +228,18 @@ class _Run:
                 raise BadInput(
                     f"{self.name}: epoch {epoch} has no pairs to train on; {self.feeder.size} pairs are too few"
                 )
-            order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
+            order = torch.randperm(
+                len(rows), generator=torch.Generator().manual_seed(_seed(self.seed * 1_000_003 + epoch))
+            )
             parts = rows[order].split(self.settings.train_batch)
             plan += [(epoch, part, number == len(parts) - 1) for number, part in enumerate(parts)]
         return plan
+
+    def reaches(self, state: State) -> bool:
+        """Whether a state's step is one of this run, after as many epochs as the state tells of."""
+        plan = self._plan()
+        epochs = sum(last for _, _, last in plan[: state.step])
+        return state.step <= len(plan) and epochs == len(state.history)
 
     def trained(self) -> dict[str, torch.Tensor]:
         """A copy of what is trained, by name, float32 on the CPU."""
@@ -296,7 +309,7 @@ class _Run:
         return [*torch.autograd.grad(outputs, live, given, allow_unused=True)]
 
     def _embed(self, batch: Batch, number: int) -> Embeddings:
-        torch.manual_seed((self.seed * 1_000_003 + self.now.step) * 1_000_003 + number)  # of dropout
+        torch.manual_seed(_seed((self.seed * 1_000_003 + self.now.step) * 1_000_003 + number))  # of dropout
         return student_embeddings(self.student, batch)
 
     def _loss(self, student: Embeddings, rows: torch.Tensor) -> dict[str, float]:
@@ -362,6 +375,11 @@ class _Run:
             if f"step/{name}" in state.adam:
                 mean, square = (state.adam[f"{what}/{name}"].to(master.device) for what in ("mean", "square"))
                 self.adam.state[master] = {"step": state.adam[f"step/{name}"], "exp_avg": mean, "exp_avg_sq": square}
+
+
+def _seed(number: int) -> int:
+    """A seed that torch takes."""
+    return number % (1 << 63)
 
 
 def recall_sum(embeddings: Embeddings) -> float:

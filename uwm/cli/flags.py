@@ -16,11 +16,23 @@ from ..editing import settings
 from ..editing.editors import DEFAULT, editor_names, find_editors
 from ..editing.entries.editor import EntrySettings
 from ..errors import BadInput
+from ..processes import is_first
+from ..schema import LARGEST
+from ..text_tables import clean
 from ..tuning import defaults
+from .config_file import check_values, read_toml, unknown_variables, variables
 
 
 class Verb(click.Command):
     """A command whose flags take underscores too, come from UWM_<FLAG> and from a TOML file as well."""
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run it, after saying which UWM_ variables are none."""
+        group = context.find_root().command
+        if isinstance(group, click.Group) and not context.params.get("quiet") and is_first():
+            for line in unknown_variables(os.environ, variables(group)):
+                click.echo(f"uwm: warning: {clean(line)}", err=True)
+        return super().invoke(context)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("context_settings", {})["token_normalize_func"] = lambda token: token.replace("_", "-")
@@ -44,21 +56,18 @@ def _read_config(context: click.Context, option: click.Parameter, path: Path | N
     """Make the file's keys the defaults; a key that is no flag of the command is an error."""
     if path is None:
         return
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
-    try:
-        given = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise BadInput(f"--config {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"--config {path}: not valid TOML ({error})") from None
+    given = read_toml(path)
     names = {_flag(p): p.name for p in context.command.params if isinstance(p, click.Option) and p.name != "config"}
     given = {key.replace("_", "-"): value for key, value in given.items()}
     if unknown := sorted(given.keys() - names.keys()):
         raise BadInput(f"--config {path}: unknown key {unknown[0]!r}; expected some of {', '.join(sorted(names))}")
+    taking = {_flag(p) for p in context.command.params if isinstance(p, click.Option) and _takes_several(p)}
+    check_values(path, given, taking)
     context.default_map = {names[key]: value for key, value in given.items()}
+
+
+def _takes_several(option: click.Option) -> bool:
+    return option.multiple or isinstance(option.type, _Text | Numbers)
 
 
 class _Auto(click.ParamType):
@@ -71,15 +80,16 @@ class _Auto(click.ParamType):
 
         if value == "auto":
             return BATCH_SIZE
-        if str(value).isdecimal() and int(value) > 0:
-            return int(value)
+        text = str(value)
+        if text.isdecimal() and len(text) < 10 and int(text) > 0:
+            return int(text)
         self.fail(f"{value!r} is neither auto nor a positive number", param, context)
 
 
 def _processors() -> int:
-    """The processors that this process may use, at most 16."""
+    """This process's share of the processors that it may use, at most 16; torchrun says among how many."""
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(found, 16)
+    return min(max(1, found // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))), 16)
 
 
 def stack(*options: Callable) -> Callable:
@@ -162,12 +172,12 @@ MODEL = stack(
     click.option("--batch-size", type=_Auto(), default="auto", show_default=True, help="Pairs at a time."),
     click.option(
         "--workers",
-        type=click.IntRange(1),
+        type=click.IntRange(1, 1024),
         default=_processors,
         show_default="one a processor, at most 16",
         help="Threads that read and prepare images.",
     ),
-    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="For every draw."),
+    click.option("--seed", type=click.IntRange(0, LARGEST), default=0, show_default=True, help="For every draw."),
     click.option("--limit", type=click.IntRange(1), help="At most this many pairs."),
 )
 IMAGES = stack(

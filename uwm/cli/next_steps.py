@@ -74,15 +74,11 @@ def after_edit(manifest: Mapping[str, Any], model: str, output: Path | None) -> 
         method = facts["better"][0]["method"]
         return _edited(["--method", method], output, method, METHOD)
     enough = facts is not None and facts["pairs"] >= LEAST_FIRM_PAIRS
-    if facts is not None and enough and "budget" not in manifest and _costs_or_gains_nothing(facts):
+    if facts is not None and enough and "budget" not in manifest and facts["sign"] < 1:
         return _edited(["--max-loss", "2%"], output, "within", METHOD)
     if output is None:
         return again(["-o", "OUT"], OUTPUT, ("--dry-run",))
     return measured_on_more(str(output), model, GATE if enough else ())
-
-
-def _costs_or_gains_nothing(facts: Mapping[str, Any]) -> bool:
-    return facts["sign"] < 1 or "costs accuracy" in facts["verdict"]
 
 
 def measured_on_more(model: str, baseline: str, more: Iterable[str] = ()) -> str:

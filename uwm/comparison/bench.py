@@ -15,6 +15,7 @@ import torch
 from ..backends import Adapter, Trained, train, write_trained
 from ..cache import EmbeddingCache
 from ..calibration import CalibrationSet, Preservation
+from ..checkpoint.json_files import checked_json
 from ..clock import Cost, measured
 from ..editing.editors import Statistics
 from ..editing.files import fit, write_patched
@@ -24,12 +25,15 @@ from ..errors import BadInput
 from ..inputs import load_model
 from ..models import Model
 from ..outputs import new_folder, put_file
+from ..schema import COUNT, keyed, nullable
 from ..statistics.batches import Progress
 from .methods import Edit, Given, Stage, Train
 from .plan import Facts, key_of
+from .results import COST, COSTS
 from .settings import CompareRecipe
 
 CHECKPOINTS, TRAINING = "checkpoints", "training"
+KEPT = keyed({"costs": COSTS, "trained": nullable(COUNT)})
 Costs = dict[str, Cost]
 
 
@@ -72,7 +76,7 @@ class Bench:
         about = _beside(folder)
         if not (folder.is_dir() and about.is_file()):
             self._make(folder, self.start(tuple(before), seed, progress), stages, seed, progress)
-        known = json.loads(about.read_text("utf-8"))
+        known = checked_json(about, KEPT, f"remove {about.name} and {folder.name}, and they are made anew")
         costs = {name: Cost(**cost) for name, cost in known["costs"].items()}
         return Made(self.open(str(folder)), costs, known["trained"])
 
@@ -178,7 +182,7 @@ def _two_towers(model: Model) -> Model:
 def _remembered(path: Path, cost: Cost, trained: Trained) -> Cost:
     """The cost of a training that may have been stopped and continued: the seconds of all its epochs."""
     if path.is_file():
-        return Cost(**json.loads(path.read_text("utf-8")))
+        return Cost(**checked_json(path, COST, "remove it"))
     if trained.resumed_from:
         cost = replace(cost, seconds=round(sum(epoch["seconds"] for epoch in trained.history), 3))
     put_file(path, json.dumps(asdict(cost)).encode())

@@ -200,8 +200,8 @@ def _open(output: Path, overwrite: bool) -> None:
 
 def _gather(prepared: _Prepared, output: Path) -> Comparison:
     """All results as rows."""
-    results = {run: Result.load(path_of(output, run)) for run in prepared.runs}
     yardstick, recipe = prepared.yardstick, prepared.recipe
+    results = {run: Result.load(path_of(output, run), yardstick.wanted(run.key, run.epoch)) for run in prepared.runs}
     classes = {name: classes_of(data) for name, data in yardstick.data_sets.items()}
     notes = [f"{run.name()}: {note}" for run, result in results.items() for note in result.notes]
     return Comparison(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,25 @@ from ..errors import BadInput
 from ..knowledge import DataSet, zero_shot
 from ..metrics import retrieval_samples, safeground_samples
 from ..models import Model
+from ..schema import (
+    COUNT,
+    FLAG,
+    NONE,
+    TEXT,
+    Forms,
+    TensorForm,
+    Unexpected,
+    each,
+    keyed,
+    listed,
+    mapped,
+    nullable,
+    within,
+)
 from ..statistics.batches import Progress
 
 KIND = "comparison result"
+ANEW = "delete it, and it is made anew"
 PAIRS, PICTURES = "pairs:", "pictures:"  # prefixes of tensor names
 
 
@@ -45,8 +62,8 @@ class Result:
     notes: tuple[str, ...] = ()
     stopped: bool = False
 
-    def save(self, path: Path) -> None:
-        """Write one safetensors file, atomically."""
+    def save(self, path: Path, key: str) -> None:
+        """Write one safetensors file, atomically; `key` says which run it belongs to."""
         tensors = {PAIRS + name: torch.stack([*found.values()]) for name, found in self.samples.items()}  # [figures, n]
         tensors |= {PICTURES + name: found for name, found in self.right.items()}
         tensors = {name: _small(found) for name, found in tensors.items()}
@@ -59,25 +76,94 @@ class Result:
             "trained": self.trained,
             "notes": [*self.notes],
             "stopped": self.stopped,
+            "run": key,
         }
         records.write(path, KIND, tensors, about)
 
     @classmethod
-    def load(cls, path: Path) -> Result:
-        """Read what `save` wrote. Raises BadInput when it is something else, damaged or of another version."""
-        tensors, about = records.read(path, KIND)
-        try:
-            return cls(
-                {n: dict(zip(f, tensors[PAIRS + n], strict=True)) for n, f in about["figures"].items()},
-                {name: tensors[PICTURES + name] for name in about["data_sets"]},
-                {stage: Cost(**cost) for stage, cost in about["costs"].items()},
-                about["changed"],
-                about["trained"],
-                tuple(about["notes"]),
-                about["stopped"],
-            )
-        except (LookupError, TypeError, ValueError) as error:
-            raise BadInput(f"{path}: damaged result ({error!r}); delete it, and it is made anew") from None
+    def load(cls, path: Path, wanted: Wanted) -> Result:
+        """Read what `save` wrote. Raises BadInput when it is something else, damaged, or of another run."""
+        tensors, about = records.read(path, KIND, wanted.form())
+        for name, tensor in tensors.items():
+            if not bool(((tensor >= 0) & (tensor <= 1)).all()):
+                raise BadInput(f"{path}: damaged: tensor {name}: expected values from 0 to 1, found others; {ANEW}")
+        return cls(
+            {n: dict(zip(f, tensors[PAIRS + n], strict=True)) for n, f in about["figures"].items()},
+            {name: tensors[PICTURES + name] for name in about["data_sets"]},
+            {stage: Cost(**cost) for stage, cost in about["costs"].items()},
+            about["changed"],
+            about["trained"],
+            tuple(about["notes"]),
+            about["stopped"],
+        )
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the result of a run must be of.
+
+    Attributes:
+        key: Of the run.
+        sets: Evaluation set -> its pairs.
+        data_sets: Data set -> its images.
+        may_stop: Whether training may have ended before the epoch that is measured.
+    """
+
+    key: str
+    sets: Mapping[str, int]
+    data_sets: Mapping[str, int]
+    may_stop: bool = False
+
+    def form(self) -> records.Form:
+        """Of its record."""
+        return records.Form(each(keyed(PARTS), self._check), self._tensors, ANEW)
+
+    def _check(self, about: Mapping[str, Any], place: str) -> None:
+        """That it is of this run and these sets. Raises Unexpected."""
+        if about["run"] != self.key:
+            raise Unexpected("run", f"{self.key}, the run that this file is named for", about["run"])
+        if about["stopped"] and not self.may_stop:
+            raise Unexpected("stopped", "false, for this run is not of an epoch", True)
+        measured = not about["stopped"]
+        sets, data_sets = ([*self.sets], [*self.data_sets]) if measured else ([], [])
+        if sorted(about["figures"]) != sorted(sets):
+            raise Unexpected("figures", f"the sets {sets}", [*about["figures"]])
+        if sorted(about["data_sets"]) != sorted(data_sets):
+            raise Unexpected("data_sets", f"the data sets {data_sets}", about["data_sets"])
+        for name, figures in about["figures"].items():
+            if sorted(figures) != sorted(figure_names()):
+                raise Unexpected(f"figures.{name}", f"the figures {sorted(figure_names())}", figures)
+
+    def _tensors(self, about: Mapping[str, Any]) -> tuple[Forms, Forms]:
+        if about["stopped"]:
+            return {"nothing": TensorForm(SAMPLES, (1,))}, {}
+        count = len(figure_names())
+        pairs = {PAIRS + name: TensorForm(SAMPLES, (count, self.sets[name])) for name in about["figures"]}
+        return pairs | {PICTURES + n: TensorForm(SAMPLES, (self.data_sets[n],)) for n in about["data_sets"]}, {}
+
+
+SAMPLES = ("bool", "float32", "float64")
+COST = keyed(
+    {"seconds": within(0, 1e12), "peak_memory_mb": nullable(COUNT), "peak_device_mb": nullable(COUNT)}, {}, NONE
+)
+COSTS = mapped(COST)
+PARTS = {
+    "figures": mapped(listed(TEXT)),
+    "data_sets": listed(TEXT),
+    "costs": COSTS,
+    "changed": nullable(COUNT),
+    "trained": nullable(COUNT),
+    "notes": listed(TEXT),
+    "stopped": FLAG,
+    "run": TEXT,
+}
+
+
+@cache
+def figure_names() -> tuple[str, ...]:
+    """The figures of every evaluation set."""
+    one = torch.eye(2)
+    return tuple(safeground_samples(one, one, one, one) | retrieval_samples(one, one, one, one))
 
 
 @dataclass(frozen=True)
@@ -89,6 +175,11 @@ class Yardstick:
     batch_size: int
     workers: int
     seed: int
+
+    def wanted(self, key: str, epoch: int | None) -> Wanted:
+        """What the result of a run must be of."""
+        sets = {name: len(found) for name, found in self.sets.items()}
+        return Wanted(key, sets, {name: len(found) for name, found in self.data_sets.items()}, epoch is not None)
 
     def measure(self, model: Model, *, progress: Progress | None = None, cache: EmbeddingCache | None = None) -> Result:
         """The samples of a model as it is now, and a note for every tower that has collapsed."""

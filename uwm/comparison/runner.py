@@ -46,7 +46,7 @@ def carry_out(runs: list[Run], bench: Bench, yardstick: Yardstick, keep: bool, p
         made = bench.start(prefix, seed, steps.of(groups[0][0]))
         for group in groups:
             for run, result in _Work(bench, yardstick, made, keep, steps).results(group):
-                result.save(path_of(bench.output, run))
+                result.save(path_of(bench.output, run), run.key)
                 steps.done()
 
 

@@ -11,6 +11,7 @@ from ..editing.entries.editor import TEXT_LAYERS, VISION_LAYERS
 from ..editing.entries.selection import check_share
 from ..errors import BadInput
 from ..inputs import BARE, Inputs
+from ..schema import LARGEST
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class CompareRecipe(Inputs):
         if len(set(self.masses)) < len(self.masses):
             raise BadInput(f"--masses {','.join(map(str, self.masses))}: expected different numbers")
         for flag, numbers, least in (("seeds", self.seeds, 0), ("at-epochs", self.at_epochs, 1)):
-            if any(number < least for number in numbers) or len(set(numbers)) < len(numbers):
+            if any(not least <= number <= LARGEST for number in numbers) or len(set(numbers)) < len(numbers):
                 raise BadInput(f"--{flag} {','.join(map(str, numbers))}: expected different numbers from {least}")
         if not self.seeds:
             raise BadInput("--seeds: expected at least one")

@@ -13,9 +13,12 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from ..checkpoint.dtypes import Bits, Dtype
+from ..checkpoint.dtypes import BY_NAME, Bits, Dtype
+from ..schema import NUMBER, Check, Forms, TensorForm, keyed
 
 Shape = tuple[int, ...]
+FLOATS = tuple(name for name, dtype in BY_NAME.items() if dtype.kind == "float" and dtype.itemsize > 1)
+INDICES = TensorForm(("int64",), (None,), empty=True)
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Change(Protocol):
     """What happens to one tensor of a given shape."""
 
     kind: ClassVar[str]
+    settings: ClassVar[Check]  # of what `stored` gives
+    tensors: ClassVar[Forms]  # likewise; `fits` holds them against the tensor that they change
 
     def change(self, bits: np.ndarray, dtype: Dtype, first: int = 0) -> None:
         """Change a run of values in place, as bit patterns; `first` is the flat index of the run's first value."""
@@ -81,6 +86,8 @@ class Scale:
     indices: np.ndarray
     factor: float = -1.0
     kind: ClassVar[str] = "scale"
+    settings: ClassVar[Check] = keyed({"factor": NUMBER})
+    tensors: ClassVar[Forms] = {"indices": INDICES}
 
     def change(self, bits: np.ndarray, dtype: Dtype, first: int = 0) -> None:
         where = _within(self.indices, first, len(bits))[0]
@@ -131,6 +138,8 @@ class SetEntries:
     indices: np.ndarray
     values: Bits
     kind: ClassVar[str] = "set"
+    settings: ClassVar[Check] = keyed({})
+    tensors: ClassVar[Forms] = {"indices": INDICES, "values": TensorForm(FLOATS, (None,), empty=True)}
 
     @classmethod
     def of(cls, indices: Any, values: Any) -> SetEntries:
@@ -190,6 +199,8 @@ class AddLowRank:
     left: np.ndarray
     right: np.ndarray
     kind: ClassVar[str] = "add low rank"
+    settings: ClassVar[Check] = keyed({})
+    tensors: ClassVar[Forms] = {side: TensorForm(FLOATS, (None, None)) for side in ("left", "right")}
 
     @classmethod
     def of(cls, left: Any, right: Any) -> AddLowRank:

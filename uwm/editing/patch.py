@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,9 +11,26 @@ import numpy as np
 
 from .. import records
 from ..checkpoint.dtypes import Bits
+from ..checkpoint.reader import CASTS
 from ..errors import BadInput
-from ..weights import WeightId
-from .changes import KINDS, Chain, Change, Scale, SetEntries, Summary
+from ..schema import (
+    NUMBER,
+    OBJECT,
+    SHA256,
+    TEXT,
+    Forms,
+    TensorForm,
+    choice,
+    each,
+    keyed,
+    listed,
+    mapped,
+    nullable,
+    whole,
+    within,
+)
+from ..weights import WeightId, weight_name
+from .changes import INDICES, KINDS, Chain, Change, Scale, SetEntries, Summary
 
 if TYPE_CHECKING:
     import torch
@@ -118,25 +134,22 @@ class Patch:
         """Read what `save` wrote, from the file or from the folder that holds it. Raises BadInput."""
         path = Path(path)
         path = path / PATCH_FILE if path.is_dir() else path
-        tensors, about = records.read_bits(path, "patch")
-        try:
-            patch = _read(tensors, about) if about["format"] > 1 else _read_first(tensors, about)
-            sound = all(_sound(patch, name) for name in patch.changes)
-        except (KeyError, AttributeError, TypeError, ValueError) as error:
-            raise BadInput(f"{path}: damaged patch ({error!r}); make it anew with `uwm edit` or `uwm select`") from None
-        if not sound:
-            raise BadInput(f"{path}: damaged patch (a change does not fit its tensor's shape); make it anew")
+        tensors, about = records.read_bits(path, "patch", FORM)
+        for name in about["weights"]:
+            _demand_both(path, tensors, f"{name}:{MISSED}:")
+        patch = _read(tensors, about) if about["format"] > 1 else _read_first(tensors, about)
+        for name in patch.changes:
+            _demand_sound(path, patch, name)
         return patch
 
 
 def _read(tensors: Mapping[str, Bits], about: Mapping[str, Any]) -> Patch:
-    weights = {WeightId.parse(name): entry for name, entry in about["weights"].items()}
-    weights = dict(sorted(weights.items()))
+    weights = dict(sorted((WeightId.parse(name), entry) for name, entry in about["weights"].items()))
     parts = {name: _parts(tensors, f"{name}:") for name in weights}
     missed = {name: _parts(tensors, f"{name}:{MISSED}:") for name in weights}
     return Patch(
         changes={n: KINDS[entry["kind"]].read(parts[n], entry["settings"]) for n, entry in weights.items()},
-        recipe=_object(about["recipe"]),
+        recipe=about["recipe"],
         edited={n: entry["edited_sha256"] for n, entry in weights.items() if entry["edited_sha256"] is not None},
         missed={n: SetEntries.read(found, {}) for n, found in missed.items() if found},
         norms={n: float(entry["relative_norm"]) for n, entry in weights.items() if entry["relative_norm"] is not None},
@@ -146,18 +159,17 @@ def _read(tensors: Mapping[str, Bits], about: Mapping[str, Any]) -> Patch:
 
 def _read_first(tensors: Mapping[str, Bits], about: Mapping[str, Any]) -> Patch:
     """Format 1: one α, indices under the weight's name, the replaced values under ``originals.`` and its name."""
-    weights = {WeightId.parse(name): entry for name, entry in sorted(about["weights"].items())}
-    weights = dict(sorted(weights.items()))
+    weights = dict(sorted((WeightId.parse(name), entry) for name, entry in about["weights"].items()))
     changes = {n: Scale.read({"indices": tensors[str(n)]}, {"factor": about["alpha"]}) for n in weights}
     kept = {n: tensors[f"originals.{n}"] for n in weights if f"originals.{n}" in tensors}
-    missed = {n: SetEntries(changes[n].indices, values) for n, values in kept.items()}
-    return Patch(changes, recipe=_object(about["recipe"]), missed=missed, **_shared(weights, about))
+    missed = {n: SetEntries(changes[n].indices.copy(), values) for n, values in kept.items()}
+    return Patch(changes, recipe=about["recipe"], missed=missed, **_shared(weights, about))
 
 
 def _shared(weights: Mapping[WeightId, Mapping[str, Any]], about: Mapping[str, Any]) -> dict[str, Any]:
     """What both formats say in the same words."""
     return {
-        "shapes": {name: tuple(map(int, entry["shape"])) for name, entry in weights.items()},
+        "shapes": {name: tuple(entry["shape"]) for name, entry in weights.items()},
         "base": {name: entry["base_sha256"] for name, entry in weights.items()},
         "casts": {name: dict(entry["casts_sha256"]) for name, entry in weights.items()},
         "aliases": {str(key): list(others) for key, others in about["aliases"].items()},
@@ -170,14 +182,62 @@ def _parts(tensors: Mapping[str, Bits], prefix: str) -> dict[str, Bits]:
     return {name: bits for name, bits in found.items() if ":" not in name}
 
 
-def _object(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise TypeError(f"recipe {value!r}")
-    return value
+# ---------------------------------------------------------------- what a file of it must hold
 
 
-def _sound(patch: Patch, name: WeightId) -> bool:
-    """Whether a change, and what its inverse missed, fit the tensor."""
+def _tensors_of_first(about: Mapping[str, Any]) -> tuple[Forms, Forms]:
+    values = SetEntries.tensors["values"]
+    return dict.fromkeys(about["weights"], INDICES), {f"originals.{name}": values for name in about["weights"]}
+
+
+def _tensors(about: Mapping[str, Any]) -> tuple[Forms, Forms]:
+    """The tensors of every change, and of what its inverse missed."""
+    if about["format"] == 1:
+        return _tensors_of_first(about)
+    needed: dict[str, TensorForm] = {}
+    missed: dict[str, TensorForm] = {}
+    for name, entry in about["weights"].items():
+        needed |= {f"{name}:{part}": form for part, form in KINDS[entry["kind"]].tensors.items()}
+        missed |= {f"{name}:{MISSED}:{part}": form for part, form in SetEntries.tensors.items()}
+    return needed, missed
+
+
+def _settings(entry: Mapping[str, Any], place: str) -> None:
+    KINDS[entry["kind"]].settings(entry["settings"], f"{place}.settings")
+
+
+SHAPE = listed(whole(1, 2**40), least=1, most=2)
+CASTED = mapped(SHA256, choice(*CASTS))
+SHARED = {"shape": SHAPE, "base_sha256": SHA256, "casts_sha256": CASTED}
+ABOUT = {"recipe": OBJECT, "aliases": mapped(listed(TEXT))}
+WEIGHT = keyed(
+    {**SHARED, "kind": choice(*KINDS), "settings": OBJECT, "edited_sha256": nullable(SHA256)}
+    | {"relative_norm": nullable(within(0, 1e308))}
+)
+FIRST = keyed({**ABOUT, "weights": mapped(keyed(SHARED), weight_name, least=1), "alpha": NUMBER})
+SECOND = keyed({**ABOUT, "weights": mapped(each(WEIGHT, _settings), weight_name, least=1)})
+FORM = records.Form(
+    lambda about, place: (FIRST if about["format"] == 1 else SECOND)(about, place),
+    _tensors,
+    "make it anew with `uwm edit` or `uwm select`",
+)
+
+
+def _demand_both(path: Path, tensors: Mapping[str, Bits], prefix: str) -> None:
+    """Refuse missed entries without their values, or the other way round. Raises BadInput."""
+    parts = [part for part in SetEntries.tensors if prefix + part in tensors]
+    if len(parts) == 1:
+        raise BadInput(
+            f"{path}: damaged: tensor {prefix}{parts[0]}: expected its partner too, found none; {FORM.remedy}"
+        )
+
+
+def _demand_sound(path: Path, patch: Patch, name: WeightId) -> None:
+    """Refuse a change that does not fit its tensor, or what its inverse missed that does not. Raises BadInput."""
     shape, missed = patch.shapes[name], patch.missed.get(name)
-    flat = bool(shape) and math.prod(shape) > 0
-    return flat and patch.changes[name].fits(shape) and (missed is None or missed.fits(shape))
+    odd = [change for change in (patch.changes[name], missed) if change is not None and not change.fits(shape)]
+    if odd:
+        raise BadInput(
+            f"{path}: damaged: {name}: expected a change ({odd[0].kind}) of finite numbers that fits a tensor of "
+            f"{list(shape)}, found another; {FORM.remedy}"
+        )

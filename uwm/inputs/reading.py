@@ -15,6 +15,7 @@ from ..models import Model, load
 from ..models.kept import Kept
 from ..models.references import resolve
 from ..processes import in_order, own_part, several
+from ..schema import LARGEST, shown
 from ..statistics.batches import BATCH_SIZE
 from ..statistics.pixels import keep_images
 
@@ -77,6 +78,10 @@ class Inputs(Opening):
     offline: bool = False
     batch_size: int = BATCH_SIZE
     workers: int = 2
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed <= LARGEST:
+            raise BadInput(f"--seed {shown(self.seed)}: expected a whole number from 0 to {LARGEST}")
 
 
 def input_paths(inputs: Inputs, preserve: str | None = None) -> list[Path]:

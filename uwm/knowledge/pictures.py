@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from PIL import Image
 
 from ..checkpoint.containment import demand_contained
+from ..checkpoint.json_files import read_text
 from ..errors import BadInput
 from ..images import load_image
 
 if TYPE_CHECKING:
     from torchvision.datasets import ImageFolder
+
+LARGEST_LIST = 16 << 20  # bytes of a file of names or prompts
 
 logger = logging.getLogger(__name__)
 
@@ -87,9 +90,4 @@ def tell_classes(folder: Path, folders: Iterable[str], names: Iterable[str]) -> 
 
 def text_lines(path: Path) -> list[str]:
     """The lines of a text file that are not empty. Raises BadInput when it is not there or not UTF-8."""
-    try:
-        return [line.strip() for line in path.read_text("utf-8-sig").split("\n") if line.strip()]
-    except FileNotFoundError:
-        raise BadInput(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path}: not UTF-8 at byte {error.start}") from None
+    return [line.strip() for line in read_text(path, LARGEST_LIST).split("\n") if line.strip()]

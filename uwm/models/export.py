@@ -13,11 +13,12 @@ from typing import Any
 
 from ..checkpoint import file_sha256, open_checkpoint
 from ..errors import BadInput, InvalidResult
+from .bare import clip_config
 from .base import Model
 from .cleaning import cleaning
 from .conversion import convert, plain_clip
 from .export_check import compare_embeddings, compare_inputs
-from .hugging_face import HIGHEST_ID, HuggingFaceModel, clip_config
+from .hugging_face import HIGHEST_ID, HuggingFaceModel
 from .open_clip_models import OpenClipModel
 from .openai_tokenizer import write_openai_tokenizer
 from .preprocessing import PILLOW, clip_processor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,8 +41,7 @@ def fill(
         BadInput: A tensor is missing, foreign or of another shape.
     """
     own = module.state_dict()
-    names = stored_names(module, checkpoint, scope, tower)
-    shapes = {names[key]: shape for key, shape in checkpoint.shapes().items() if key in names}
+    names, shapes = _stored(module, checkpoint, scope, tower)
     made: dict[str, torch.Tensor] = {}
     if repair is not None:
         odd = {n for n in repairable if n in own and n in shapes and shapes[n] != tuple(own[n].shape)}
@@ -52,7 +52,32 @@ def fill(
     stored = {name: key for key, name in names.items()}
     with torch.no_grad():
         for name in shapes:
-            own[name].copy_(made[name] if name in made else checkpoint.read(stored[name]))
+            tensor = made[name] if name in made else checkpoint.read(stored[name])
+            refuse_nonfinite(checkpoint, stored.get(name, name), tensor)
+            own[name].copy_(tensor)
+
+
+def check_fits(module: nn.Module, checkpoint: Checkpoint, scope: str = "", tower: Tower | None = None) -> None:
+    """The same for a module without memory, of which nothing is filled. Raises BadInput as `fill`."""
+    shapes = _stored(module, checkpoint, scope, tower)[1]
+    _check_shapes(checkpoint, shapes, {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()})
+
+
+def refuse_nonfinite(checkpoint: Checkpoint, name: Any, tensor: torch.Tensor) -> None:
+    """Refuse NaN and infinite values, edited or not: every figure would be of them. Raises BadInput."""
+    if tensor.dtype.is_floating_point and tensor.dtype.itemsize > 1 and not (finite := torch.isfinite(tensor)).all():
+        first = tuple((~finite).nonzero()[0].tolist())
+        raise BadInput(
+            f"{checkpoint.path}: {name} holds {int((~finite).sum())} NaN or infinite values, first at {first}"
+        )
+
+
+def _stored(
+    module: nn.Module, checkpoint: Checkpoint, scope: str, tower: Tower | None
+) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
+    """Stored key -> the module's own name, and that name -> the stored shape."""
+    names = stored_names(module, checkpoint, scope, tower)
+    return names, {names[key]: shape for key, shape in checkpoint.shapes().items() if key in names}
 
 
 def _check_shapes(checkpoint: Checkpoint, found: dict[str, tuple[int, ...]], own: dict[str, tuple[int, ...]]) -> None:

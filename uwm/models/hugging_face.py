@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,14 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ..checkpoint import Checkpoint, read_json
+from ..checkpoint import Checkpoint
 from ..checkpoint.reach import READERS
 from ..errors import BadInput
+from ..layouts import Tower
 from .base import Model
-from .filling import fill
-from .openai_tokenizer import write_openai_tokenizer
-from .preprocessing import clip_processor
-from .sizes import OPENAI_VOCABULARY, beyond_plain, describe
-from .tokenizing import FolderTokenizer, folder_filler, open_clip_lengths
+from .described import built, check_end, check_layers, check_preprocessor, read_config, reason, unusable
+from .filling import check_fits, fill
+from .tokenizing import FolderTokenizer, folder_filler
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -84,7 +84,19 @@ class HuggingFaceModel(Model):
             raise BadInput(f"this model ({self.layout.name}) has no {modality} tower")
 
     def tokenize(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.tokenizer()(texts)
+        ids, mask = self.tokenizer()(texts)
+        self._demand_known(ids)
+        return ids, mask
+
+    def _demand_known(self, ids: torch.Tensor) -> None:
+        """Refuse tokens that the text tower has no embedding of. Raises BadInput."""
+        size = self._text_config.vocab_size
+        if ids.numel() and (ids.max() >= size or ids.min() < 0):
+            odd = int(ids.max()) if ids.max() >= size else int(ids.min())
+            raise BadInput(
+                f"{self._folders['tokenizer']}: the tokenizer makes token {odd}, the text tower has {size}; is it the "
+                "tokenizer of this model?"
+            )
 
     @property
     def context_length(self) -> int:
@@ -150,9 +162,11 @@ class HuggingFaceModel(Model):
         self._demand("vision")
         try:
             return self.processor()(images, return_tensors="pt")
-        except ValueError as error:
-            where, reason = self._folders["image preprocessor"], str(error).splitlines()[0]
-            raise BadInput(f"{where}: the image preprocessor fails on these images ({reason})") from None
+        except unusable() as error:
+            if "out of memory" in str(error):
+                raise
+            where = self._folders["image preprocessor"]
+            raise BadInput(f"{where}: the image preprocessor fails on these images ({reason(error)})") from None
 
     def _side(self, loader: Callable[..., Any], what: str, files: tuple[str, ...]) -> Any:
         """Load a side file of the folder; transformers would make one up where there is none."""
@@ -163,10 +177,13 @@ class HuggingFaceModel(Model):
             raise BadInput(
                 f"{folder}: no {what} in this folder (none of {', '.join(files)}); copy the original's there"
             )
+        for path in (folder / name for name in files if files is PROCESSOR_FILES):
+            if path.is_file():
+                check_preprocessor(path)
         try:
             return loader(str(folder), local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError, ImportError, TypeError, KeyError, AttributeError) as error:
-            raise BadInput(f"{folder}: the {what} cannot be used ({str(error).splitlines()[0]})") from None
+        except unusable() as error:
+            raise BadInput(f"{folder}: the {what} cannot be used ({reason(error)})") from None
 
 
 class NaFlexModel(HuggingFaceModel):
@@ -242,15 +259,15 @@ def open_folder(checkpoint: Checkpoint) -> Model:
     tower = checkpoint.layout.towers[0]
     folder = checkpoint.folder_of(tower.name)
     assert folder is not None
-    config = read_json(folder / "config.json")
-    kind = config.get("model_type")
+    kind = read_config(folder, inner=True).get("model_type")
     if kind in WHOLE or kind in SINGLE:
         whole = kind in WHOLE and any(not _belongs(key, tower.prefix) for key in checkpoint.entries)
-        module = _module(_config(folder, kind), checkpoint, "", whole)
-        fill(module, checkpoint, tower=None if whole else tower)
+        alone = None if whole else tower
+        module = _module(_config(folder, kind), checkpoint, folder, whole, tower=alone)
+        fill(module, checkpoint, tower=alone)
         which = NaFlexModel if kind == "siglip2" else HuggingFaceModel
         return which(module, checkpoint, tokenizer=folder, processor=folder)
-    return open_inside(checkpoint, folder, config)
+    return open_inside(checkpoint, folder, read_config(folder, inner=True))
 
 
 def _belongs(key: str, prefix: str) -> bool:
@@ -271,130 +288,52 @@ def _open_pipeline(checkpoint: Checkpoint) -> Model:
     encoders = {}
     for tower in checkpoint.layout.towers:
         scope = tower.prefix.partition("/")[0] + "/"
-        config = _config(checkpoint.path / scope, "clip_text_model")
-        encoders[scope.rstrip("/")] = module = _module(config, checkpoint, scope, False)
+        folder = checkpoint.path / scope
+        config = _config(folder, "clip_text_model")
+        module = _module(config, checkpoint, folder, False, scope=scope, tower=tower)
+        encoders[scope.rstrip("/")] = module
         fill(module, checkpoint, scope=scope, tower=tower)
     return PipelineModel(encoders, checkpoint)
 
 
-def _config(folder: Path, kind: str | None) -> Any:
-    """transformers' config of a folder, of a type that is known to be right."""
+def _config(folder: Path, kind: str | None, inner: bool = False) -> Any:
+    """transformers' config of a folder, of a type that is known to be right. Raises BadInput."""
     from transformers import AutoConfig
 
+    read_config(folder, inner)
     try:
         return AutoConfig.from_pretrained(str(folder), model_type=kind, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise BadInput(f"{folder}: config.json cannot be used ({str(error).splitlines()[0]})") from None
+    except unusable() as error:
+        raise BadInput(f"{folder}: config.json cannot be used ({reason(error)})") from None
 
 
-def _module(config: Any, checkpoint: Checkpoint, scope: str, whole: bool) -> Any:
-    """The module that a config describes; of a whole model's config the one tower that is there, unless `whole`."""
+def _module(
+    config: Any, checkpoint: Checkpoint, folder: Path, whole: bool, *, scope: str = "", tower: Tower | None = None
+) -> Any:
+    """The module that a config describes; of a whole model's config the one tower that is there, unless `whole`.
+
+    Args:
+        config: transformers'.
+        checkpoint: Whose tensors must fit it.
+        folder: Of the config.
+        whole: Both towers are there.
+        scope, tower: As in `fill`.
+
+    Raises:
+        BadInput: A type that uwm does not know, or sizes that are not the stored tensors'.
+    """
     import transformers
 
-    if config.model_type in WHOLE and whole:
-        return transformers.AutoModel.from_config(config)
+    if config.model_type in WHOLE and not whole:
+        config = getattr(config, f"{checkpoint.layout.towers[0].encoder.modality}_config")
     if config.model_type in WHOLE:
-        modality = checkpoint.layout.towers[0].encoder.modality
-        config = getattr(config, f"{modality}_config")
-    if config.model_type not in SINGLE:
+        make = partial(transformers.AutoModel.from_config, config)
+    elif config.model_type in SINGLE:
+        plain, projected = SINGLE[config.model_type]
+        stored = any(scope + name in checkpoint.entries for name in PROJECTIONS)
+        make = partial(getattr(transformers, projected if stored else plain), config)
+    else:
         raise unsupported(checkpoint, checkpoint.path, config.model_type)
-    plain, projected = SINGLE[config.model_type]
-    stored = any(scope + name in checkpoint.entries for name in PROJECTIONS)
-    return getattr(transformers, projected if stored else plain)(config)
-
-
-def open_bare(checkpoint: Checkpoint, arch: str | None, quick_gelu: bool | None, preprocess: str | None) -> Model:
-    """A CLIP from bare weights: sizes from the tensors, heads from open_clip's architecture of these sizes."""
-    import transformers
-
-    bare = describe(checkpoint, arch, quick_gelu, preprocess)
-    if odd := beyond_plain(bare.config):
-        raise BadInput(
-            f"{checkpoint.path}: --arch {bare.arch} is no plain CLIP ({', '.join(odd)}), so its weights cannot be in "
-            "Hugging Face's layout; name the architecture of these weights"
-        )
-    if len(checkpoint.layout.towers) != 2:
-        raise BadInput(f"{checkpoint.path}: bare weights of a single tower need their folder with config.json")
-    module = transformers.CLIPModel(clip_config(bare.config))
-    fill(module, checkpoint)
-    model = BareModel(module, checkpoint, bare.preprocess)
-    model.notes += bare.notes
-    return model
-
-
-def clip_config(config: dict[str, Any]) -> Any:
-    """transformers' CLIPConfig of the same plain CLIP as an open_clip config, defaults filled in as open_clip does."""
-    from transformers import CLIPConfig
-
-    text, vision = config["text_cfg"], config["vision_cfg"]
-    act = {"hidden_act": "quick_gelu" if config["quick_gelu"] else "gelu"}
-    text_width, width, side = text.get("width", 512), vision.get("width", 768), vision.get("image_size", 224)
-    vocabulary = text.get("vocab_size", OPENAI_VOCABULARY)
-    text_config = act | {
-        "hidden_size": text_width,
-        "intermediate_size": int(text_width * text.get("mlp_ratio", 4.0)),
-        "num_hidden_layers": text.get("layers", 12),
-        "num_attention_heads": text.get("heads", 8),
-        "max_position_embeddings": text.get("context_length", 77),
-        "vocab_size": vocabulary,
-        "bos_token_id": vocabulary - 2,
-        "eos_token_id": _end_token(text, vocabulary),
-        "layer_norm_eps": text.get("norm_kwargs", {}).get("eps", 1e-5),
-    }
-    vision_config = act | {
-        "hidden_size": width,
-        "intermediate_size": int(width * vision.get("mlp_ratio", 4.0)),
-        "num_hidden_layers": vision.get("layers", 12),
-        "num_attention_heads": width // vision.get("head_width", 64),
-        "image_size": side if isinstance(side, int) else side[0],
-        "patch_size": vision.get("patch_size", 16),
-        "layer_norm_eps": vision.get("norm_kwargs", {}).get("eps", 1e-5),
-    }
-    return CLIPConfig(text_config=text_config, vision_config=vision_config, projection_dim=config["embed_dim"])
-
-
-def _end_token(text: dict[str, Any], vocabulary: int) -> int:
-    """The eos_token_id by which transformers pools the token that open_clip does: of OpenAI's vocabulary the last."""
-    if text.get("pool_type", "argmax") == "eos":
-        return int(text["eos_id"])
-    return vocabulary - 1 if vocabulary == OPENAI_VOCABULARY else HIGHEST_ID
-
-
-class BareModel(HuggingFaceModel):
-    """A CLIP that came without a folder: OpenAI's tokenizer, and a preprocessing in open_clip's words."""
-
-    def __init__(self, module: Any, checkpoint: Checkpoint, preprocess: Mapping[str, Any]) -> None:
-        super().__init__(module, checkpoint)
-        side = self.config.vision_config.image_size
-        self._processor = clip_processor(preprocess, (side, side))
-
-    def tokenize(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        ids = self.tokenizer()(texts)
-        return ids, (torch.arange(ids.shape[1]) <= ids.argmax(-1, keepdim=True)).long()
-
-    def caption_lengths(self, texts: list[str]) -> list[int]:
-        return open_clip_lengths(self.tokenizer(), texts)
-
-    def tokenizer(self) -> Any:
-        import open_clip
-
-        if self._tokenizer is None:
-            if self._text_config.vocab_size != OPENAI_VOCABULARY:
-                raise BadInput(
-                    "these bare weights have a vocabulary of their own; pass the folder with their tokenizer"
-                )
-            self._tokenizer = open_clip.SimpleTokenizer(context_length=self.context_length)
-        return self._tokenizer
-
-    def side_configs(self) -> dict[str, Any]:
-        import json
-
-        return {
-            "config.json": json.loads(self.config.to_json_string()) | {"architectures": ["CLIPModel"]},
-            "preprocessor_config.json": json.loads(self.processor().to_json_string()),
-        }
-
-    def write_side_files(self, folder: Path) -> None:
-        super().write_side_files(folder)
-        if self._text_config.vocab_size == OPENAI_VOCABULARY:
-            write_openai_tokenizer(folder, self._text_config.max_position_embeddings)
+    check_layers(config, checkpoint, folder)
+    check_end(config, folder)
+    return built(make, checkpoint, folder, lambda draft: check_fits(draft, checkpoint, scope, tower))

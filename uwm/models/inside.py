@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..checkpoint import Checkpoint, read_json
+from ..checkpoint import Checkpoint
 from ..checkpoint.reach import MADE_FROM, Reader, reader_of
 from ..errors import BadInput
+from .described import read_config
 from .filling import fill
 from .hugging_face import HuggingFaceModel, _config, _module, unsupported
 from .references import resolve
@@ -65,9 +66,9 @@ def open_inside(checkpoint: Checkpoint, folder: Path, config: dict[str, Any]) ->
     if reader is None or [tower.name for tower in towers] != ["vision"]:
         raise unsupported(checkpoint, folder, kind)
     inner, processor = (
-        _original(folder, config) if MADE_FROM in config else (_config(folder, kind).vision_config, folder)
+        _original(folder, config) if MADE_FROM in config else (_config(folder, kind, inner=True).vision_config, folder)
     )
-    module = _module(inner, checkpoint, towers[0].prefix, False)
+    module = _module(inner, checkpoint, folder, False, scope=towers[0].prefix, tower=towers[0])
     fill(module, checkpoint, scope=towers[0].prefix, tower=towers[0])
     return InsideModel(module, checkpoint, processor, reader, config)
 
@@ -75,7 +76,7 @@ def open_inside(checkpoint: Checkpoint, folder: Path, config: dict[str, Any]) ->
 def _original(folder: Path, config: Mapping[str, Any]) -> tuple[Any, Path]:
     """Config and folder of the CLIP that the tower of one of LLaVA's own releases came from."""
     source = resolve(config[MADE_FROM], offline=True)
-    kind = read_json(source / "config.json").get("model_type")
+    kind = read_config(source).get("model_type")
     if kind != "clip":
         raise BadInput(
             f"{folder}: its vision tower came from {config[MADE_FROM]}, of model type {kind!r}; of LLaVA's own "

@@ -10,10 +10,12 @@ from ..checkpoint import Checkpoint, open_checkpoint
 from ..errors import BadInput, ResourceFault
 from ..layouts import FILE_NAMES
 from ..outputs import MANIFEST
+from .bare import open_bare
 from .base import Model
 from .beside import beside, refuse_unlike
+from .filling import refuse_nonfinite
 from .hub import network
-from .hugging_face import open_bare, open_folder
+from .hugging_face import open_folder
 from .open_clip_models import OpenClipModel
 from .references import resolve
 from .registry import registered
@@ -108,12 +110,7 @@ def _refuse_nonfinite(checkpoint: Checkpoint) -> None:
         matrix = checkpoint.matrix(weight)
         if not matrix.dtype.is_floating_point or matrix.dtype.itemsize < 2:
             raise BadInput(f"{checkpoint.path}: {weight} is {matrix.dtype}, quantised; edit the float checkpoint first")
-        bad = ~torch.isfinite(matrix)
-        if bad.any():
-            first = tuple(bad.nonzero()[0].tolist())
-            raise BadInput(
-                f"{checkpoint.path}: {weight} holds {int(bad.sum())} NaN or infinite values, first at {first}"
-            )
+        refuse_nonfinite(checkpoint, weight, matrix)
 
 
 def device_of(name: str) -> torch.device:

@@ -16,14 +16,15 @@ from ..checkpoint import Checkpoint
 from ..errors import BadInput
 from ..weights import TOWERS, WeightId
 from .base import Model
+from .described import reason, unusable
 from .filling import fill
 from .hub import network
+from .open_clip_configs import check_open_clip_folder
 from .open_clip_repairs import REPAIRED, repaired
 from .registry import model_config
 from .sizes import OPENAI_VOCABULARY, describe
 from .tokenizing import open_clip_lengths
 
-UNUSABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError, AssertionError)
 BROKEN_POOLERS = ("MaxPooler",)
 
 
@@ -59,6 +60,7 @@ class OpenClipModel(Model):
         name: str | None
         bare = None
         if checkpoint.path.is_dir():
+            check_open_clip_folder(checkpoint)
             name = f"local-dir:{checkpoint.path}"
             config = model_config(name) or {}
         else:
@@ -189,8 +191,8 @@ class OpenClipModel(Model):
             try:
                 with network(allowed=not self.offline):
                     made = open_clip.get_tokenizer(self.name, cache_dir=self.cache_dir)
-            except UNUSABLE as error:
-                raise BadInput(f"the tokenizer {wanted!r} cannot be had ({str(error).splitlines()[0]})") from None
+            except unusable() as error:
+                raise BadInput(f"the tokenizer {wanted!r} cannot be had ({reason(error)})") from None
             _check_vocabulary(made, self.checkpoint)
             return made
         if self.config["text_cfg"]["vocab_size"] != OPENAI_VOCABULARY:
@@ -283,10 +285,10 @@ def _build(name: str | None, config: dict[str, Any], preprocess: dict[str, Any])
         nothing = {"load_weights": False, "pretrained_text": False, "pretrained_image": False}
         try:
             module = open_clip.create_model(name, quick_gelu=activation, **nothing)
-        except UNUSABLE as error:
+        except unusable() as error:
             tower = config.get("text_cfg", {}).get("hf_model_name")
             about = f"; the config of its text tower, {tower!r}, comes from the Hub or its cache" if tower else ""
-            raise BadInput(f"{name}: open_clip cannot build it ({str(error).splitlines()[0]}){about}") from None
+            raise BadInput(f"{name}: open_clip cannot build it ({reason(error)}){about}") from None
     _check_runs(name, module)
     if preprocess:
         set_model_preprocess_cfg(module, merge_preprocess_dict(module.visual.preprocess_cfg, preprocess))

@@ -11,10 +11,11 @@ import torch
 from ..checkpoint import Checkpoint
 from ..errors import BadInput, InvalidResult
 from ..weights import WeightRef
+from .bare import clip_config
 from .base import Model
 from .conversion import converted, plain_clip
 from .filling import fill, stored_names
-from .hugging_face import HuggingFaceModel, clip_config
+from .hugging_face import HuggingFaceModel
 from .open_clip_models import OpenClipModel
 
 

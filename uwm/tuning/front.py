@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
 from ..checkpoint.json_files import read_json
 from ..errors import BadInput, Refused
 from ..expressions import parse_max_loss, parse_objective
+from ..schema import COUNT, FLAG, NUMBER, OBJECT, TEXT, Check, Unexpected, demand, each, holds, keyed, listed, mapped
 from ..text_tables import clean
 
 FILE = "tune.json"
@@ -129,12 +129,9 @@ def read_front(folder: Path) -> Front:
         raise BadInput(f"{path}: format {content.get('format')!r}, this uwm reads {FORMAT}; update uwm")
     try:
         content = _cleaned(content)
-        FRONT(content, "")
-        _consistent(content)
     except RecursionError:
         raise BadInput(f"{path}: nested too deep") from None
-    except _Unexpected as found:
-        raise BadInput(f"{path}: damaged: {found}; run uwm tune again") from None
+    demand(path, each(FRONT, _consistent), content, "run uwm tune again")
     for point in content["points"]:
         _inside(folder, point)
     return cast(Front, content)
@@ -170,120 +167,52 @@ def _cleaned(value: Any) -> Any:
     return {clean(key): _cleaned(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
-class _Unexpected(Exception):
-    """Something in the file is not what it should be."""
-
-    def __init__(self, place: str, expected: str, found: Any) -> None:
-        text = repr(found)
-        super().__init__(f"{place}: expected {expected}, found {text if len(text) <= 60 else text[:60] + '…'}")
-
-
-Check = Callable[[Any, str], None]
-
-
-def _is(expected: str, holds: Callable[[Any], bool]) -> Check:
-    def check(value: Any, place: str) -> None:
-        if not holds(value):
-            raise _Unexpected(place, expected, value)
-
-    return check
-
-
-def _finite(value: Any) -> bool:
-    try:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:
-        return False
-
-
-def _list(of: Check, length: int | None = None, least: int = 0) -> Check:
-    words = f"a list of {length}" if length is not None else "a list of at least one" if least else "a list"
-
-    def check(value: Any, place: str) -> None:
-        if not isinstance(value, list) or len(value) < least or length not in (None, len(value)):
-            raise _Unexpected(place, words, value)
-        for number, item in enumerate(value):
-            of(item, f"{place}[{number}]")
-
-    return check
-
-
-def _map(of: Check) -> Check:
-    def check(value: Any, place: str) -> None:
-        if not isinstance(value, dict):
-            raise _Unexpected(place, "an object", value)
-        for key, item in value.items():
-            of(item, f"{place}.{key}" if place else key)
-
-    return check
-
-
-def _keys(required: Mapping[str, Check], optional: Mapping[str, Check] | None = None) -> Check:
-    """An object with these keys; others are not looked at."""
-
-    def check(value: Any, place: str) -> None:
-        _map(lambda *_: None)(value, place)
-        for key, of in {**required, **(optional or {})}.items():
-            if key in value:
-                of(value[key], f"{place}.{key}" if place else key)
-            elif key in required:
-                raise _Unexpected(f"{place}.{key}" if place else key, "a value", None)
-
-    return check
-
-
-ANYTHING: Check = lambda *_: None  # noqa: E731
-TEXT = _is("a text", lambda value: isinstance(value, str))
-NUMBER = _is("a number", _finite)
-COUNT = _is("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0)
-FLAG = _is("true or false", lambda value: isinstance(value, bool))
-INTERVAL = _list(NUMBER, 3)
-FIGURES = _map(INTERVAL)
-OBJECT = _map(ANYTHING)
-ACCURACY = _keys(
-    {"top1": NUMBER}, {"top1_safe": NUMBER, "top1_unsafe": NUMBER, "top1_interval": _list(NUMBER, 2)}
+INTERVAL = listed(NUMBER, 3)
+FIGURES = mapped(INTERVAL)
+ACCURACY = keyed(
+    {"top1": NUMBER}, {"top1_safe": NUMBER, "top1_unsafe": NUMBER, "top1_interval": listed(NUMBER, 2)}
 )  # fmt: skip
-RESULT = _keys(
-    {"pairs": COUNT, "figures": FIGURES, "zero_shot": _map(ACCURACY), "by_concept": _map(FIGURES)},
-    {"changes": _map(_keys({"difference": INTERVAL}))},
+RESULT = keyed(
+    {"pairs": COUNT, "figures": FIGURES, "zero_shot": mapped(ACCURACY), "by_concept": mapped(FIGURES)},
+    {"changes": mapped(keyed({"difference": INTERVAL}))},
 )
-MEASURED: dict[str, Check] = {"cross_validated": RESULT, "held_out": _map(RESULT)}
+MEASURED: dict[str, Check] = {"cross_validated": RESULT, "held_out": mapped(RESULT)}
 TRIAL: dict[str, Check] = {"trial": COUNT, "method": TEXT, "settings": OBJECT, "objective": NUMBER, "loss": NUMBER}
-FRONT = _keys(
+FRONT = keyed(
     {
         "versions": OBJECT,
         "settings": OBJECT,
-        "model": _keys({"name": TEXT}, {"sha256": _map(TEXT)}),
-        "calibration": _keys({"name": TEXT, "pairs": COUNT, "folds": COUNT}, {"sha256": TEXT}),
-        "objective": _keys({"text": TEXT, "label": TEXT, "lower_is_better": FLAG}),
-        "loss": _keys({"terms": _list(TEXT), "unit": _is(" or ".join(UNITS), lambda value: value in UNITS)}),
-        "trials": _keys(
+        "model": keyed({"name": TEXT}, {"sha256": mapped(TEXT)}),
+        "calibration": keyed({"name": TEXT, "pairs": COUNT, "folds": COUNT}, {"sha256": TEXT}),
+        "objective": keyed({"text": TEXT, "label": TEXT, "lower_is_better": FLAG}),
+        "loss": keyed({"terms": listed(TEXT), "unit": holds(" or ".join(UNITS), lambda value: value in UNITS)}),
+        "trials": keyed(
             {"asked": COUNT, "done": COUNT, "invalid": COUNT, "stopped": COUNT, "seconds": NUMBER, "per_minute": NUMBER}
-            | {"by_method": _map(_keys({"trials": COUNT, "seconds": NUMBER}))}
+            | {"by_method": mapped(keyed({"trials": COUNT, "seconds": NUMBER}))}
         ),
-        "baseline": _keys(MEASURED),
-        "points": _list(_keys({"number": COUNT, "patch": TEXT, **TRIAL, **MEASURED}), least=1),
+        "baseline": keyed(MEASURED),
+        "points": listed(keyed({"number": COUNT, "patch": TEXT, **TRIAL, **MEASURED}), least=1),
         "knee": COUNT,
-        "tried": _list(_keys({**TRIAL, "front": FLAG})),
-        "notes": _list(TEXT),
+        "tried": listed(keyed({**TRIAL, "front": FLAG})),
+        "notes": listed(TEXT),
     }
 )
 
 
-def _consistent(front: Mapping[str, Any]) -> None:
-    """Numbers count from 1, the knee is one of them, and every point has the baseline's sets. Raises _Unexpected."""
+def _consistent(front: Mapping[str, Any], place: str) -> None:
+    """Numbers count from 1, the knee is one of them, and every point has the baseline's sets. Raises Unexpected."""
     numbers = [point["number"] for point in front["points"]]
     if numbers != [*range(1, len(numbers) + 1)]:
-        raise _Unexpected("points", "the numbers 1, 2, 3, …", numbers)
+        raise Unexpected("points", "the numbers 1, 2, 3, …", numbers)
     if front["knee"] not in numbers:
-        raise _Unexpected("knee", "a point's number", front["knee"])
+        raise Unexpected("knee", "a point's number", front["knee"])
     try:
         parse_objective(front["objective"]["text"])
         for term in front["loss"]["terms"]:
             parse_max_loss(f"{term}=0{front['loss']['unit']}")
     except BadInput as error:
-        raise _Unexpected("objective and loss", f"figures ({error})", front["objective"]["text"]) from None
+        raise Unexpected("objective and loss", f"figures ({error})", front["objective"]["text"]) from None
     sets = [*front["baseline"]["held_out"]]
-    for place, point in enumerate(front["points"]):
+    for number, point in enumerate(front["points"]):
         if [*point["held_out"]] != sets:
-            raise _Unexpected(f"points[{place}].held_out", f"the sets {sets}", [*point["held_out"]])
+            raise Unexpected(f"points[{number}].held_out", f"the sets {sets}", [*point["held_out"]])

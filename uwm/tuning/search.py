@@ -25,6 +25,7 @@ from .cached_sets import Changes
 from .criteria import Criteria
 from .cross_validation import CrossValidation, Edits
 from .folds import Profile
+from .journal import OURS, check_trials, damaged_is_told, is_done, open_storage
 from .space import Space
 
 if TYPE_CHECKING:
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 ROUNDS = 12  # trials of every quick method before the better ones get more
 LEADER = 4  # then all trials but one of so many are the leader's
 SLOW_EVERY = 20  # of so many trials one is of a method whose edits run the whole model
-OURS = "uwm"  # a trial's attribute: its number, whether it is quick, its loss, whether it was stopped early, or why it
-# is invalid, and its seconds
 
 logger = logging.getLogger(__name__)
 
@@ -106,9 +105,10 @@ class Search:
     ) -> None:
         self._model, self._profile, self._validation, self._spaces = model, profile, validation, spaces
         self._criteria, self._seed = criteria, seed
-        with quiet():
-            storage = _storage(journal)
+        with quiet(), damaged_is_told(journal):
+            storage = open_storage(journal)
             self._studies = {name: self._study(name, storage) for name in spaces}
+            check_trials(journal, self._studies, spaces, 1 if criteria.limited else 2)
             for study in self._studies.values():
                 _end_unfinished(study)
         self._history: list[Done] = []  # number, method and trial of all that are done, in order
@@ -263,7 +263,7 @@ class Search:
             (trial.user_attrs[OURS]["number"], method, trial)
             for method, study in self._studies.items()
             for trial in study.get_trials(deepcopy=False)
-            if trial.values is not None or (trial.state.is_finished() and "invalid" in trial.user_attrs.get(OURS, {}))
+            if is_done(trial)
         ]
         return sorted(found, key=lambda one: one[0])
 
@@ -315,25 +315,6 @@ class Search:
 
 def _loss(tried: Tried) -> float:
     return tried.loss
-
-
-def _storage(journal: Path | None) -> BaseStorage:
-    from optuna.storages import InMemoryStorage, JournalStorage
-    from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-
-    if journal is None:
-        return InMemoryStorage()
-    _clear(journal)
-    return JournalStorage(JournalFileBackend(str(journal), lock_obj=JournalFileOpenLock(str(journal))))
-
-
-def _clear(journal: Path) -> None:
-    """Take away what a killed search may have left: its lock, for which Optuna waits half a minute, and half a line."""
-    Path(f"{journal}.lock").unlink(missing_ok=True)  # JournalFileOpenLock's
-    if not journal.exists():
-        return
-    with journal.open("rb+") as file:
-        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _end_unfinished(study: Study) -> None:

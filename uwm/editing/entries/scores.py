@@ -10,8 +10,12 @@ from typing import Any
 import torch
 
 from ... import records
-from ...errors import InvalidResult
-from ...weights import WeightId
+from ...checkpoint.reader import CASTS
+from ...errors import BadInput, InvalidResult
+from ...schema import COUNT, SHA256, TEXT, Forms, TensorForm, Unexpected, choice, each, keyed, mapped, nullable
+from ...weights import WeightId, weight_name
+
+ANEW = "make them anew with `uwm score`"
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,11 @@ class Scores(Mapping[WeightId, torch.Tensor]):
 
     @classmethod
     def load(cls, path: str | Path) -> Scores:
-        """Read what `save` wrote. Raises BadInput when it is something else or of another version."""
-        tensors, about = records.read(Path(path), "scores")
+        """Read what `save` wrote. Raises BadInput when it is something else, damaged or of another version."""
+        tensors, about = records.read(Path(path), "scores", FORM)
+        odd = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+        if odd:
+            raise BadInput(f"{path}: damaged: tensor {odd[0]}: expected finite scores, found NaN or infinity; {ANEW}")
         return cls(
             {WeightId.parse(name): tensors[name] for name in sorted(tensors, key=WeightId.parse)},
             _weights(about["base"]),
@@ -83,3 +90,27 @@ def _named(mapping: Mapping[WeightId, Any]) -> dict[str, Any]:
 
 def _weights(mapping: Mapping[str, Any]) -> dict[WeightId, Any]:
     return {WeightId.parse(name): value for name, value in mapping.items()}
+
+
+# ---------------------------------------------------------------- what a file of them must hold
+
+
+def _same_weights(about: Mapping[str, Any], place: str) -> None:
+    """What is told of weights is told of weights that `base` names."""
+    for part in ("guards", "casts"):
+        if odd := [name for name in about[part] if name not in about["base"]]:
+            raise Unexpected(f"{part}.{odd[0]}", "a weight that base names too", about[part][odd[0]])
+
+
+def _tensors(about: Mapping[str, Any]) -> tuple[Forms, Forms]:
+    return dict.fromkeys(about["base"], TensorForm(("float32",), (None, None))), {}
+
+
+RECIPE = keyed({"method": TEXT}, {"variant": nullable(TEXT), "calibration": TEXT, "pairs": mapped(COUNT)})
+PARTS = {
+    "recipe": RECIPE,
+    "base": mapped(SHA256, weight_name, least=1),
+    "guards": mapped(mapped(COUNT), weight_name),
+    "casts": mapped(mapped(SHA256, choice(*CASTS)), weight_name),
+}
+FORM = records.Form(each(keyed(PARTS), _same_weights), _tensors, ANEW)
