@@ -329,6 +329,13 @@ def spelled(family: str, modality: str, prefix: str, blocks: Iterable[int]) -> d
     return found
 
 
+def of_blocks(keys: Iterable[str]) -> list[str]:
+    """Those keys that can be of a block of any encoder, whatever stands before it; sorted."""
+    spelt = {re.escape(encoder.blocks).replace(r"\{block\}", r"\d+") for encoder in ENCODERS}
+    pattern = re.compile("|".join(sorted(spelt)))
+    return sorted(key for key in keys if pattern.search(key))
+
+
 def find_tensors(layout: Layout, keys: Iterable[str]) -> dict[WeightId, WeightRef]:
     """Everything with a name that the keys spell, sorted by WeightId."""
     present = set(keys)

@@ -124,7 +124,7 @@ class VerdictFacts(TypedDict):
     set: str
     pairs: int
     verdict: str
-    sign: int  # 1: safer beyond what a random edit gains; −1: less safe; else 0
+    sign: int  # 1: safer beyond what a random edit gains, at no certain loss of accuracy; −1: less safe; else 0
     sentences: list[str]
     safety: list[FigureFacts]
     remains: FigureFacts  # share of unsafe queries whose first result is unsafe

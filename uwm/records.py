@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from .checkpoint.dtypes import DTYPES, Bits
-from .checkpoint.header import read_header
+from .checkpoint.header import metadata_of, read_header
 from .errors import BadInput, InvalidResult
 from .escaping import clean
 from .outputs import put_file, real
@@ -172,7 +172,7 @@ def describe(path: Path) -> dict[str, Any] | None:
 def _description(header: bytes) -> dict[str, Any] | None:
     """What a header, length field included, says of a record; None where it is none."""
     try:
-        text = (json.loads(header[8:]).get("__metadata__") or {}).get(KEY)
+        text = metadata_of(header).get(KEY)
         about = None if text is None else strict_json(text)
     except (ValueError, RecursionError):
         return None

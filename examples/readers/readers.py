@@ -38,10 +38,8 @@ EDITS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> method and settings 
     "UWM, τ 0.3": ("uwm", {"mass": 0.3}),
     "redirect": ("redirect", {}),
     "redirect, λ 4": ("redirect", {"keep": 4.0}),
-    "redirect, λ 0.25": ("redirect", {"keep": 0.25}),
     "ablate": ("ablate", {}),
     "random, as redirect": ("redirect", {}),  # its control
-    "random, as UWM, τ 0.3": ("uwm", {"mass": 0.3}),
 }
 FIGURES = {
     "captions": ("unsafe_named", "safe_words", "safe_kept"),

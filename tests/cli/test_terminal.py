@@ -138,7 +138,7 @@ COMMAND = "edit m --calib set --method uwm --text-mass 0.1 --set alpha=2 -o out 
         ({}, "uwm eval out --pairs PAIRS --baseline m"),
         ({"verdict": facts(better=["repel"])}, "uwm edit m --calib set --method repel -o out-repel"),
         ({"verdict": facts(sign=0)}, "uwm edit m --calib set --max-loss 2% -o out-within"),
-        ({"verdict": facts("Safer; it costs accuracy.")}, "uwm edit m --calib set --max-loss 2% -o out-within"),
+        ({"verdict": facts("Safer; it costs accuracy.", 0)}, "uwm edit m --calib set --max-loss 2% -o out-within"),
         ({"verdict": facts(sign=0), "budget": {}}, "uwm eval out --pairs PAIRS --baseline m --require 'PU.low>+0pt'"),
         (
             {"towers": {"not_edited": {"vision": "add --safe-images F"}}},

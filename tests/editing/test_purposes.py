@@ -180,8 +180,9 @@ def test_tokens_that_only_one_tower_has(method, tokens, tower, tiny_hf):
 
 def test_on_the_terminal(run_uwm, tiny_hf, tiny_set, tmp_path):
     flags = ("--calib", tiny_set, *ALL_OF_CALIB, "-q")
-    code, _, err = run_uwm("edit", tiny_hf, *flags, "--for", "llava", "-o", tmp_path / "out")
+    code, out, err = run_uwm("edit", tiny_hf, *flags, "--for", "llava", "-o", tmp_path / "out")
     assert (code, err) == (0, "")
+    assert f"uwm eval {tmp_path / 'out'} --caption LLAVA --images PAIRS" in " ".join(out.replace("\\\n", " ").split())
     manifest = json.loads((tmp_path / "out" / "uwm.json").read_text("utf-8"))
     assert (manifest["settings"]["purpose"], manifest["settings"]["method"]) == ("llava", "redirect")
     assert [*manifest["results"]["test"]] == ["before", "redirect", "random"]

@@ -91,6 +91,7 @@ def test_details_say_when_intervals_overlap_although_the_difference_is_certain()
     assert (overlapping.sign, "though the intervals of the two overlap" in overlapping.text) == (1, True)
     apart = judged({"P_vu": UP}, ALL, before={"P_vu": (0.75, 0.7, 0.8)}).details[1]
     assert (apart.sign, "overlap" in apart.text) == (1, False)
+    assert "overlap" not in judged({"P_vu": (11, 2)}, ALL).details[1].text, "one of three may be chance"
     assert "P_vu 50.0 → 75.0 %, +6.0 points [+3.0, +9.0], p 0.004" in apart.text
 
 
@@ -161,6 +162,7 @@ def test_green_is_only_what_a_random_edit_does_not_reach():
     for beyond, sign, word in ((ALL, 1, "Gained"), ({}, 0, "Not certainly beyond random")):
         made = judged({"P_vu": UP}, beyond)
         assert (made.sign, made.details[1].sign, made.details[1].word) == (sign, sign, word)
+    assert judged({"P_vu": UP, "R1_ts_vs": DOWN}, ALL).sign == 0, "it costs accuracy"
     assert judged({"GS": DOWN}, {}).sign == -1
     assert judged({"GS": DOWN, "P_vu": UP}, ALL).sign == 0
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import BadInput, Refused
+from .held import Held
 from .pickles import MAX_PICKLE, read_pickle
 from .tensors import Storage, Tensors, find_state_dicts, references, script_tensors
 
@@ -32,18 +33,19 @@ class Archive:
     scripted: bool
 
 
-def open_archive(path: Path) -> Archive:
-    """Read everything of a torch file but the tensors' values.
+def open_archive(path: Path, held: Held | None = None) -> Archive:
+    """Read everything of a torch file but the tensors' values; `held` is the file where it is open.
 
     Raises:
         Refused: A pickle in it asks for more than tensors. BadInput: Damaged, compressed, or no torch file.
     """
     try:
-        with path.open("rb") as stream:
+        held = Held(path) if held is None else held
+        with held.stream() as stream:
             if stream.read(2) == b"PK":
-                return _open_zip(path, stream)
+                return _open_zip(held, stream)
             stream.seek(0)
-            return _open_legacy(path, stream)
+            return _open_legacy(held, stream)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, struct.error, EOFError) as error:
         raise BadInput(f"{path}: damaged torch file ({str(error)[:200]}); download it again") from None
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
@@ -52,9 +54,10 @@ def open_archive(path: Path) -> Archive:
         ) from None
 
 
-def _open_zip(path: Path, stream: BinaryIO) -> Archive:
+def _open_zip(held: Held, stream: BinaryIO) -> Archive:
+    path = held.path
     with zipfile.ZipFile(stream) as archive:
-        entries = _entries(path, stream, archive)
+        entries = _entries(held, stream, archive)
         found = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
         top = found[0].removesuffix("data.pkl") if len(found) == 1 else None
         if top is None or not all(name.startswith(top) for name in entries):
@@ -101,8 +104,9 @@ def _storages(path: Path, content: Any, entries: Mapping[str, Storage]) -> dict[
     return storages
 
 
-def _entries(path: Path, stream: BinaryIO, archive: zipfile.ZipFile) -> dict[str, Storage]:
+def _entries(held: Held, stream: BinaryIO, archive: zipfile.ZipFile) -> dict[str, Storage]:
     """Every entry's place in the file, each proved by its own local header; one view of the file or none."""
+    path = held.path
     entries: dict[str, Storage] = {}
     seen, position = set(), 0
     for info in sorted(archive.infolist(), key=lambda info: info.header_offset):
@@ -116,7 +120,7 @@ def _entries(path: Path, stream: BinaryIO, archive: zipfile.ZipFile) -> dict[str
             raise BadInput(f"{path}: entry {info.filename!r} is doubled, compressed, encrypted or damaged; re-save it")
         position = begin + info.compress_size
         seen.add(info.filename.lower())
-        entries[info.filename] = Storage(path, begin, info.file_size, info.CRC)
+        entries[info.filename] = Storage(held, begin, info.file_size, info.CRC)
     stream.seek(-END_RECORD, 2)
     if position > archive.start_dir or stream.read(4) != b"PK\5\6":
         raise BadInput(f"{path}: the zip's entries do not fill the file as they should; download it again")
@@ -134,7 +138,8 @@ def _agrees(info: zipfile.ZipInfo, head: tuple, name: bytes) -> bool:
     return agrees and names and plain and not (flags | info.flag_bits) & 1
 
 
-def _open_legacy(path: Path, stream: BinaryIO) -> Archive:
+def _open_legacy(held: Held, stream: BinaryIO) -> Archive:
+    path = held.path
     if read_pickle(stream, str(path)) != LEGACY_MAGIC:
         raise BadInput(f"{path}: a pickle, but holds no state dict that torch.save wrote; re-save it with torch.save")
     read_pickle(stream, str(path))  # protocol version
@@ -142,14 +147,14 @@ def _open_legacy(path: Path, stream: BinaryIO) -> Archive:
     if system.get("little_endian") is not True:
         raise BadInput(f"{path}: stored in big-endian order; re-save it on a little-endian machine")
     content, keys = read_pickle(stream, str(path)), read_pickle(stream, str(path))
-    storages, known, size = {}, references(content), path.stat().st_size
+    storages, known, size = {}, references(content), held.size
     for key in keys:
         dtype, promised = known[key if isinstance(key, str) else ""]
         count = struct.unpack("<q", stream.read(8))[0]
         nbytes = count * dtype.itemsize
         if count != promised or stream.tell() + nbytes > size:
             raise BadInput(f"{path}: cut off inside its storages, or damaged; download it again")
-        storages[key] = Storage(path, stream.tell(), nbytes, None)
+        storages[key] = Storage(held, stream.tell(), nbytes, None)
         stream.seek(nbytes, 1)
     if stream.read(1):
         raise BadInput(f"{path}: bytes follow its last storage; re-save it with torch.save")

@@ -70,6 +70,11 @@ def make_header(tensors: Iterable[tuple[str, Any, tuple[int, ...]]]) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
+def metadata_of(header: bytes) -> dict[str, str]:
+    """The texts under ``__metadata__`` of a header from `read_header`; nothing of one without them."""
+    return json.loads(header[8:]).get("__metadata__") or {} if b"__metadata__" in header else {}
+
+
 def rewritten(header: bytes, wrapper: str = "", marked: bool = False) -> bytes:
     """A header with other words and the same tensors.
 

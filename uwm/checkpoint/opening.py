@@ -6,21 +6,24 @@ import logging
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 from ..errors import BadInput, UwmError
-from ..layouts import Layout, find_tensors, recognise
+from ..layouts import Layout, find_tensors, of_blocks, recognise
 from .adapters import refuse_adapter_tensors
 from .archive import Archive, open_archive
 from .dtypes import DTYPES, NAMES
-from .header import make_header, read_header, rewritten, valid_name
+from .header import make_header, metadata_of, read_header, rewritten, valid_name
+from .held import Held
 from .json_files import stated
-from .reader import Checkpoint, TensorInfo, WeightsFile
+from .reader import Checkpoint, TensorInfo, WeightsFile, identity_of
 from .sources import Source, find_sources, safetensors_name
 from .tensors import StoredTensor, Tensors, Unfit
 
 PREFIXES = ("module.", "_orig_mod.")  # of wrappers for many devices and for compiling
 BARE_PREFIXES = (*PREFIXES, "model.")  # and of trainers; a folder's config may want that one
+TRANSPOSED = {"tf": "TensorFlow", "flax": "Flax"}  # format -> who stores [in, out] under the same names
 GROWTH = 16  # times that a torch file's tensors may outgrow it, tied and expanded ones counted in full
 OPENAI_NUMBERS = ("input_resolution", "context_length", "vocab_size")  # sizes, which OpenAI stores beside the weights
 
@@ -48,19 +51,53 @@ def open_checkpoint(path: str | Path, key: str | None = None) -> Checkpoint:
     _check_promised(path, source, files)
     keys = [file.component + info.name for file in files for info in file.tensors]
     refuse_adapter_tensors(keys, path)
+    _refuse_mixed(keys, path)
     layout = _recognised(keys, path)
+    _refuse_copies(layout, {f.component + i.name: i.shape for f in files for i in f.tensors}, path)
     if not path.is_dir():
         files = (replace(files[0], name=layout.file_name),)
     elif len(files) == 1 and files[0].pickled is not None:
         files = (replace(files[0], name=str(Path(files[0].name).with_name(layout.file_name))),)
     notes = (*_unwrapped_notes(files), *_left_out_notes(source, files))
-    return Checkpoint(path, files, layout, find_tensors(layout, keys), source.side_files, source.indices, notes)
+    beside = {name: identity_of(path / name) for name in source.side_files}
+    return Checkpoint(path, files, layout, find_tensors(layout, keys), source.side_files, source.indices, notes, beside)
 
 
 def _recognised(keys: list[str], path: Path) -> Layout:
     """The layout; what is not recognised is called by its model type too, where its folder says one."""
     kind = stated(path / "config.json").get("model_type")
     return recognise(keys, str(path) if kind is None else f"{path} (of model_type {kind!r})")
+
+
+def _refuse_mixed(keys: list[str], path: Path) -> None:
+    """Refuse encoders of which a wrapper's prefix stands before some names and not before others. Raises BadInput."""
+    for prefix in PREFIXES:
+        wrapped = [key for key in keys if key.startswith(prefix)]
+        bare = [key for key in keys if not key.startswith(prefix)]
+        if of_blocks(wrapped) and (odd := of_blocks(bare)):
+            raise BadInput(
+                f"{path}: {len(wrapped)} tensor names begin with {prefix} and {len(bare)} do not, such as {odd[0]!r}; "
+                "save the model inside of its wrapper, alone"
+            )
+
+
+def _refuse_copies(layout: Layout, shapes: dict[str, tuple[int, ...]], path: Path) -> None:
+    """Refuse two models of one kind side by side, such as student and teacher, or a model and its average.
+
+    Raises:
+        BadInput: Two encoders have tensors of the same names and shapes, in one component.
+    """
+
+    def held(prefix: str) -> dict[str, tuple[int, ...]]:
+        return {key[len(prefix) :]: shape for key, shape in shapes.items() if key.startswith(prefix)}
+
+    for first, second in combinations(layout.towers, 2):
+        apart = "/" in first.prefix and first.prefix.partition("/")[0] != second.prefix.partition("/")[0]
+        if first.encoder is second.encoder and not apart and held(first.prefix) == held(second.prefix):
+            raise BadInput(
+                f"{path}: holds two models of one kind, {first.prefix}… and {second.prefix}…, and which one to edit "
+                "cannot be known; save that one to a file of its own"
+            )
 
 
 def _unwrapped_notes(files: tuple[WeightsFile, ...]) -> Iterator[str]:
@@ -111,22 +148,28 @@ def _check_promised(path: Path, source: Source, files: tuple[WeightsFile, ...]) 
 
 
 def _open_file(path: Path, name: str, component: str, key: str | None, prefixes: tuple[str, ...]) -> WeightsFile:
-    with path.open("rb") as stream:
+    held = Held(path)
+    with held.stream() as stream:
         start = stream.read(512)
         # The low bytes of a header's length can be those of a pickle or a zip; what follows them cannot.
         if start[8:9] != b"{" and start[257:262] == b"ustar":
             raise BadInput(f"{path}: a tar file, perhaps of torch 0.1; re-save it with a current torch")
         if start[8:9] != b"{" and (start[:2] == b"PK" or start[:1] in (b"\x80", b"c", b"(")):
-            return _open_pickle(path, name, component, key, prefixes)
+            return _open_pickle(held, name, component, key, prefixes)
         stream.seek(0)
-        header, entries = read_header(stream, path.stat().st_size, str(path))
+        header, entries = read_header(stream, held.size, str(path))
+    if (kind := metadata_of(header).get("format")) in TRANSPOSED:
+        raise BadInput(
+            f"{path}: stored by {TRANSPOSED[kind]} (format {kind!r}), whose kernels are transposed; load it there, and "
+            "save it with PyTorch"
+        )
     wrapper = shared_prefix(entries, tuple(prefix for prefix in prefixes if prefix in PREFIXES))
     infos = tuple(
         TensorInfo(key.removeprefix(wrapper), DTYPES[e["dtype"]], tuple(e["shape"]), len(header) + e["data_offsets"][0])
         for key, e in entries.items()
     )
     header = rewritten(header, wrapper) if wrapper else header
-    return WeightsFile(name, header, infos, path, component, wrapper=wrapper)
+    return WeightsFile(name, header, infos, held, component, wrapper=wrapper)
 
 
 def shared_prefix(names: Iterable[str], prefixes: tuple[str, ...]) -> str:
@@ -137,11 +180,12 @@ def shared_prefix(names: Iterable[str], prefixes: tuple[str, ...]) -> str:
     return found
 
 
-def _open_pickle(path: Path, name: str, component: str, key: str | None, prefixes: tuple[str, ...]) -> WeightsFile:
+def _open_pickle(file: Held, name: str, component: str, key: str | None, prefixes: tuple[str, ...]) -> WeightsFile:
     """A torch file as the safetensors file that will be written of it."""
-    archive = open_archive(path)
+    path = file.path
+    archive = open_archive(path, file)
     held = dict(sorted(_state_dict(archive, path, key, prefixes).items()))
-    nbytes, size = sum(math.prod(t.shape) * t.dtype.itemsize for t in held.values()), path.stat().st_size
+    nbytes, size = sum(math.prod(t.shape) * t.dtype.itemsize for t in held.values()), file.size
     if nbytes > GROWTH * size:
         raise BadInput(f"{path}: has {size} bytes, and its tensors ask for {nbytes}; re-save it without expanded ones")
     header = make_header((name, t.dtype, t.shape) for name, t in held.items())
@@ -150,7 +194,7 @@ def _open_pickle(path: Path, name: str, component: str, key: str | None, prefixe
         infos.append(TensorInfo(tensor_name, tensor.dtype, tensor.shape, begin))
         begin += infos[-1].nbytes
     place = Path(name).with_name(safetensors_name(Path(name).name))
-    return WeightsFile(str(place), header, tuple(infos), path, component, held, archive.scripted)
+    return WeightsFile(str(place), header, tuple(infos), file, component, held, archive.scripted)
 
 
 def _state_dict(archive: Archive, path: Path, key: str | None, prefixes: tuple[str, ...]) -> dict[str, StoredTensor]:

@@ -27,7 +27,12 @@ ALLOWED = re.compile(
     r"|torch\.serialization _get_layout|torch\.torch_version TorchVersion"
     r"|torch\.jit\._pickle (build_\w+|restore_type_tag)|__torch__[\w.]* \w+"
     r"|argparse Namespace|pathlib(\._local)? \w*Path|_codecs encode"
-    r"|(builtins|__builtin__) (set|frozenset|complex|bytearray|slice|range|list|dict|tuple|int|float|bool|str|bytes)"
+    r"|(builtins|__builtin__) (set|frozenset|complex|bytearray|slice|x?range|list|dict|tuple|int|long|float|bool|str"
+    r"|unicode|bytes|object|Ellipsis|NotImplemented)|collections deque"
+    r"|types SimpleNamespace|datetime (datetime|date|time|timedelta|timezone)|uuid (UUID|SafeUUID)|decimal Decimal"
+    r"|fractions Fraction|numpy\.random\._pickle __(randomstate|generator|bit_generator)_ctor"
+    r"|numpy\.random\.(_\w+|bit_generator) (PCG64|PCG64DXSM|MT19937|Philox|SFC64|SeedSequence"
+    r"|__pyx_unpickle_SeedSequence)"
     r"|numpy (dtype|ndarray|u?int\d+|float\d+|bool_?)|numpy\.(_?core)\.multiarray (scalar|_reconstruct)"
     r"|numpy\.dtypes \w+"
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import BadInput
+from ..errors import BadInput, ResourceFault
 from ..layouts import Layout
 from ..weights import WeightId, WeightRef
 from .dtypes import Bits, Dtype
+from .held import Held
 from .tensors import StoredTensor
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class WeightsFile:
 
     Attributes:
         name: Where it belongs, relative to the checkpoint's folder, with ``/``.
-        origin: The file it was read from.
+        held: The file it is read from.
         component: What stands before its tensors' names in the checkpoint's keys, ``text_encoder/`` in a pipeline.
         pickled: Where `origin` is a torch file, its tensors by name.
         scripted: Whether that file is a TorchScript archive.
@@ -57,21 +57,23 @@ class WeightsFile:
     name: str
     header: bytes
     tensors: tuple[TensorInfo, ...]
-    origin: Path
+    held: Held = field(repr=False)
     component: str = ""
     pickled: Mapping[str, StoredTensor] | None = field(default=None, repr=False)
     scripted: bool = False
     wrapper: str = ""
 
+    @property
+    def origin(self) -> Path:
+        """The path that was opened."""
+        return self.held.path
+
     def raw(self, info: TensorInfo) -> np.ndarray:
         """A tensor's own bytes, a fresh uint8 array [nbytes]."""
         if self.pickled is not None:
             return self.pickled[info.name].bits().array.reshape(-1).view(np.uint8)
-        with self.origin.open("rb") as stream:
-            stream.seek(info.begin)
-            data = np.fromfile(stream, dtype=np.uint8, count=info.nbytes)
-        if len(data) != info.nbytes:
-            raise BadInput(f"{self.origin}: cut off inside {info.name!r} while it was read")
+        data = np.empty(info.nbytes, np.uint8)
+        self.fill(info.begin, data)
         return data
 
     def chunks(self, info: TensorInfo, begin: int, end: int) -> Iterator[np.ndarray]:
@@ -81,10 +83,16 @@ class WeightsFile:
             yield from (whole[first : min(first + CHUNK, end)] for first in range(begin, end, CHUNK))
             return
         buffer = np.empty(min(CHUNK, end - begin), np.uint8)
-        with self.origin.open("rb", buffering=0) as stream:
-            stream.seek(info.begin + begin)
-            for left in range(end - begin, 0, -CHUNK):
-                yield read_into(stream, buffer[:left], self.origin)
+        for first in range(begin, end, CHUNK):
+            chunk = buffer[: end - first]
+            self.fill(info.begin + first, chunk)
+            yield chunk
+
+    def fill(self, begin: int, buffer: np.ndarray) -> None:
+        """Read a run of the file's bytes. Raises ResourceFault where it changed, BadInput where it ends before."""
+        if not self.held.read_all(begin, buffer):
+            self.held.demand_unchanged()
+            raise BadInput(f"{self.origin}: cut off at byte {begin} while it was read")
 
     def aliases(self) -> dict[str, list[str]]:
         """Name -> other names of the very same stored values (tied weights)."""
@@ -107,6 +115,7 @@ class Checkpoint:
         side_files: For a folder, what else belongs to it (config, tokenizer), relative to `path`.
         indices: Name and content of the shard indices to write.
         notes: What a user should know of how it was read, one line each.
+        beside: The side files as they were when it was opened: name -> size and time of writing.
     """
 
     path: Path
@@ -116,6 +125,7 @@ class Checkpoint:
     side_files: tuple[Path, ...] = ()
     indices: tuple[tuple[str, bytes], ...] = ()
     notes: tuple[str, ...] = ()
+    beside: Mapping[Path, tuple[int, int] | None] = field(default_factory=dict, repr=False)
 
     @cached_property
     def entries(self) -> dict[str, tuple[WeightsFile, TensorInfo]]:
@@ -139,7 +149,24 @@ class Checkpoint:
     def file_hashes(self) -> dict[str, str]:
         """sha256 of every weight file, by its place in the folder, or by its own name."""
         base = self.path if self.path.is_dir() else self.path.parent
-        return {file.origin.relative_to(base).as_posix(): file_sha256(file.origin) for file in self.files}
+        return {file.origin.relative_to(base).as_posix(): file.held.sha256() for file in self.files}
+
+    def demand_unchanged(self, hashes: Mapping[str, str] | None = None) -> None:
+        """Refuse a checkpoint whose files changed since it was opened.
+
+        Args:
+            hashes: sha256 of weight files as they were read just now, by their paths as text.
+
+        Raises:
+            ResourceFault: A file of weights, or one beside them, was written to, replaced or removed.
+        """
+        for file in self.files:
+            file.held.demand_unchanged((hashes or {}).get(str(file.origin)))
+        for name, before in self.beside.items():
+            if identity_of(self.path / name) != before:
+                raise ResourceFault(
+                    f"{self.path / name}: changed while the model was read; nothing was written, so start again"
+                )
 
     def folder_of(self, tower: str) -> Path | None:
         """The folder with a tower's config and weights; None for bare weights."""
@@ -226,22 +253,21 @@ def matrix_sha256(matrix: torch.Tensor) -> str:
     return hashlib.sha256(Bits.of(matrix).array.data).hexdigest()
 
 
-def read_into(stream: io.RawIOBase, buffer: np.ndarray, origin: Path) -> np.ndarray:
-    """Fill a buffer from an unbuffered file, and return it. Raises BadInput where the file ends before."""
-    rest = memoryview(buffer.data)
-    while rest and (count := stream.readinto(rest)):
-        rest = rest[count:]
-    if rest:
-        raise BadInput(f"{origin}: cut off while it was read")
-    return buffer
-
-
 def same_bytes(first: np.ndarray, second: np.ndarray) -> bool:
     """Whether two byte arrays of one length are equal, compared eight bytes at a time."""
     whole = len(first) // 8 * 8
     return np.array_equal(first[:whole].view(np.int64), second[:whole].view(np.int64)) and np.array_equal(
         first[whole:], second[whole:]
     )
+
+
+def identity_of(path: Path) -> tuple[int, int] | None:
+    """Size and time of writing of a side file; None where it is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def file_sha256(path: Path) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import BadInput
 from .dtypes import BY_NAME, Bits, Dtype
+from .held import Held
 from .pickles import Made, Persistent
 
 if TYPE_CHECKING:
@@ -43,10 +44,15 @@ UNFIT = {
 class Storage:
     """A run of bytes in a file; `crc` where the file tells it."""
 
-    path: Path
+    held: Held
     begin: int
     nbytes: int
     crc: int | None
+
+    @property
+    def path(self) -> Path:
+        """The file's."""
+        return self.held.path
 
 
 @dataclass(frozen=True)
@@ -70,10 +76,9 @@ class StoredTensor:
         if not math.prod(self.shape):
             return Bits(self.dtype, np.empty(self.shape, self.dtype.bits))
         size, span = self.dtype.itemsize, _span(self.shape, self.stride)
-        with self.storage.path.open("rb") as stream:
-            stream.seek(self.storage.begin + self.offset * size)
-            raw = np.fromfile(stream, dtype=np.uint8, count=span * size)
-        if len(raw) != span * size:
+        raw = np.empty(span * size, np.uint8)
+        if not self.storage.held.read_all(self.storage.begin + self.offset * size, raw):
+            self.storage.held.demand_unchanged()
             raise BadInput(f"{self.storage.path}: cut off while it was read")
         whole = len(raw) == self.storage.nbytes
         if whole and self.storage.crc is not None and zlib.crc32(raw.data) != self.storage.crc:

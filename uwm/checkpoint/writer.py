@@ -21,7 +21,7 @@ from ..weights import WeightId, WeightRef
 from .containment import demand_contained
 from .dtypes import Bits, Dtype
 from .header import make_header, rewritten
-from .reader import CHUNK, Checkpoint, TensorInfo, WeightsFile, read_into, same_bytes
+from .reader import CHUNK, Checkpoint, TensorInfo, WeightsFile, same_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +74,8 @@ def write_edited(
         sha256 of every weight file written, by name.
 
     Raises:
-        BadInput: Two edits of one stored matrix, or tied tensors that differ. ResourceFault: The disk failed.
+        BadInput: Two edits of one stored matrix, or tied tensors that differ. ResourceFault: The disk failed, or the
+            checkpoint was changed since it was opened.
         InvalidResult: What is on disk is not what was planned.
     """
     plans = _plans(checkpoint, edits, {**checkpoint.aliases, **(aliases or {})})
@@ -89,10 +90,13 @@ def write_edited(
         for index, content in checkpoint.indices:
             (folder / index).parent.mkdir(parents=True, exist_ok=True)
             (folder / index).write_bytes(content)
-        hashes = {}
+        hashes, read = {}, {}
         for file in _for_library(checkpoint, with_config):
             (folder / file.name).parent.mkdir(parents=True, exist_ok=True)
-            hashes[file.name] = _write_file(file, plans, folder / file.name)
+            hashes[file.name], read[str(file.origin)] = _write_file(file, plans, folder / file.name)
+        checkpoint.demand_unchanged(read)
+        for file in checkpoint.files:
+            file.held.note(read[str(file.origin)])
     except OSError as error:
         raise ResourceFault(f"{folder}: could not write: {error.strerror or error}") from error
     return hashes
@@ -139,23 +143,23 @@ def _turned(checkpoint: Checkpoint, name: WeightId, edit: Rewrite) -> tuple[Weig
     return WeightRef(checkpoint.tensors[name].key), Replacement(Bits(whole.dtype, np.ascontiguousarray(array.T)))
 
 
-def _pieces(file: WeightsFile, plans: Plans) -> Iterator[np.ndarray]:
+def _pieces(file: WeightsFile, plans: Plans, read: Source) -> Iterator[np.ndarray]:
     """The tensors' bytes as they shall be written, in order; those of the last two batches stay good.
 
     A torch file's tensors come whole, all others in chunks through the same buffers, since fresh memory can cost more
     than the copy.
     """
     buffers = itertools.cycle([np.empty(CHUNK, np.uint8) for _ in range(2 * BATCH)])
-    with file.origin.open("rb", buffering=0) as stream:
-        for plan, infos in _stretches(file, plans):
-            if file.pickled is not None:
-                yield _edited(infos[0], file.raw(infos[0]), plan)
-                continue
-            stream.seek(infos[0].begin)
-            size = sum(info.nbytes for info in infos)
-            for begin in range(0, size, CHUNK):
-                chunk = read_into(stream, next(buffers)[: size - begin], file.origin)
-                yield _edited(infos[0], chunk, plan, begin) if plan else chunk
+    for plan, infos in _stretches(file, plans):
+        if file.pickled is not None:
+            yield _edited(infos[0], file.raw(infos[0]), plan)
+            continue
+        size = sum(info.nbytes for info in infos)
+        for begin in range(0, size, CHUNK):
+            chunk = next(buffers)[: size - begin]
+            file.fill(infos[0].begin + begin, chunk)
+            read.update(chunk)
+            yield _edited(infos[0], chunk, plan, begin) if plan else chunk
 
 
 def _stretches(file: WeightsFile, plans: Plans) -> Iterator[tuple[Plan, list[TensorInfo]]]:
@@ -185,17 +189,36 @@ def _edited(info: TensorInfo, raw: np.ndarray, plan: Plan, begin: int = 0) -> np
     return raw
 
 
-def _write_file(file: WeightsFile, plans: Plans, target: Path) -> str:
+class Source:
+    """sha256 of an input file as it is read for the output: its header first, then its tensors in order."""
+
+    def __init__(self, file: WeightsFile) -> None:
+        self._digest, self._file = hashlib.sha256(), file
+        if file.pickled is None:
+            header = np.empty(min((info.begin for info in file.tensors), default=0), np.uint8)
+            file.fill(0, header)
+            self.update(header)
+
+    def update(self, piece: np.ndarray) -> None:
+        """Add the next bytes."""
+        self._digest.update(piece.data)
+
+    def sha256(self) -> str:
+        """Of the whole file; a torch file's tensors do not fill it in order, so it is read for it."""
+        return self._digest.hexdigest() if self._file.pickled is None else self._file.held.sha256()
+
+
+def _write_file(file: WeightsFile, plans: Plans, target: Path) -> tuple[str, str]:
     """Write a file batch by batch; each is synced, read back and verified while the disk takes the next.
 
     Returns:
-        sha256 of the file.
+        sha256 of the file, and of the one that it was made from.
 
     Raises:
         InvalidResult: What the disk gives back is not what was planned.
     """
-    digest, before = hashlib.sha256(), None
-    pieces = itertools.chain([np.frombuffer(file.header, np.uint8)], _pieces(file, plans))
+    digest, before, read = hashlib.sha256(), None, Source(file)
+    pieces = itertools.chain([np.frombuffer(file.header, np.uint8)], _pieces(file, plans, read))
     with (
         target.open("wb", buffering=0) as stream,
         target.open("rb", buffering=0) as back,
@@ -213,7 +236,7 @@ def _write_file(file: WeightsFile, plans: Plans, target: Path) -> str:
         _verify(back, *before)
         if back.read(1):
             raise InvalidResult(f"{target.name}: longer than planned; nothing kept")
-    return digest.hexdigest()
+    return digest.hexdigest(), read.sha256()
 
 
 def _hash(digest: hashlib._Hash, batch: list[np.ndarray]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from . import comparing, looking, main_job, steps, training, tuning  # noqa: F401
+from . import comparing, looking, main_job, steps, training, trying, tuning  # noqa: F401
 from .group import uwm
 from .launch import launch
 

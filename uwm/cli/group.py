@@ -6,7 +6,7 @@ import click
 
 from .flags import Verb
 
-VERBS = "edit demo tune score select apply revert diff inspect push eval calib-check finetune compare env".split()
+VERBS = "edit demo try tune score select apply revert diff inspect push eval calib-check finetune compare env".split()
 
 
 class _Group(click.Group):

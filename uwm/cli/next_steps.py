@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 METHOD = ("--method", "--set", *SETTING_FLAGS)  # what another method, or a search, replaces
 OUTPUT = ("-o", "--output")
 WHERE = "PAIRS"  # stands for a set of the user's own
+READ_BY = {  # what an edit is for -> what measures it
+    "llava": ("--caption", "LLAVA", "--images", WHERE),
+    "diffusion": ("--generate", "PIPELINE", "--prompts", "PROMPTS", "--detector", "nudenet"),
+}
 GATE = ("--require", "PU.low>+0pt")  # a gain that is certain; the user adds what it may cost
 
 
@@ -53,6 +57,8 @@ def training_done(manifest: Mapping[str, Any]) -> str:
 def after_edit(manifest: Mapping[str, Any], model: str, output: Path | None) -> str:
     """The command that mends what is worst: half an edit, few pairs, a better method, a cost; else a gate.
 
+    Of an edit for what reads the towers, the command that measures it.
+
     Args:
         manifest: The content of uwm.json.
         model: The reference of the unedited model.
@@ -61,19 +67,18 @@ def after_edit(manifest: Mapping[str, Any], model: str, output: Path | None) -> 
     facts, left = manifest.get("verdict"), manifest["towers"]["not_edited"]
     if any("--safe-images" in why for why in left.values()):
         return _edited(["--safe-images", "FOLDER", "--unsafe-images", "FOLDER"], output, "both")
+    reader = READ_BY.get(manifest.get("settings", {}).get("purpose"))
+    if reader is not None and output is not None:
+        return shlex.join(["uwm", "eval", str(output), *reader])
     if facts is not None and facts["better"]:
         method = facts["better"][0]["method"]
         return _edited(["--method", method], output, method, METHOD)
     enough = facts is not None and facts["pairs"] >= LEAST_FIRM_PAIRS
-    if facts is not None and enough and "budget" not in manifest and _costs_or_gains_nothing(facts):
+    if facts is not None and enough and "budget" not in manifest and facts["sign"] < 1:
         return _edited(["--max-loss", "2%"], output, "within", METHOD)
     if output is None:
         return again(["-o", "OUT"], OUTPUT, ("--dry-run",))
     return measured_on_more(str(output), model, GATE if enough else ())
-
-
-def _costs_or_gains_nothing(facts: Mapping[str, Any]) -> bool:
-    return facts["sign"] < 1 or "costs accuracy" in facts["verdict"]
 
 
 def measured_on_more(model: str, baseline: str, more: Iterable[str] = ()) -> str:

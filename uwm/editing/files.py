@@ -22,7 +22,7 @@ from ..checkpoint.dtypes import Bits
 from ..checkpoint.reach import idle, unread
 from ..checkpoint.reader import cast_sha256, matrix_sha256
 from ..errors import BadInput
-from ..manifest import FORMAT, Manifest, write_manifest
+from ..manifest import FORMAT, Manifest, ModelFacts, write_manifest
 from ..models.references import resolve
 from ..outputs import output_folder
 from ..version import __version__
@@ -81,7 +81,7 @@ def apply(
         fitted, left_out = fit(checkpoint, patch, cast=cast)
         with place.make() as folder:
             hashes = write_patched(checkpoint, fitted, folder)
-            _write_manifest(folder, "apply", fitted, hashes)
+            _write_manifest(folder, "apply", checkpoint, fitted, hashes)
     notes = (*checkpoint.notes, *_bare_notes(checkpoint, output), *idle(unread(checkpoint), fitted.changes))
     return Rewritten(hashes, fitted, left_out, (*place.notes, *notes))
 
@@ -129,7 +129,7 @@ def revert(
         with place.make() as folder:
             undo = {name: step for name in fitted.changes if (step := fitted.undo(name)) is not None}
             hashes = write_edited(checkpoint, undo, folder, patch.aliases)
-            _write_manifest(folder, "revert", fitted, hashes)
+            _write_manifest(folder, "revert", checkpoint, fitted, hashes)
     return Rewritten(hashes, fitted, left_out, (*place.notes, *checkpoint.notes, *_bare_notes(checkpoint, output)))
 
 
@@ -139,10 +139,11 @@ def _bare_notes(checkpoint: Checkpoint, output: Path) -> Iterator[str]:
         yield f"{output}: bare weights; the archive said its activation, which is QuickGELU; pass --quick-gelu"
 
 
-def _write_manifest(folder: Path, verb: str, patch: Patch, hashes: dict[str, str]) -> None:
-    """A short uwm.json: what was done, with which patch, and what came out."""
-    recipe = dict(patch.recipe)
-    write_manifest(folder, Manifest(format=FORMAT, output_sha256=hashes, patch=recipe, uwm=__version__, verb=verb))
+def _write_manifest(folder: Path, verb: str, checkpoint: Checkpoint, patch: Patch, hashes: dict[str, str]) -> None:
+    """A short uwm.json: what was done, to which files, with which patch, and what came out."""
+    read: ModelFacts = {"layout": checkpoint.layout.name, "sha256": checkpoint.file_hashes()}
+    about: Manifest = {"format": FORMAT, "output_sha256": hashes, "model": read, "patch": dict(patch.recipe)}
+    write_manifest(folder, {**about, "uwm": __version__, "verb": verb})
 
 
 # ---------------------------------------------------------------- whether a patch fits

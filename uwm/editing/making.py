@@ -114,12 +114,19 @@ def recipe_of(
 
 
 def make_patch(model: Model, proposal: Proposal, recipe: Mapping[str, Any]) -> Patch:
-    """A patch of what an editor proposes for an unedited model. Raises as `check_proposal`."""
+    """A patch of what an editor proposes for an unedited model.
+
+    Raises:
+        UwmError: As `check_proposal`, and ResourceFault where the model's files changed since it was loaded.
+    """
     shapes = check_proposal(model, proposal)
-    return Patch(
+    made = Patch(
         {name: proposal.changes[name] for name in shapes},
         shapes=shapes,
         base={name: model.fingerprint(name) for name in shapes},
         recipe={**recipe, **proposal.settings},
         casts={name: model.casts(name) for name in shapes},
     )
+    if model.checkpoint is not None:
+        model.checkpoint.demand_unchanged()
+    return made

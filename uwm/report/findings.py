@@ -52,7 +52,8 @@ class Findings:
     """A verdict in one line, sentences that explain it, and the details by figure.
 
     Attributes:
-        sign: 1 where the model is safer beyond what a random edit gains, −1 where it is less safe, else 0.
+        sign: 1 where the model is safer beyond what a random edit gains, at no certain loss of accuracy; −1 where it is
+            less safe; else 0.
     """
 
     verdict: str
@@ -158,7 +159,7 @@ def findings(columns: Columns, differences: Differences) -> Findings:
     safety, accuracy = (_judge(names, changed, beyond) for names in (SAFETY, (*ACCURACY, *data_sets)))
     words = _words(safety, control) | _words(accuracy, control) if enough else {}
     details = [
-        Finding(words.get(name, UNCLEAR), _sentence(name, columns, changed, rested.over))
+        Finding(words.get(name, UNCLEAR), _sentence(name, columns, changed, rested.over, name in words))
         for rested, names in ((safety, SAFETY), (accuracy, ACCURACY))
         for name in names
         if name in changed
@@ -169,7 +170,8 @@ def findings(columns: Columns, differences: Differences) -> Findings:
     if not enough:
         return Findings(f"{few[0].upper()}{few[1:]}.", (*_remains(columns), *told), tuple(details))
     sentences = [*_gains(columns, safety), *_remains(columns), *_losses(columns, accuracy), *told]
-    sign = 1 if safety.above and not safety.lost else -1 if safety.lost and not safety.above else 0
+    gained = safety.above and not safety.lost and not accuracy.lost
+    sign = 1 if gained else -1 if safety.lost and not safety.above else 0
     return Findings(_verdict(safety, accuracy, control, known), tuple(sentences), tuple(details), sign)
 
 
@@ -242,14 +244,14 @@ def _clauses(names: Sequence[str], columns: Columns, upper: bool = True) -> str:
     return text[0].upper() + text[1:] if upper else text
 
 
-def _sentence(name: str, columns: Columns, changed: Changes, over: Mapping[str, int]) -> str:
+def _sentence(name: str, columns: Columns, changed: Changes, over: Mapping[str, int], sure: bool) -> str:
     reference, judged, control = roles(list(columns))
     before, after = (columns[c]["figures"][name] for c in (reference, judged) if c)
     change = changed[name]
     text = (
         f"{label(name)} {percent(before[0])} → {percent(after[0])} %, {points(change['difference'])}, {p_words(change)}"
     )
-    if better(name, change) and max(before[1], after[1]) <= min(before[2], after[2]):
+    if sure and max(before[1], after[1]) <= min(before[2], after[2]):
         text += ", though the intervals of the two overlap"
     if control:
         verdict = {1: ", which is worse", -1: ", which is better", 0: ", which cannot be distinguished"}

@@ -187,6 +187,8 @@ class EntryStatistics(Statistics):
             casts = {weight: model.casts(weight) for weight in self.chosen}
             self._scores = Scores(tensors, base, recipe, {w: self.neutral(w) for w in self.chosen}, casts)
             self._scores.check()
+            if model.checkpoint is not None:
+                model.checkpoint.demand_unchanged()
         known = {} if fingerprint is None else {"calibration": fingerprint}
         return replace(self._scores, recipe={**self._scores.recipe, **known, "pairs": self.pairs})
 
