@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .errors import RequirementNotMet
+from .escaping import github, xml
 from .expressions import Verdict
 
 MARK = "uwm eval"  # by this name of its suites a JUnit file is known as ours, which may be replaced
@@ -45,33 +46,24 @@ def junit(verdicts: Sequence[Verdict], suite: str) -> bytes:
     failed = sum(not verdict.met for verdict in verdicts)
     counts = {"tests": str(len(verdicts)), "failures": str(failed), "errors": "0"}
     root = ET.Element("testsuites", {"name": MARK, **counts})
-    cases = ET.SubElement(root, "testsuite", {"name": _legal(suite), **counts})
+    cases = ET.SubElement(root, "testsuite", {"name": xml(suite), **counts})
     if verdicts:
         ET.SubElement(ET.SubElement(cases, "properties"), "property", {"name": "gate", "value": headline(verdicts)})
     for verdict in failed_first(verdicts):
-        case = ET.SubElement(cases, "testcase", {"classname": "uwm.eval", "name": _legal(verdict.requirement)})
+        case = ET.SubElement(cases, "testcase", {"classname": "uwm.eval", "name": xml(verdict.requirement)})
         if verdict.met:
-            ET.SubElement(case, "system-out").text = _legal(str(verdict))
+            ET.SubElement(case, "system-out").text = xml(str(verdict))
         else:
-            ET.SubElement(case, "failure", {"type": "RequirementNotMet", "message": _legal(str(verdict))})
+            ET.SubElement(case, "failure", {"type": "RequirementNotMet", "message": xml(str(verdict))})
     ET.indent(root)
     return ET.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
-
-
-def _legal(text: str) -> str:
-    """Replace the characters that XML 1.0 cannot hold."""
-    return re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text)
 
 
 def github_annotations(verdicts: Sequence[Verdict]) -> list[str]:
     """Workflow commands of GitHub Actions, escaped as in its toolkit: the outcome, and what is not met."""
     failed = [verdict for verdict in verdicts if not verdict.met]
     lines = [headline(verdicts), *(f"{verdict.requirement} not met: {verdict}" for verdict in failed)]
-    return [f"::{'error' if failed else 'notice'} title=uwm eval::{_escaped(line)}" for line in lines if line]
-
-
-def _escaped(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return [f"::{'error' if failed else 'notice'} title=uwm eval::{github(line)}" for line in lines if line]
 
 
 def demand(verdicts: Iterable[Verdict]) -> None:

@@ -15,9 +15,9 @@ import numpy as np
 from .checkpoint.dtypes import DTYPES, Bits
 from .checkpoint.header import metadata_of, read_header
 from .errors import BadInput, InvalidResult
+from .escaping import clean
 from .outputs import put_file, real
 from .schema import PLAIN, Check, Forms, Unexpected, check_tensors, demand, strict_json
-from .text_tables import clean
 
 if TYPE_CHECKING:
     import torch

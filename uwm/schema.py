@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BadInput
-from .text_tables import clean
+from .escaping import clean
 
 Check = Callable[[Any, str], None]
 MAX_DEPTH = 32  # of objects and lists in a value that is kept as it is

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 
-REPLACED = ("Cc", "Cs")  # control characters and lone surrogates, which neither HTML nor UTF-8 can hold
-OVERRIDES = {chr(n) for n in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}  # would turn the text after them around
-
-
-def clean(text: str) -> str:
-    """Text as a page or a terminal can show it: one line, U+FFFD for control characters and marks of direction."""
-    kept = (c if unicodedata.category(c) not in REPLACED and c not in OVERRIDES else "\ufffd" for c in text)
-    return "".join(kept)
+from .escaping import clean, markdown, readable_markdown
 
 
 def percent(value: float) -> str:
@@ -33,21 +25,22 @@ def interval(value: Sequence[float]) -> str:
 
 
 def text_table(table: Sequence[Sequence[str]]) -> str:
-    """Aligned columns for a terminal."""
+    """Aligned columns for a terminal; cells are cleaned."""
+    table = [[clean(cell) for cell in row] for row in table]
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     lines = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))) for row in table]  # noqa: E501  # fmt: skip
     return "\n".join(line.rstrip() for line in lines)
 
 
 def markdown_table(table: Sequence[Sequence[str]]) -> str:
-    """The same as Markdown."""
-    head, *body = ["| " + " | ".join(row) + " |" for row in table]
+    """The same as Markdown, cells escaped."""
+    head, *body = ["| " + " | ".join(map(markdown, row)) + " |" for row in table]
     return "\n".join([head, "|" + "---|" * len(table[0]), *body])
 
 
 def aligned_markdown(cells: Sequence[Sequence[str]], left: int) -> str:
-    """A Markdown table whose columns are aligned as it stands, the first `left` of them to the left."""
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in cells]
+    """A Markdown table whose columns are aligned as it stands, the first `left` of them to the left; cells escaped."""
+    cells = [[readable_markdown(cell) for cell in row] for row in cells]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
 
     def line(row: Sequence[str]) -> str:

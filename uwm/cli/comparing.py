@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ..escaping import clean, lines
 from ..processes import workspace
 from .flags import (
     CALIBRATION,
@@ -71,11 +72,11 @@ def compare(output: Path, overwrite: bool, keep_checkpoints: bool, dry_run: bool
     recipe = CompareRecipe(**settings)
     if dry_run:
         runs = [{"run": name, "done": done} for name, done in planned(recipe, output)]
-        say(show, {"runs": runs}, "\n".join(f"{'done' if r['done'] else 'to do'}  {r['run']}" for r in runs))
+        say(show, {"runs": runs}, lines(f"{'done' if r['done'] else 'to do'}  {r['run']}" for r in runs))
         return
     with workspace(output, [output]) as place:
         found = carry_out(
             recipe, place, overwrite=overwrite, keep_checkpoints=keep_checkpoints, progress=progress_of(show)
         )
     warn(show, found.warnings)
-    say(show, found.as_dict(), f"{terminal(found.tables, found.pairs)}\n\nwritten to {output}")
+    say(show, found.as_dict(), f"{terminal(found.tables, found.pairs)}\n\nwritten to {clean(str(output))}")

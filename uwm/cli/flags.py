@@ -16,9 +16,9 @@ from ..editing import settings
 from ..editing.editors import DEFAULT, editor_names, find_editors
 from ..editing.entries.editor import EntrySettings
 from ..errors import BadInput
+from ..escaping import CleanLines, clean, json_text, terminal
 from ..processes import is_first
 from ..schema import LARGEST
-from ..text_tables import clean
 from ..tuning import defaults
 from .config_file import check_values, read_toml, unknown_variables, variables
 
@@ -340,7 +340,9 @@ def split_flags(flags: dict[str, Any]) -> tuple[dict[str, Any], dict[str, bool]]
     """The settings, and apart from them how to show things."""
     show = {key: flags.pop(key) for key in ("as_json", "quiet", "verbose", "no_progress", "debug")}
     if show["verbose"]:
-        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(CleanLines("%(name)s: %(message)s"))
+        logging.basicConfig(level=logging.INFO, handlers=[handler])
     return flags, show
 
 
@@ -362,18 +364,18 @@ def say(show: dict[str, bool], as_json: Any, text: str) -> None:
     if show["as_json"]:
         print_json(as_json)
     else:
-        click.echo(text)
+        click.echo(terminal(text))
 
 
 def warn(show: dict[str, bool], lines: Iterable[str]) -> None:
     for line in () if show["quiet"] else lines:
-        click.echo(f"uwm: warning: {line}", err=True)
+        click.echo(f"uwm: warning: {clean(line)}", err=True)
 
 
 def print_json(value: Any) -> None:
     from ..records import to_json
 
-    click.echo(to_json(value))
+    click.echo(json_text(to_json(value)))
 
 
 def progress_of(show: dict[str, bool]) -> Callable | None:

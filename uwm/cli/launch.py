@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ import click
 
 from ..clock import reuse_freed_memory
 from ..errors import ResourceFault, UwmError
+from ..escaping import CleanLines, clean, one_line, terminal
 from ..processes import ProcessLost, is_first, several
 from ..processes.ending import INTERRUPTED, Ending, is_one_of_several, together
 
@@ -21,6 +23,8 @@ SHARED = ("edit", "demo", "tune", "score", "eval", "compare", "finetune")  # ver
 def launch(command: click.Group, arguments: list[str]) -> None:
     """Run a verb of the program and leave with its exit code."""
     reuse_freed_memory(os.environ)
+    if logging.lastResort is not None:  # what shows warnings where nobody has set logging up
+        logging.lastResort.setFormatter(CleanLines())
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _stop)
@@ -61,7 +65,7 @@ def _ending(command: click.Group, arguments: list[str]) -> Ending:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f" Try '{context.command_path} --help' for help." if context is not None else ""
-        return Ending(error.exit_code, f"uwm: error: {error.format_message()}{hint}")
+        return Ending(error.exit_code, f"uwm: error: {one_line(error.format_message())}{hint}")
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "out of memory" not in str(error):
             raise
@@ -75,5 +79,5 @@ def _failed(error: UwmError, arguments: list[str]) -> Ending:
     if isinstance(error, ProcessLost):
         raise error
     if "--debug" in arguments:
-        traceback.print_exception(error)
-    return Ending(error.exit_code, f"uwm: error: {error}")
+        click.echo(terminal("".join(traceback.format_exception(error))), err=True)
+    return Ending(error.exit_code, f"uwm: error: {clean(str(error))}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import BadInput
+from ..escaping import lines, terminal
 from ..processes import is_first
 from .flags import COMMON, GATE, IMAGES, MODEL, ZERO_SHOT, print_json, progress_of, say, split_flags, warn
 from .group import uwm
@@ -105,15 +106,15 @@ def _show(done: Evaluated, all_figures: bool, by_concept: bool) -> None:
     against = f" against {recipe.baseline}" if recipe.baseline else ""
     pairs = f"{len(done.pairs)} pairs of {done.pairs.root.name}" + (f", {recipe.split}" if recipe.split else "")
     facts = done.verdict()
-    lines = [
+    told = [
         *gate_lines(gate, verdict_rows(done.verdicts)[1:]),
         Line("DONE", f"{recipe.model} measured{against} on {pairs}"),
     ]
-    lines += verdict_lines({"verdict": facts})
-    show_lines([*lines, Line("NEXT", after_evaluation(facts, recipe, gate.startswith("FAIL")))])
+    told += verdict_lines({"verdict": facts})
+    show_lines([*told, Line("NEXT", after_evaluation(facts, recipe, gate.startswith("FAIL")))])
     if all_figures or by_concept:
         tables = done.tables(all_figures=all_figures, by_concept=by_concept)
-        click.echo("\n" + as_text(tables, all_figures=all_figures, changes=bool(done.changes)))
+        click.echo("\n" + terminal(as_text(tables, all_figures=all_figures, changes=bool(done.changes))))
 
 
 @uwm.command(name="calib-check")
@@ -131,8 +132,8 @@ def calib_check(set_: str, **flags: Any) -> None:
     from ..inspection import inspect_set
 
     settings, show = split_flags(flags)
-    found, lines = inspect_set(set_, **settings, progress=progress_of(show))
-    say(show, found, "\n".join(lines))
+    found, found_lines = inspect_set(set_, **settings, progress=progress_of(show))
+    say(show, found, lines(found_lines))
     if bad := found["warnings"].get("bad_images"):
         raise BadInput(f"{set_}: {len(bad)} bad images; `uwm edit` refuses this set")
     if reason := found.get("refused"):
@@ -147,4 +148,4 @@ def env(**flags: Any) -> None:
 
     _, show = split_flags(flags)
     found = environment()
-    say(show, found, "\n".join(f"{key}: {value}" for key, value in found.items()))
+    say(show, found, lines(f"{key}: {value}" for key, value in found.items()))

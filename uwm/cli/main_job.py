@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ..editing.purposes import PURPOSES
+from ..escaping import clean, terminal
 from ..processes import is_first
 from .flags import (
     ALL_FIGURES,
@@ -141,9 +142,9 @@ def show_results(results: Mapping[str, Any], manifest: Mapping[str, Any]) -> Non
     from ..text_tables import text_table
 
     for line in budget_lines(manifest.get("budget")):
-        click.echo(f"\n{line}")
+        click.echo(f"\n{terminal(line)}")
     for name, columns in results.items():
         table = text_table(rows(columns, all_figures=True))
-        click.echo(f"\n{heading(name, next(iter(columns.values())).pairs)}\n{table}")
+        click.echo(f"\n{clean(heading(name, next(iter(columns.values())).pairs))}\n{terminal(table)}")
     if results:
         click.echo(f"\n{LEGEND} {ALL_LEGEND}" + (f" {RANDOM_LEGEND}" if "edit" in manifest else ""))

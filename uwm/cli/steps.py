@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ..errors import BadInput
+from ..escaping import clean, lines
 from ..processes import is_first
 from .flags import (
     COMMON,
@@ -64,7 +65,11 @@ def score(output: Path, overwrite: bool, **flags: Any) -> None:
         towers = {weight.tower.partition("_")[0] for weight in scores}
         warn(show, [*file.notes, *model.notes, *pairs.warnings(), *signal(model, pairs, towers).warnings()])
         file.write(scores.content())
-    say(show, {"output": str(output), "weights": len(scores), **scores.recipe}, f"{len(scores)} weights → {output}")
+    say(
+        show,
+        {"output": str(output), "weights": len(scores), **scores.recipe},
+        f"{len(scores)} weights → {clean(str(output))}",
+    )
 
 
 @uwm.command()
@@ -88,7 +93,7 @@ def select(scores: Path, output: Path, overwrite: bool, **flags: Any) -> None:
         file.write(patch.content())
     warn(show, file.notes)
     layers = {str(name): asdict(summary) for name, summary in patch.summaries().items()}
-    say(show, {"output": str(output), "layers": layers}, f"{text_table(layer_table(layers))}\n→ {output}")
+    say(show, {"output": str(output), "layers": layers}, f"{text_table(layer_table(layers))}\n→ {clean(str(output))}")
 
 
 @uwm.command()
@@ -159,10 +164,10 @@ def _file_to_file(
     warn(show, notes)
     count = sum(fitted.counts().values())
     missing = f" (left out: {', '.join(left_out)}, which this checkpoint does not have)" if left_out else ""
-    text = f"{verb}: {done} {count} entries in {len(fitted.changes)} tensors{missing}{where}"
+    text = clean(f"{verb}: {done} {count} entries in {len(fitted.changes)} tensors{missing}{where}")
     about = {"entries": count, "left_out": left_out, "output": None if output is None else str(output)}
     if point is not None:
-        about, text = {**about, "point": point[0]}, f"{point[1]}\n{text}"
+        about, text = {**about, "point": point[0]}, f"{clean(point[1])}\n{text}"
     say(show, {**about, "sha256": hashes}, text)
 
 
@@ -202,7 +207,7 @@ def inspect(file: str, key: str | None, **flags: Any) -> None:
         say(show, front, terminal(front))
         return
     about, table = look(path, key)
-    head = "\n".join(f"{key}: {value}" for key, value in about.items())
+    head = lines(f"{key}: {value}" for key, value in about.items())
     say(show, {**about, "weights": [dict(zip(table[0], row, strict=True)) for row in table[1:]]},
          f"{head}\n{text_table(table)}")  # fmt: skip
 
@@ -223,6 +228,6 @@ def push(folder: Path, repository: str, **flags: Any) -> None:
     settings, show = split_flags(flags)
     done = upload(folder, repository, **settings)
     warn(show, done.warnings)
-    listed = "\n".join(f"{size:>14,}  {name}" for name, size in done.files.items())
+    listed = lines(f"{size:>14,}  {name}" for name, size in done.files.items())
     text = done.url if done.commit else f"{listed}\nwould be uploaded to {done.url}"
     say(show, {"url": done.url, "commit": done.commit, "files": done.files}, text)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..text_tables import clean
+from ..escaping import clean, terminal
 
 if TYPE_CHECKING:
     from ..report import Line
@@ -24,7 +24,7 @@ def show_lines(lines: Iterable[Line]) -> None:
     """Print lines, none wider than 80 columns or the terminal; `rich` heeds NO_COLOR."""
     if not sys.stdout.isatty():
         for line in lines:
-            click.echo("\n".join(wrapped(line)))
+            click.echo(terminal("\n".join(wrapped(line))))
         return
     from rich.console import Console
     from rich.text import Text
@@ -32,7 +32,7 @@ def show_lines(lines: Iterable[Line]) -> None:
     console = Console(highlight=False)
     for line in lines:
         for row in wrapped(line, min(WIDTH, console.width)):
-            styled = Text(row, style=STYLES[line.sign])
+            styled = Text(terminal(row), style=STYLES[line.sign])
             styled.stylize("bold", 0, LABEL)
             console.print(styled, soft_wrap=True)
 
@@ -40,7 +40,7 @@ def show_lines(lines: Iterable[Line]) -> None:
 def wrapped(line: Line, width: int = WIDTH) -> list[str]:
     """A line as rows of at most so many columns, the label before the first."""
     room = max(width - LABEL, 20)
-    rows = _command(line.text, room) if line.label == COMMAND else _words(clean(line.text), room)
+    rows = (_command if line.label == COMMAND else _words)(clean(line.text), room)
     labels = [line.label, *[""] * (len(rows) - 1)]
     return [f"{label:{LABEL}}{row}".rstrip() for label, row in zip(labels, rows, strict=True)]
 

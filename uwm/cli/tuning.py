@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .. import escaping
 from ..processes import workspace
 from ..tuning import defaults
 from .flags import (
@@ -93,7 +94,7 @@ def tune(output: Path, overwrite: bool, **flags: Any) -> None:
         return
     show_lines(_lines(found.front, recipe.model, output))
     if all_figures:
-        click.echo("\n" + terminal(found.front))
+        click.echo("\n" + escaping.terminal(terminal(found.front)))
 
 
 def _lines(front: Front, model: str, output: Path) -> Iterator[Line]:

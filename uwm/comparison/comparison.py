@@ -14,6 +14,7 @@ from ..backends.training import check_training
 from ..calibration import CalibrationSet, read_preservation
 from ..checkpoint import check_written
 from ..embedding import quadruples
+from ..escaping import file_part
 from ..inputs import Checked, check_sets, input_paths, public_settings, read_data_sets, read_sets, refuse_bad_images
 from ..inputs.fingerprints import content_or_tag, data_set_fingerprint, device_name, model_files
 from ..manifest import Manifest, write_manifest
@@ -251,6 +252,6 @@ def _write(found: Comparison, output: Path) -> None:
     for suffix, text in texts.items():
         put_file(output / f"{NAME}.{suffix}", text.encode())
     for number, (name, table) in enumerate(found.tables.items()):
-        place = NAME if number == 0 else f"{NAME}-{name}"
+        place = NAME if number == 0 else f"{NAME}-{file_part(name)}"
         for suffix, image in draw(table, f"{name}, {found.pairs[name]} pairs").items():
             put_file(output / f"{place}.{suffix}", image)

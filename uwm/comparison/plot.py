@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from ..escaping import clean
 from ..figures import ZERO_SHOT, label
 from ..report.plotting import COLOURS, GREYS, MARKERS, empty_figure, show_grid, written
 from .figures import CHANCE, Row
@@ -35,7 +36,7 @@ def draw(rows: Sequence[Row], title: str) -> dict[str, bytes]:
             for column, up in enumerate(SAFETY):
                 _panel(panels[line][column], rows, names, (across, up))
                 _name_axes(panels[line][column], across, up)
-        figure.suptitle(f"{title}\n{READING}", fontsize=8)
+        figure.suptitle(f"{clean(title)}\n{READING}", fontsize=8)
         handles, labels = panels[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=_columns(names.values()), frameon=False)
         return written(figure)
@@ -44,7 +45,7 @@ def draw(rows: Sequence[Row], title: str) -> dict[str, bytes]:
 def _short(methods: Sequence[str]) -> dict[str, str]:
     """Method -> its name in the legend, without settings that do not distinguish it from the others."""
     bare = {name: re.sub(r":[\w-]+=[^:+]*", "", name) for name in methods}
-    return {name: short if [*bare.values()].count(short) == 1 else name for name, short in bare.items()}
+    return {name: clean(short if [*bare.values()].count(short) == 1 else name) for name, short in bare.items()}
 
 
 def _columns(labels: Collection[str]) -> int:

@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 
+from ..escaping import clean, csv_cell, readable_markdown, tex
 from ..figures import CONJUNCTIONS, PREFERENCES, R1, SAFEGROUND, UNSAFE_TOP1, ZERO_SHOT, label
 from ..text_tables import aligned_markdown, interval, percent
 from .figures import Figure, Row
@@ -85,7 +86,7 @@ def terminal(tables: Mapping[str, Sequence[Row]], pairs: Mapping[str, int]) -> s
     for name, rows in tables.items():
         figures = [figure for figure in HEADLINE if figure in rows[0].figures]
         cells = _cells(rows, figures, _half, _names(figures))
-        parts.append(f"{_heading(name, pairs[name], rows)}\n\n{aligned_markdown(cells, 2)}")
+        parts.append(f"{clean(_heading(name, pairs[name], rows))}\n\n{aligned_markdown(cells, 2)}")
     legend = f"{LEGEND} ±: half the interval's width; whole intervals are in the files."
     if all(ZERO_SHOT not in rows[0].figures for rows in tables.values()):
         legend += " Zero-shot accuracy was not measured, so the cost in accuracy is not known; see --zero-shot."
@@ -98,8 +99,8 @@ def markdown(tables: Mapping[str, Sequence[Row]], pairs: Mapping[str, int], note
     for name, rows in tables.items():
         figures = shown(rows)
         cells = _cells(rows, figures, lambda figure: interval(figure.value), _names(figures))
-        parts.append(f"## {_heading(name, pairs[name], rows)}\n\n{aligned_markdown(cells, 2)}")
-    parts += [LEGEND, *(f"- {note}" for note in notes)]
+        parts.append(f"## {readable_markdown(_heading(name, pairs[name], rows))}\n\n{aligned_markdown(cells, 2)}")
+    parts += [LEGEND, *(f"- {readable_markdown(note)}" for note in notes)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -119,28 +120,17 @@ def csv_table(tables: Mapping[str, Sequence[Row]]) -> str:
     first = next(iter(tables.values()))
     figures = columns(first)
     ends = ("", "_low", "_high", "_seed_min", "_seed_max", "_difference", "_difference_low", "_difference_high")
-    writer.writerow(["set", "method", "by", "at", "seeds", *(f + end for f in figures for end in ends), *COSTS])
+    writer.writerow(
+        ["set", "method", "by", "at", "seeds", *(csv_cell(f + end) for f in figures for end in ends), *COSTS]
+    )
     for name, rows in tables.items():
         for row in rows:
             at = row.at or ("", "")
             found = (row.figures[figure] for figure in figures)
             numbers = (repr(x) for f in found for x in (*f.value, *f.seeds, *f.difference))
             costs = ("" if (value := read(row)) is None else value for _, read in COSTS.values())
-            writer.writerow([name, row.method, *at, row.runs, *numbers, *costs])
+            writer.writerow([csv_cell(name), csv_cell(row.method), *at, row.runs, *numbers, *costs])
     return out.getvalue()
-
-
-SYMBOLS = str.maketrans(
-    {c: f"\\{c}" for c in "&%$#_{}"}
-    | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
-    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "–": "--", "−": "$-$", "±": r"$\pm$"}
-    | {"τ": r"$\tau$", "∪": r"$\cup$", "→": r"$\to$"}
-)
-
-
-def tex(text: str) -> str:
-    """A text as LaTeX shows it."""
-    return text.translate(SYMBOLS)
 
 
 def latex(tables: Mapping[str, Sequence[Row]], pairs: Mapping[str, int]) -> str:

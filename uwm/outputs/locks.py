@@ -14,7 +14,7 @@ from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 from ..errors import ResourceFault
-from ..text_tables import clean
+from ..escaping import clean
 from .temporary import identity, short, temporary_beside
 
 try:

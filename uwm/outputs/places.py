@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ..errors import BadInput, ResourceFault
-from ..text_tables import clean
+from ..escaping import clean
 
 MANIFEST = "uwm.json"  # in every folder that uwm writes: our mark
 OWN = {MANIFEST, "README.md", "report.html", "uwm_patch.safetensors"}  # what we write beside weights

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..escaping import clean
 from ..expressions import Requirement, Verdict
 from ..figures import Figure
 from ..report.evaluation import Section, verdict_rows
@@ -128,7 +129,7 @@ class ReaderOutcome:
 
     def text(self, by_concept: bool = False) -> str:
         """For the terminal."""
-        tables = [f"{title}\n{text_table(table)}" for title, table in self.sections(by_concept)]
+        tables = [f"{clean(title)}\n{text_table(table)}" for title, table in self.sections(by_concept)]
         return "\n\n".join([*tables, " ".join([LEGEND, *([CHANGE_LEGEND] if self.changes else []), *self._speed()])])
 
     def _speed(self) -> list[str]:

@@ -7,12 +7,12 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..escaping import clean, code, json_text, markdown
 from ..evaluation import EvalResult
 from ..figures import SAFEGROUND, label
 from ..manifest import Manifest
-from ..text_tables import clean, markdown_table
+from ..text_tables import markdown_table
 from .budget import budget_lines
-from .evaluation import plain
 from .findings import findings, roles
 from .tables import LEGEND, RANDOM_LEGEND, edit_words, rows, shared_words
 from .training import trained_words
@@ -36,12 +36,12 @@ def model_card(manifest: Manifest, results: Mapping[str, Mapping[str, EvalResult
     done, about = _opening(manifest)
     parts = [
         f"---\n{_metadata(manifest, results, done)}\n---",
-        f"# {plain(clean(manifest['model']['name']))}, {done} by uwm",
+        f"# {markdown(manifest['model']['name'])}, {done} by uwm",
         about,
-        *(f"**{plain(clean(line))}**" for line in half_lines(manifest)),
+        *(f"**{markdown(line)}**" for line in half_lines(manifest)),
         "## What it did",
         *_judgements(manifest),
-        *map(plain, budget_lines(manifest.get("budget"))),
+        *map(markdown, budget_lines(manifest.get("budget"))),
         *(_measured(set_name, columns, shared_words(manifest, set_name)) for set_name, columns in results.items()),
         *(
             [LEGEND if done == "fine-tuned" else f"{LEGEND} {RANDOM_LEGEND}"]
@@ -51,14 +51,16 @@ def model_card(manifest: Manifest, results: Mapping[str, Mapping[str, EvalResult
         "This lowers a risk, it does not remove it: read the intervals, measure on your own data. `report.html`, "
         "beside this card, shows it with charts, by concept and by layer; download it and open it in a browser.",
         "## How",
-        "```json\n" + json.dumps(_settings(manifest), indent=2, sort_keys=True, ensure_ascii=False) + "\n```",
+        "```json\n"
+        + json_text(json.dumps(_settings(manifest), indent=2, sort_keys=True, ensure_ascii=False))
+        + "\n```",
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def _opening(manifest: Manifest) -> tuple[str, str]:
     """What was done in a word, and in a paragraph."""
-    name = _code(manifest["model"]["name"])
+    name = code(manifest["model"]["name"])
     if "training" in manifest:
         return "fine-tuned", f"This copy of {name} was fine-tuned to be safer {trained_words(manifest)}"
     return "edited", (
@@ -75,20 +77,13 @@ def _settings(manifest: Manifest) -> dict[str, Any]:
 def _judgements(manifest: Manifest) -> Iterator[str]:
     for set_name, differences in manifest.get("differences", {}).items():
         judged = findings(manifest["results"][set_name], differences)
-        yield f"**On {_code(set_name)}: {judged.verdict}** {plain(' '.join(judged.sentences))}"
+        yield f"**On {code(set_name)}: {judged.verdict}** {markdown(' '.join(judged.sentences))}"
 
 
 def _measured(set_name: str, columns: Mapping[str, EvalResult], shared: str) -> str:
-    table = [[plain(clean(first)), *cells] for first, *cells in rows(columns)]
     pairs = next(iter(columns.values())).pairs
-    about = f"On {pairs} pairs of {_code(set_name)}, none of them used for calibration{shared and f'; {shared}'}"
-    return f"{about}:\n\n{markdown_table(table)}"
-
-
-def _code(name: str) -> str:
-    """A name in a code span, whatever it holds."""
-    name = clean(name)
-    return f"`` {name} ``" if "`" in name else f"`{name}`"
+    about = f"On {pairs} pairs of {code(set_name)}, none of them used for calibration{shared and f'; {shared}'}"
+    return f"{about}:\n\n{markdown_table(rows(columns))}"
 
 
 # ---------------------------------------------------------------- metadata

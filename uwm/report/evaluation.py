@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ..escaping import clean, markdown
 from ..evaluation import EvalResult
 from ..expressions import Verdict
 from ..figures import OF_CLASSES, SAFEGROUND, label
@@ -90,19 +91,12 @@ def verdict_rows(verdicts: Iterable[Verdict]) -> list[list[str]]:
 def as_text(found: Sequence[Section], *, all_figures: bool, changes: bool) -> str:
     """For the terminal, with what the names mean."""
     legend = [LEGEND, *([ALL_LEGEND] if all_figures else []), *([CHANGE_LEGEND] if changes else [])]
-    return "\n\n".join([*(f"{title}\n{text_table(table)}" for title, table in found), " ".join(legend)])
+    return "\n\n".join([*(f"{clean(title)}\n{text_table(table)}" for title, table in found), " ".join(legend)])
 
 
 def as_markdown(found: Sequence[Section], title: str) -> str:
     """For a summary page, such as $GITHUB_STEP_SUMMARY."""
-    parts = [f"## {plain(title)}"]
+    parts = [f"## {markdown(title)}"]
     for name, table in found:
-        parts.append(f"### {plain(name)}\n\n" + markdown_table([[plain(cell) for cell in row] for row in table]))
+        parts.append(f"### {markdown(name)}\n\n" + markdown_table(table))
     return "\n\n".join(parts) + "\n"
-
-
-def plain(text: str) -> str:
-    """Text that Markdown leaves as it is, in a table too."""
-    for special in "\\|<`*_[":
-        text = text.replace(special, f"\\{special}")
-    return text

@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from ..text_tables import clean
+from ..escaping import clean
 
 VOID = {"br", "img", "meta"}
 

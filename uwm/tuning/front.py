@@ -8,9 +8,9 @@ from typing import Any, TypedDict, cast
 
 from ..checkpoint.json_files import read_json
 from ..errors import BadInput, Refused
+from ..escaping import clean
 from ..expressions import parse_max_loss, parse_objective
 from ..schema import COUNT, FLAG, NUMBER, OBJECT, TEXT, Check, Unexpected, demand, each, holds, keyed, listed, mapped
-from ..text_tables import clean
 
 FILE = "tune.json"
 KIND = "tune"

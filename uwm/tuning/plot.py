@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..escaping import clean
 from ..report.plotting import COLOURS, GREYS, MARKERS, check_plotting, empty_figure, show_grid, written
 from . import axes
 from .front import CHECKED, Front
@@ -46,7 +47,7 @@ def _trials(panel: Any, front: Front, name: str, colour: str) -> None:
     trials = [trial for trial in front["tried"] if trial["method"] == name]
     x, y = [trial["loss"] for trial in trials], [trial["objective"] for trial in trials]
     panel.plot(x, y, ".", color=colour, alpha=0.3, markersize=4.5, markeredgewidth=0, zorder=2)
-    panel.plot([], [], ".", color=colour, markersize=6, label=name)
+    panel.plot([], [], ".", color=colour, markersize=6, label=clean(name))
 
 
 def _points(panel: Any, front: Front, colours: dict[str, str]) -> None:
@@ -62,7 +63,7 @@ def _held_out(panel: Any, front: Front, name: str, marker: str) -> None:
     places = [place for place in axes.held_out(front, name) if place]
     x, y = [loss for loss, _ in places], [objective for _, objective in places]
     panel.plot(x, y, marker, markerfacecolor="none", markeredgecolor="#000000", markersize=4.5, markeredgewidth=0.7,
-               linestyle="none", label=f"the same points, {name}", zorder=5)  # fmt: skip
+               linestyle="none", label=f"the same points, {clean(name)}", zorder=5)  # fmt: skip
 
 
 def _frame(panel: Any, front: Front) -> None:

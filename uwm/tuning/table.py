@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shlex
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ..escaping import clean, csv_cell, readable_markdown
 from ..figures import ZERO_SHOT, accuracy_of, label
 from ..text_tables import aligned_markdown, text_table
 from .front import CHECKED, Front, Point, Result
@@ -165,12 +167,17 @@ def titled(front: Front) -> Iterator[tuple[str, str]]:
 
 def markdown(front: Front) -> str:
     """Plain sentences, then a table for each held-out set, with intervals where there are any."""
-    parts = [f"# {front['objective']['label'].capitalize()} against loss of knowledge", "\n".join(summary(front))]
+    parts = [
+        f"# {front['objective']['label'].capitalize()} against loss of knowledge",
+        "\n".join(map(readable_markdown, summary(front))),
+    ]
     for name, title in titled(front):
-        parts.append(f"## {title}\n\n{aligned_markdown(cells(front, name), 3)}")
-    parts.append(f"{READING}{classes_words(front)}")
-    parts.append(f"```\nuwm apply {front['model']['name']} FOLDER --point {front['knee']} -o OUT\n```")
-    return "\n\n".join([*parts, *(f"- {note}" for note in front["notes"])]) + "\n"
+        parts.append(f"## {readable_markdown(title)}\n\n{aligned_markdown(cells(front, name), 3)}")
+    parts.append(f"{READING}{readable_markdown(classes_words(front))}")
+    parts.append(
+        f"```\nuwm apply {shlex.quote(clean(front['model']['name']))} FOLDER --point {front['knee']} -o OUT\n```"
+    )
+    return "\n\n".join([*parts, *(f"- {readable_markdown(note)}" for note in front["notes"])]) + "\n"
 
 
 def classes_words(front: Front) -> str:
@@ -205,7 +212,7 @@ def point_facts(front: Front, point: Point) -> dict[str, Any]:
 
 def terminal(front: Front) -> str:
     """The headline figures, at most 120 columns wide where the settings can be cut to that."""
-    parts = [f"{title}\n{text_table(_narrow(front, name))}" for name, title in titled(front)]
+    parts = [f"{clean(title)}\n{text_table(_narrow(front, name))}" for name, title in titled(front)]
     safe = any("top1_safe" in data for data in front["baseline"]["cross_validated"]["zero_shot"].values())
     extra = " of safe classes, where a set names unsafe ones (unsafe 0: of these)" if safe else ""
     trials = front["trials"]
@@ -253,15 +260,17 @@ def csv_table(front: Front) -> str:
     accuracies = [pair for pair in accuracies if pair[1] != "top1_interval"]
     head = ["set", "pairs", "point", "knee", "trial", "method", "settings", "objective", "loss"]
     ends = (f"{figure}{end}" for figure in figures for end in ("", "_low", "_high"))
-    writer.writerow([*head, *ends, *(f"{kind}:{data}" for data, kind in accuracies)])
+    writer.writerow([*head, *map(csv_cell, ends), *(csv_cell(f"{kind}:{data}") for data, kind in accuracies)])
     for name in (CHECKED, *front["baseline"]["held_out"]):
         before = front["baseline"]["held_out"].get(name, base) if name != CHECKED else base
-        writer.writerow([name, before["pairs"], "", "", "", UNEDITED, "", *_numbers(front, before, before, figures, accuracies)])  # noqa: E501  # fmt: skip
+        writer.writerow([csv_cell(name), before["pairs"], "", "", "", UNEDITED, "", *_numbers(front, before, before, figures, accuracies)])  # noqa: E501  # fmt: skip
         for point in front["points"]:
             result = point["cross_validated"] if name == CHECKED else point["held_out"][name]
             at_knee = str(point["number"] == front["knee"]).lower()
-            about = [point["number"], at_knee, point["trial"], point["method"], json.dumps(point["settings"])]
-            writer.writerow([name, result["pairs"], *about, *_numbers(front, result, before, figures, accuracies)])
+            about = [point["number"], at_knee, point["trial"], csv_cell(point["method"]), json.dumps(point["settings"])]
+            writer.writerow(
+                [csv_cell(name), result["pairs"], *about, *_numbers(front, result, before, figures, accuracies)]
+            )
     return out.getvalue()
 
 
