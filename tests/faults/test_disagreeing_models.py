@@ -187,7 +187,7 @@ OPEN_CLIP = {
     "a mean of two": (at("preprocess_cfg.mean", [0.5, 0.5]), r"preprocess_cfg\.mean: expected a list of 3"),
     "an unknown interpolation": (
         at("preprocess_cfg.interpolation", "x"),
-        "interpolation: expected bicubic or bilinear",
+        "interpolation: expected bicubic or bilinear or random",
     ),
     "an unknown key": (at(f"{TEXT}.depth", 3), "open_clip cannot build it"),
     "other arguments of the tokenizer": (

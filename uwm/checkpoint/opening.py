@@ -91,6 +91,9 @@ def _refuse_copies(layout: Layout, shapes: dict[str, tuple[int, ...]], path: Pat
     def held(prefix: str) -> dict[str, tuple[int, ...]]:
         return {key[len(prefix) :]: shape for key, shape in shapes.items() if key.startswith(prefix)}
 
+    kind = stated(path / "config.json").get("model_type")
+    if isinstance(kind, str) and "clip" not in kind:
+        return  # a bigger model may well have two: one of images, one of videos
     for first, second in combinations(layout.towers, 2):
         apart = "/" in first.prefix and first.prefix.partition("/")[0] != second.prefix.partition("/")[0]
         if first.encoder is second.encoder and not apart and held(first.prefix) == held(second.prefix):

@@ -169,6 +169,7 @@ PREPROCESS = keyed(
         "std": nullable(listed(within(1e-6, 1e6), 3)),
         "fill_color": nullable(whole(0, 255)),
         **{name: nullable(choice(*values)) for name, values in CHOICES.items()},
+        "interpolation": nullable(choice(*CHOICES["interpolation"], "random")),
     },
     ANYTHING,
 )
