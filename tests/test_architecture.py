@@ -15,8 +15,8 @@ PACKAGE = Path(__file__).parents[1] / "uwm"
 ORDER = """
     version lazy clock escaping text_tables figures errors schema processes expressions plugins outputs weights layouts
     checkpoint records manifest shipped_files models images calibration statistics losses editing push intervals
-    ranks metrics knowledge cache embedding evaluation backends label_noise gate report inputs tuning fitting recipe
-    finetuning comparison evaluating trying readers inspection cli __main__
+    ranks metrics knowledge cache embedding evaluation backends label_noise gate report inputs tuning fitting
+    repeating recipe     finetuning comparison evaluating trying readers inspection cli __main__
 """.split()
 MODEL_LIBRARIES = {"transformers", "open_clip"}
 

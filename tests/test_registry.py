@@ -99,7 +99,7 @@ def test_apply_diff_and_inspect(weights, run_uwm, tiny_set, tmp_path):
     out = json.loads(done(run_uwm("diff", reference, tmp_path / "out" / "open_clip_model.safetensors", "--json")))
     assert {name for name, found in out.items() if found["differ"] != found["negated"]} == set()
     assert len(out) == 5
-    assert "layout: open_clip" in done(run_uwm("inspect", reference))
+    assert "layout         open_clip" in done(run_uwm("inspect", reference))
 
 
 def test_edit_writes_what_the_tag_said(weights, run_uwm, tiny_set, tmp_path):
@@ -167,7 +167,7 @@ def test_a_link_that_is_not_of_the_hub(hub, tags, run_uwm, tmp_path, tiny_open_c
 def test_a_file_of_this_machine(tags, run_uwm, tmp_path, tiny_open_clip):
     save_file(load_file(tiny_open_clip / "open_clip_model.safetensors"), tmp_path / "mine.safetensors")
     tags["mine"] = {"file": str(tmp_path / "mine.safetensors")}
-    assert "layout: open_clip" in done(run_uwm("inspect", f"open_clip:{ARCH}/mine"))
+    assert "layout         open_clip" in done(run_uwm("inspect", f"open_clip:{ARCH}/mine"))
 
 
 def test_where_the_hub_has_what_the_registry_names():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from uwm.text_tables import aligned_markdown, clean, interval, markdown_table, text_table
+from uwm.text_tables import aligned_markdown, clean, interval, markdown_table, text_facts, text_table
 
 
 def test_text_table_first_column_left_the_others_right():
@@ -28,3 +28,19 @@ def test_clean_text_is_one_line_without_control_characters():
 
 def test_an_interval_is_in_percent():
     assert interval((0.123, 0.1, 0.2)) == "12.3 [10.0, 20.0]"
+
+
+def test_facts_are_a_table_and_numbers_stand_below_each_other():
+    facts = {"kind": "a\x1b[31m", "with_text": 8, "splits": {"calib": 600, "a\u202eb": 7}, "files": ["x", "y"],
+             "none_of_it": {}, "edited": False, "recipe": {"mass": {"text": 0.1}, "rule": None}}  # fmt: skip
+    assert text_facts(facts).splitlines() == [
+        "kind        a\ufffd[31m",
+        "with text   8",
+        "splits      calib  600",
+        "            a\ufffdb      7",
+        "files       x, y",
+        "none of it  none",
+        "edited      no",
+        "recipe      mass  text 0.1",
+        "            rule  none",
+    ]

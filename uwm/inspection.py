@@ -12,6 +12,7 @@ from . import records
 from .checkpoint import open_checkpoint
 from .editing.patch import PATCH_FILE, Patch
 from .models.references import resolve
+from .text_tables import text_facts
 
 if TYPE_CHECKING:
     from .calibration import CalibrationSet
@@ -128,7 +129,7 @@ def inspect_set(
 
 def _lines(found: dict[str, Any]) -> list[str]:
     """Counts, checks that did not run, and warnings, a line each."""
-    lines = [f"{key}: {value}" for key, value in found.items() if key not in ("warnings", "not_run")]
+    lines = [text_facts({key: value for key, value in found.items() if key not in ("warnings", "not_run")})]
     lines += [f"not run: {what}: {why}" for what, why in found["not_run"].items()]
     warned = found["warnings"].items()
     return lines + [f"warning: {len(items)} {name.replace('_', ' ')}: {'; '.join(items[:5])}" for name, items in warned]

@@ -137,6 +137,7 @@ class EditFacts(TypedDict, total=False):
 
     title: str
     source: str
+    given: dict[str, Any]  # its settings that were given or chosen by a search; the others the editor decides
     towers: dict[str, dict[str, Any]]  # by tower, such as the quality of its detector
     notes: dict[str, Any]
 

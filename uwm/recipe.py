@@ -43,6 +43,7 @@ from .manifest import EditFacts, LayerFacts, Manifest
 from .models import Model
 from .models.export import check_export, export
 from .outputs import OutputFolder, output_folder
+from .repeating import Recorded
 from .report import Example, find_examples
 from .shipped_files import DEMO_SET
 from .statistics.batches import Progress
@@ -52,6 +53,7 @@ from .tuning.budgets import Budget
 from .tuning.choosing import SearchRequest
 from .tuning.defaults import OBJECTIVE, TRIALS
 
+NOTHING = Recorded()
 DEMO_MASS = 0.1  # chosen on the split val by calibration/build/choose_demo.py
 
 
@@ -72,6 +74,7 @@ def run(
     overwrite: bool = False,
     show_examples: bool = False,
     progress: Progress | None = None,
+    recorded: Recorded = NOTHING,
 ) -> Outcome:
     """Gather statistics, edit, measure before and after and against a random control, and write.
 
@@ -81,16 +84,17 @@ def run(
         overwrite: Replace an output that exists.
         show_examples: Show captions and images of the evaluation set in report.html.
         progress: As in `uwm.score`.
+        recorded: What the run has to agree with, see `uwm.repeating.repeat`.
 
     Raises:
         UwmError: Of every kind; whatever happens, an earlier output stays whole until the new one is verified.
     """
     recipe, request, paths = _check(recipe)
     if output is None:
-        return _carry_out(recipe, request, None, show_examples, progress)
+        return _carry_out(recipe, request, None, show_examples, progress, recorded)
     check_written(paths[0], recipe.also_export)
     with output_folder(output, paths, overwrite) as place:
-        return _carry_out(recipe, request, place, show_examples, progress)
+        return _carry_out(recipe, request, place, show_examples, progress, recorded)
 
 
 def _carry_out(
@@ -99,15 +103,17 @@ def _carry_out(
     place: OutputFolder | None,
     show_examples: bool,
     progress: Progress | None,
+    recorded: Recorded,
 ) -> Outcome:
     """What `run` does after the checks, with the lock of the output held."""
     clock = Clock()
     with clock("read"):
         sets = read_all(recipe, recipe.preserve)
+        recorded.check_sets(sets)
         demand_pairs(recipe.require_towers, sets.calibration)
         budget = None if request is None else Budget.of(request, sets, recipe.seed)
     with clock("load"):
-        model, reached = _load(recipe, sets)
+        model, reached = _load(recipe, sets, recorded)
     if budget is not None:
         with clock("choose"):
             choice = budget.choose(recipe, model, progress)
@@ -131,22 +137,20 @@ def _carry_out(
     if place is not None:
         with clock("write"), place.make() as folder:
             manifest["output_sha256"] = _write_weights(folder, model, edit.patch, recipe.also_export)
+            recorded.check_output(manifest["output_sha256"])
             write_documents(folder, manifest, results, clock, examples)
     manifest["run"] = clock.report()
-    told = (
-        *edit.proposal.warnings,
-        *measured_by(recipe.purpose),
-        *made,
-        *warnings(model, (*sets.checked.told, *reached), results),
-    )
+    told = (*edit.proposal.warnings, *measured_by(recipe.purpose), *made)
+    told += (*warnings(model, (*sets.checked.told, *reached), results),)
     told = told if place is None else (*place.notes, *told)
     return Outcome(edit.patch, results, manifest, told)
 
 
-def _load(recipe: Recipe, sets: Sets) -> tuple[Model, tuple[str, ...]]:
+def _load(recipe: Recipe, sets: Sets, recorded: Recorded) -> tuple[Model, tuple[str, ...]]:
     """The model, and what it cannot tell apart in the sets. Raises UwmError."""
     model = load_model(recipe, keep=True)
     assert model.checkpoint is not None
+    recorded.check_model(model)
     model.leave_unread(unread_for(recipe.purpose, model.checkpoint))
     sets.check_images(model, recipe.workers)
     told = check_sets_with(recipe, model, {"calibration": sets.calibration, **sets.held_out}, sets.data_sets)
@@ -273,7 +277,13 @@ def _manifest(recipe: Recipe, model: Model, sets: Sets, edit: Edit, results: Map
         del manifest["settings"][name]
     manifest["settings"] |= asdict(edit.settings) | edit.proposal.settings
     manifest["edit"] = cast(
-        EditFacts, {"title": edit.editor.title, "source": edit.editor.source, **edit.proposal.report}
+        EditFacts,
+        {
+            "title": edit.editor.title,
+            "source": edit.editor.source,
+            "given": dict(recipe.settings),
+            **edit.proposal.report,
+        },
     )
     manifest |= describe_results(results, recipe.seed, sets.checked.shared)
     manifest["entries"] = sum(layer["entries"] for layer in layers.values())

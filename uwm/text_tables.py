@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from .escaping import clean, markdown, readable_markdown
 
@@ -30,6 +31,39 @@ def text_table(table: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
     lines = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))) for row in table]  # noqa: E501  # fmt: skip
     return "\n".join(line.rstrip() for line in lines)
+
+
+def text_facts(facts: Mapping[str, Any]) -> str:
+    """Properties for a terminal, a name a line; a property with properties of its own takes a line for each of them."""
+    head = max((len(_name(key)) for key in facts), default=0)
+    lines: list[str] = []
+    for key, value in facts.items():
+        shown = _entries(value) if isinstance(value, Mapping) else [_value(value)]
+        lines += [f"{_name(key) if n == 0 else '':{head}}  {line}" for n, line in enumerate(shown or ["none"])]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _entries(value: Mapping[str, Any]) -> list[str]:
+    """Its properties as aligned lines; numbers to the right."""
+    rows = [(_name(key), _value(one), isinstance(one, int | float)) for key, one in value.items()]
+    head = max((len(name) for name, _, _ in rows), default=0)
+    width = max((len(text) for _, text, number in rows if number), default=0)
+    return [f"{name:{head}}  {text.rjust(width) if number else text}" for name, text, number in rows]
+
+
+def _value(value: Any) -> str:
+    """In words; a property of a property in one line."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{_name(key)} {_value(one)}" for key, one in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_value, value)) or "none"
+    return "none" if value is None else clean(str(value))
+
+
+def _name(key: Any) -> str:
+    return clean(str(key)).replace("_", " ")
 
 
 def markdown_table(table: Sequence[Sequence[str]]) -> str:

@@ -282,7 +282,10 @@ def test_calib_check_lists_what_splits_share(run_uwm, leaky):
 
 def test_calib_check_counts_connected_pairs(run_uwm, five, tmp_path):
     assert check(read_calibration(five))["groups"] == {"connected": 12, "pairs_of_the_biggest": 5}
-    assert "groups: {'connected': 12, 'pairs_of_the_biggest': 5}\n" in run_uwm("calib-check", five)[1]
+    assert (
+        "groups      connected             12\n            pairs of the biggest   5\n"
+        in run_uwm("calib-check", five)[1]
+    )
     rows = [row(n, 0, "calib" if n < 7 else "test") for n in range(8)]
     (told,) = check(read_calibration(write_set(tmp_path / "set", rows)))["warnings"]["images_in_several_splits"]
     assert told.endswith("safe0.png: 7 of calib (000, 001, 002, 003, 004 and 2 more), 1 of test (007)")

@@ -96,7 +96,7 @@ def test_every_verb_takes_the_key(run_uwm, tiny_open_clip, tiny_set, tmp_path):
     done(run_uwm("apply", path, patch, "-o", out, "--key", "ema"))
     assert "no tensor differs" in done(run_uwm("diff", out, tmp_path / "edited"))
     assert "negated" in done(run_uwm("diff", path, out, "--key", "ema"))
-    assert "layout: open_clip" in done(run_uwm("inspect", path, "--key", "ema"))
+    assert "layout         open_clip" in done(run_uwm("inspect", path, "--key", "ema"))
     torch.save({"best": load_file(out / "open_clip_model.safetensors"), "last": model}, tmp_path / "y.pt")
     done(run_uwm("revert", tmp_path / "y.pt", patch, "-o", tmp_path / "back", "--key", "best"))
     back = load_file(tmp_path / "back" / "open_clip_model.safetensors")

@@ -184,11 +184,15 @@ IMAGES = stack(
     click.option("--safe-images", help="Folder of the safe images of ViSU-Text (COCO's) or NSFWCaps."),
     click.option("--unsafe-images", help="Folder of their unsafe images."),
 )
-CALIBRATION = stack(
-    click.option("--calib", required=True, help="Calibration set: a folder, or a file of ViSU-Text or NSFWCaps."),
-    IMAGES,
-    click.option("--split", help="Its split to calibrate on  [default: calib or train, where there is one]"),
-)
+
+
+def _calibration(required: bool) -> Callable:
+    told = "Calibration set: a folder, or a file of ViSU-Text or NSFWCaps."
+    split = click.option("--split", help="Its split to calibrate on  [default: calib or train, where there is one]")
+    return stack(click.option("--calib", required=required, help=told), IMAGES, split)
+
+
+CALIBRATION, CALIBRATION_OR_FROM = _calibration(True), _calibration(False)
 _METHODS = f"The editor: {', '.join(editor_names())}."
 METHOD = click.option("--method", default=DEFAULT, show_default=True, help=_METHODS)
 SET = click.option(

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from ..editing.purposes import PURPOSES
 from ..escaping import clean, terminal
 from ..processes import is_first
 from .flags import (
     ALL_FIGURES,
-    CALIBRATION,
+    CALIBRATION_OR_FROM,
     COMMON,
     EDITOR,
     EXAMPLES,
@@ -45,8 +46,15 @@ def names(text: str) -> tuple[str, ...]:
 
 
 @uwm.command()
-@click.argument("model")
-@CALIBRATION
+@click.argument("model", required=False)
+@CALIBRATION_OR_FROM
+@click.option(
+    "--from",
+    "source",
+    type=PATH,
+    metavar="UWM.JSON",
+    help="Repeat the run that this uwm.json records, with its settings and seeds: the same bytes, or an error.",
+)
 @LIMIT
 @EDITOR
 @HELD_OUT
@@ -75,14 +83,27 @@ def names(text: str) -> tuple[str, ...]:
 @EXPORT
 @COMMON
 def edit(
-    output: Path | None, overwrite: bool, dry_run: bool, show_examples: bool, all_figures: bool, **flags: Any
+    output: Path | None,
+    overwrite: bool,
+    dry_run: bool,
+    show_examples: bool,
+    all_figures: bool,
+    source: Path | None,
+    **flags: Any,
 ) -> None:
     """Edit a model, measure it, write it: the main job.
 
-    With --max-loss the method and its settings are chosen for you.
+    With --max-loss the method and its settings are chosen for you. With --from nothing but places is needed, and what
+    decides the edit cannot be given.
     """
     from ..recipe import Recipe
 
+    if source is not None:
+        _repeat(source, flags, target(output, dry_run), overwrite, show_examples, all_figures)
+        return
+    for name, said in (("model", "argument 'MODEL'"), ("calib", "option '--calib'")):
+        if flags[name] is None:
+            raise click.UsageError(f"Missing {said}.", click.get_current_context())
     chosen, beside = take_settings(flags), flags.pop("beside")
     if beside is None:
         beside = BESIDE if flags["purpose"] in (None, "retrieval") else ""
@@ -90,6 +111,19 @@ def edit(
     output = target(output, dry_run)
     recipe = Recipe(**settings, settings=chosen, beside=names(beside))
     _run(recipe, output, overwrite, show_examples, all_figures, show)
+
+
+def _repeat(
+    source: Path, flags: dict[str, Any], output: Path | None, overwrite: bool, show_examples: bool, all_figures: bool
+) -> None:
+    """`uwm edit --from`: what was given by hand goes before what is recorded, or is refused."""
+    from ..repeating import repeat
+
+    context = click.get_current_context()
+    settings, show = split_flags(flags)
+    given = {name: v for name, v in settings.items() if context.get_parameter_source(name) != ParameterSource.DEFAULT}
+    recipe, recorded = repeat(source, given)
+    _run(recipe, output, overwrite, show_examples, all_figures, show, recorded)
 
 
 @uwm.command()
@@ -114,13 +148,20 @@ def demo(output: Path, overwrite: bool, dry_run: bool, show_examples: bool, all_
 
 
 def _run(
-    recipe: Any, output: Path | None, overwrite: bool, show_examples: bool, all_figures: bool, show: dict[str, bool]
+    recipe: Any,
+    output: Path | None,
+    overwrite: bool,
+    show_examples: bool,
+    all_figures: bool,
+    show: dict[str, bool],
+    recorded: Any = None,
 ) -> None:
-    from ..recipe import run
+    from ..recipe import NOTHING, run
     from ..report import Line, verdict_lines
 
     place = output if is_first() else None
-    outcome = run(recipe, place, overwrite=overwrite, show_examples=show_examples, progress=progress_of(show))
+    how: dict[str, Any] = {"overwrite": overwrite, "show_examples": show_examples, "progress": progress_of(show)}
+    outcome = run(recipe, place, **how, recorded=recorded or NOTHING)
     if not is_first():
         return
     warn(show, outcome.warnings)

@@ -180,11 +180,14 @@ def _file_to_file(
 def diff(first: str, second: str, key: str | None, **flags: Any) -> None:
     """Which tensors of two checkpoints differ, and in how many entries."""
     from ..editing.diff import diff as compare
-    from ..text_tables import text_table
+    from ..text_tables import clean, text_table
 
     settings, show = split_flags(flags)
     found = compare(resolved(first, dict(settings)), resolved(second, settings), key)
-    table = [["tensor", "differ", "negated", "of"], *([n, *(f"{v}" for v in c.values())] for n, c in found.items())]
+    table = [
+        ["tensor", "differ", "negated", "of"],
+        *([clean(n), *(f"{v}" for v in c.values())] for n, c in found.items()),
+    ]
     say(show, found, text_table(table) if found else "no tensor differs")
 
 
@@ -196,7 +199,7 @@ def diff(first: str, second: str, key: str | None, **flags: Any) -> None:
 def inspect(file: str, key: str | None, **flags: Any) -> None:
     """What a patch, a scores file, a checkpoint or a folder of `uwm tune` holds."""
     from ..inspection import inspect as look
-    from ..text_tables import text_table
+    from ..text_tables import text_facts, text_table
     from ..tuning.front import is_front, read_front
     from ..tuning.table import terminal
 
@@ -207,9 +210,9 @@ def inspect(file: str, key: str | None, **flags: Any) -> None:
         say(show, front, terminal(front))
         return
     about, table = look(path, key)
-    head = lines(f"{key}: {value}" for key, value in about.items())
+    weights = text_table(table)
     say(show, {**about, "weights": [dict(zip(table[0], row, strict=True)) for row in table[1:]]},
-         f"{head}\n{text_table(table)}")  # fmt: skip
+         f"{text_facts(about)}\n\n{weights}")  # fmt: skip
 
 
 @uwm.command()
