@@ -22,7 +22,7 @@ from .models import Model, load
 from .outputs import OutputFile, OutputText, appended_file, output_file, refuse_one_place
 from .report import Section, as_markdown, evaluation_page, is_page, sections, verdict_facts
 from .shipped_files import DEMO_MODEL
-from .statistics.batches import BATCH_SIZE, Progress
+from .statistics.batches import Progress
 
 APART = "pairs apart from calibration"  # what every gate requires
 
@@ -55,16 +55,6 @@ class EvalRecipe(Opening):
     arch: str | None = None
     quick_gelu: bool | None = None
     preprocess: str | None = None
-    key: str | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    revision: str | None = None
-    cache_dir: str | None = None
-    offline: bool = False
-    batch_size: int = BATCH_SIZE
-    workers: int = 2
-    limit: int | None = None
-    seed: int = 0
     cache: bool = True
 
 

@@ -26,8 +26,27 @@ CALIBRATION_SPLITS = ("calib", "train")
 PART = 64  # images that one of several processes looks at in turn
 
 
+@dataclass(frozen=True, kw_only=True)
 class Opening:
-    """Settings of a job that opens models: it has a field for every name in `OPENING`."""
+    """Settings of a job that opens models.
+
+    Attributes:
+        key, device, dtype, revision, cache_dir, offline: As in `uwm.load`.
+        batch_size, workers: As in `uwm.score`.
+        limit: At most this many pairs or images.
+        seed: Of every draw.
+    """
+
+    key: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    revision: str | None = None
+    cache_dir: str | None = None
+    offline: bool = False
+    batch_size: int = BATCH_SIZE
+    workers: int = 2
+    limit: int | None = None
+    seed: int = 0
 
     def opening(self) -> dict[str, Any]:
         """The keywords of `uwm.load`."""
@@ -59,7 +78,6 @@ class Inputs(Opening):
     arch: str | None = None
     quick_gelu: bool | None = None
     preprocess: str | None = None
-    key: str | None = None
     split: str | None = None
     eval_set: str | None = None
     eval_splits: tuple[str, ...] = ()
@@ -69,15 +87,6 @@ class Inputs(Opening):
     data_root: str | None = None
     templates: str | None = None
     ensemble: bool = False
-    limit: int | None = None
-    seed: int = 0
-    device: str = "auto"
-    dtype: str = "auto"
-    revision: str | None = None
-    cache_dir: str | None = None
-    offline: bool = False
-    batch_size: int = BATCH_SIZE
-    workers: int = 2
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed <= LARGEST:

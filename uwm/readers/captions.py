@@ -64,16 +64,6 @@ class CaptionRecipe(Opening):
     caption_tokens: int | None = None
     requirements: tuple[str, ...] = ()
     show_examples: bool = False
-    key: str | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    revision: str | None = None
-    cache_dir: str | None = None
-    offline: bool = False
-    batch_size: int = BATCH_SIZE
-    workers: int = 2
-    limit: int | None = None
-    seed: int = 0
 
     def reads(self) -> Iterator[Path]:
         """What is read of this machine's files."""

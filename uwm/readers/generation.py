@@ -77,14 +77,6 @@ class GenerateRecipe(Opening):
     output: Path | None = None
     requirements: tuple[str, ...] = ()
     show_examples: bool = False
-    key: str | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    revision: str | None = None
-    cache_dir: str | None = None
-    offline: bool = False
-    limit: int | None = None
-    seed: int = 0
 
     def reads(self) -> Iterator[Path]:
         """What is read of this machine's files."""

@@ -24,7 +24,7 @@ from ..models.references import resolve
 from ..recipe import demo_recipe
 from ..records import is_record
 from ..shipped_files import DEMO_SET
-from ..statistics.batches import BATCH_SIZE, Progress
+from ..statistics.batches import Progress
 from ..statistics.sources import embed_sources
 from .candidates import IMAGE, TEXT, Candidate, Candidates, read_candidates
 
@@ -56,19 +56,9 @@ class TryRecipe(Opening):
     split: str | None = None
     safe_images: str | None = None
     unsafe_images: str | None = None
-    limit: int | None = None
-    seed: int = 0
     arch: str | None = None
     quick_gelu: bool | None = None
     preprocess: str | None = None
-    key: str | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    revision: str | None = None
-    cache_dir: str | None = None
-    offline: bool = False
-    batch_size: int = BATCH_SIZE
-    workers: int = 2
 
     def reads(self) -> Iterator[Path]:
         """What is read of this machine's files."""
