@@ -293,7 +293,7 @@ def _int64(stored: Bits) -> np.ndarray:
 def _number(value: Any) -> float:
     if type(value) not in (int, float) or not math.isfinite(value):
         raise TypeError(f"factor {value!r}")
-    return value
+    return value if abs(value) < 2**53 else float(value)  # torch takes no larger whole numbers
 
 
 def _draw(shape: Shape, count: int, seed: int) -> np.ndarray:

@@ -10,7 +10,23 @@ from ..checkpoint.json_files import read_json
 from ..errors import BadInput, Refused
 from ..escaping import clean
 from ..expressions import parse_max_loss, parse_objective
-from ..schema import COUNT, FLAG, NUMBER, OBJECT, TEXT, Check, Unexpected, demand, each, holds, keyed, listed, mapped
+from ..schema import (
+    COUNT,
+    FLAG,
+    NONE,
+    NUMBER,
+    OBJECT,
+    TEXT,
+    Check,
+    Unexpected,
+    demand,
+    each,
+    holds,
+    keyed,
+    listed,
+    mapped,
+)
+from ..text_tables import clean
 
 FILE = "tune.json"
 KIND = "tune"
@@ -188,7 +204,7 @@ FRONT = keyed(
         "loss": keyed({"terms": listed(TEXT), "unit": holds(" or ".join(UNITS), lambda value: value in UNITS)}),
         "trials": keyed(
             {"asked": COUNT, "done": COUNT, "invalid": COUNT, "stopped": COUNT, "seconds": NUMBER, "per_minute": NUMBER}
-            | {"by_method": mapped(keyed({"trials": COUNT, "seconds": NUMBER}))}
+            | {"by_method": mapped(keyed({"trials": COUNT, "seconds": NUMBER}, {}, NONE))}
         ),
         "baseline": keyed(MEASURED),
         "points": listed(keyed({"number": COUNT, "patch": TEXT, **TRIAL, **MEASURED}), least=1),
