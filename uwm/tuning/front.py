@@ -26,7 +26,6 @@ from ..schema import (
     listed,
     mapped,
 )
-from ..text_tables import clean
 
 FILE = "tune.json"
 KIND = "tune"
