@@ -69,7 +69,7 @@ def test_of_bad_metadata_the_text_stays(head, tmp_path):
 
 
 def test_metadata_of_another_type_is_left_out(tmp_path):
-    (tmp_path / "README.md").write_text("---\nlicense: [1]\nlanguage: 3\ntags: 5\n---\nText\n")
+    (tmp_path / "README.md").write_text("---\nlicense: [1]\nlanguage: 3\n---\nText\n")
     assert read_base_card(tmp_path) == BaseCard(text="Text")
 
 
