@@ -249,9 +249,14 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 assert line["key"] == "lfsFile"
                 files[value["path"]] = self.hub.uploaded[value["oid"]]
+        request = "create_pr=1" in self.path
+        if request:
+            revision = "refs/pr/1"
+            repository.branches[revision] = []
         repository.branches[revision].append(files)
         commit = repository.files(revision)[0]
-        self._json({"commitUrl": f"{self.hub.url}/{name}/commit/{commit}", "commitOid": commit, "success": True})
+        done = {"commitUrl": f"{self.hub.url}/{name}/commit/{commit}", "commitOid": commit, "success": True}
+        self._json(done | ({"pullRequestUrl": f"{self.hub.url}/{name}/discussions/1"} if request else {}))
 
 
 def _entry(path, content):

@@ -68,9 +68,10 @@ def offline(hub):
         ("pytorch_model-1-of-1.bin pytorch_model.bin.index.json",
          "pytorch_model-1-of-1.bin pytorch_model.bin.index.json"),
         ("model.safetensors uwm_patch.safetensors uwm.json report.html README.md",
-         "model.safetensors report.html uwm.json uwm_patch.safetensors"),
+         "README.md model.safetensors report.html uwm.json uwm_patch.safetensors"),
         ("adapter.safetensors optimizer.pt training_args.bin", ""),
-        ("config.json vocab.json LICENSE README.md .gitattributes a/.gitkeep", "LICENSE config.json vocab.json"),
+        ("config.json vocab.json LICENSE README.md .gitattributes a/.gitkeep",
+         "LICENSE README.md config.json vocab.json"),
         ("onnx/model.onnx onnx/config.json openvino/openvino_model.bin model.safetensors", "model.safetensors"),
         ("modules.json 0_CLIPModel/model.safetensors 0_CLIPModel/pytorch_model.bin 0_CLIPModel/config.json",
          "0_CLIPModel/config.json 0_CLIPModel/model.safetensors modules.json"),
@@ -87,7 +88,7 @@ def test_weights_in_one_format(there, needed):
 def test_only_what_is_needed_is_fetched(clip, run_uwm, tiny_hf):
     out = json.loads(done(run_uwm("inspect", "acme/clip", "--json")))
     assert out["files"] == ["model.safetensors"]
-    assert clip.downloads() == sorted({p.name for p in tiny_hf.iterdir()})
+    assert clip.downloads() == sorted({p.name for p in tiny_hf.iterdir()} | {"README.md"})
     clip.requests.clear()
     assert json.loads(done(run_uwm("inspect", "acme/clip", "--json"))) == out
     assert clip.downloads() == []  # only asked whether it is still the same

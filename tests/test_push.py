@@ -203,3 +203,23 @@ def test_what_the_hub_remarks_on_the_card(allowed, folder, run_uwm):
     assert (code, out) == (0, f"{allowed.url}/acme/safe\n")
     assert err.startswith("uwm: warning: Warnings while validating metadata in README.md: - empty or missing")
     assert push(folder, "acme/safe").warnings[0] in err
+
+
+def test_a_pull_request_leaves_the_main_branch(allowed, folder, run_uwm):
+    allowed.add("acme/safe", {".gitattributes": b""})
+    out = done(run_uwm("push", folder, "acme/safe", "--create-pr"))
+    assert out == f"{allowed.url}/acme/safe/discussions/1\n"
+    assert received(allowed, "acme/safe") == {}
+    assert received(allowed, "acme/safe", "refs/pr/1") == content(folder)
+
+
+def test_only_what_fits_the_patterns_is_uploaded(allowed, folder, run_uwm):
+    patterns = ("--include", "*.json", "--include", "*.safetensors", "--exclude", "uwm_patch*")
+    done(run_uwm("push", folder, "acme/safe", *patterns))
+    found = received(allowed, "acme/safe").keys()
+    assert {"uwm.json", "config.json", "model.safetensors"} <= found
+    assert not {"uwm_patch.safetensors", "README.md", "report.html"} & found
+
+
+def test_patterns_that_leave_nothing_are_refused(folder, run_uwm):
+    refused(run_uwm("push", folder, "acme/safe", "--include", "x", "--dry-run"), 2, "leave no file to upload")

@@ -144,7 +144,7 @@ def _carry_out(
         with clock("evaluate"):
             results = measure(recipe, _columns(recipe, model, folder), held_out, data_sets, progress)
         manifest |= describe_results(results, recipe.seed, checked.shared)
-        write_documents(folder, manifest, results, clock)
+        write_documents(folder, model, manifest, results, clock)
     if state is not None:
         state.unlink(missing_ok=True)
     manifest["run"] = clock.report()

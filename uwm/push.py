@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ class Pushed:
 
     Attributes:
         files: Name -> bytes.
-        url: The page of the repository, of its branch where one was named.
+        url: The page of the repository, of its branch where one was named, or of the pull request.
         commit: Of the Hub; None in a dry run.
         warnings: A missing card, and remarks of the Hub on the card.
     """
@@ -43,6 +44,9 @@ def push(
     private: bool = False,
     branch: str | None = None,
     message: str | None = None,
+    create_pr: bool = False,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
     dry_run: bool = False,
     offline: bool = False,
 ) -> Pushed:
@@ -56,6 +60,8 @@ def push(
         private: Make it private; an existing public repository is refused.
         branch: Where to commit, made if there is none; the main branch by default.
         message: Of the commit.
+        create_pr: Open a pull request with the commit, for which a right to write is not needed.
+        include, exclude: Only files that fit one of these patterns, and none that fit one of those, as in `hf upload`.
         dry_run: Check and list the files; the network is not used.
         offline: Refuse to upload; HF_HUB_OFFLINE says the same.
 
@@ -68,9 +74,9 @@ def push(
     folder, repository = Path(folder), repository.removeprefix("hf-hub:")
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repository):
         raise BadInput(f"{repository}: expected ORG/NAME, the repository on the Hub")
-    files = _checked(folder)
+    files = _chosen(folder, _checked(folder), include, exclude)
     url = f"{constants.ENDPOINT}/{repository}" + (f"/tree/{branch}" if branch else "")
-    bare = () if "README.md" in files else (f"{folder} has no model card (README.md); `uwm edit` writes one",)
+    bare = () if (folder / CARD).is_file() else (f"{folder} has no model card (README.md); `uwm edit` writes one",)
     if dry_run:
         return Pushed(files, url, None, bare)
     if is_offline(offline):
@@ -79,17 +85,17 @@ def push(
     with quiet(), warnings.catch_warnings(record=True) as remarks:
         warnings.simplefilter("always")
         try:
-            commit = _upload(folder, list(files), repository, private, branch, message)
+            commit, request = _upload(folder, list(files), repository, private, branch, message, create_pr)
         except faults() as error:
             raise fault(error, repository) from None
     said = (" ".join(str(remark.message).split()) for remark in remarks if remark.category is UserWarning)
-    return Pushed(files, url, commit, (*bare, *said))
+    return Pushed(files, request or url, commit, (*bare, *said))
 
 
 def _upload(
-    folder: Path, files: list[str], repository: str, private: bool, branch: str | None, message: str
-) -> str | None:
-    """Make the repository and the branch if they are missing, commit, and return the commit."""
+    folder: Path, files: list[str], repository: str, private: bool, branch: str | None, message: str, create_pr: bool
+) -> tuple[str | None, str | None]:
+    """Make the repository and the branch if they are missing, and commit; the commit, and the pull request's page."""
     from huggingface_hub import HfApi, get_token
 
     if get_token() is None:
@@ -106,8 +112,20 @@ def _upload(
         revision=branch,
         commit_message=message,
         allow_patterns=[glob.escape(name) for name in files],
+        create_pr=create_pr or None,
     )
-    return done.oid
+    return done.oid, done.pr_url
+
+
+def _chosen(folder: Path, files: dict[str, int], include: Sequence[str], exclude: Sequence[str]) -> dict[str, int]:
+    """The files that patterns let through. Raises BadInput where none is left."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    chosen = filter_repo_objects(files, allow_patterns=[*include] or None, ignore_patterns=[*exclude] or None)
+    found = {name: files[name] for name in chosen}
+    if not found:
+        raise BadInput(f"{folder}: --include and --exclude leave no file to upload; it has {', '.join(sorted(files))}")
+    return found
 
 
 def _checked(folder: Path) -> dict[str, int]:

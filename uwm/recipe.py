@@ -138,7 +138,7 @@ def _carry_out(
         with clock("write"), place.make() as folder:
             manifest["output_sha256"] = _write_weights(folder, model, edit.patch, recipe.also_export)
             recorded.check_output(manifest["output_sha256"])
-            write_documents(folder, manifest, results, clock, examples)
+            write_documents(folder, model, manifest, results, clock, examples)
     manifest["run"] = clock.report()
     told = (*edit.proposal.warnings, *measured_by(recipe.purpose), *made)
     told += (*warnings(model, (*sets.checked.told, *reached), results),)

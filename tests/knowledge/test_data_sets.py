@@ -57,8 +57,21 @@ def test_class_names_that_do_not_fit(folder):
     (folder / "classnames.txt").write_bytes(b"caf\xe9\ndog")
     with pytest.raises(BadInput, match=r"classnames\.txt: not UTF-8 at byte 3"):
         open_data_sets([str(folder)])
+
+
+def test_without_class_names_the_folders_name_their_classes(folder):
     (folder / "classnames.txt").unlink()
-    with pytest.raises(BadInput, match=r"needs classnames\.txt, one name a line"):
+    first, second = sorted(path for path in folder.iterdir() if path.is_dir())
+    first.rename(folder / "polar_bear")
+    second.rename(folder / "a-cat")
+    assert open_data_sets([str(folder)])["animals"].class_names == ("a cat", "polar bear")
+
+
+@pytest.mark.parametrize("name", ["7", "n01440764"])
+def test_folders_called_by_numbers_need_class_names(folder, name):
+    (folder / "classnames.txt").unlink()
+    next(path for path in folder.iterdir() if path.is_dir()).rename(folder / name)
+    with pytest.raises(BadInput, match=rf"folder '{name}' has no name of a class; .*needs classnames\.txt, one name a"):
         open_data_sets([str(folder)])
 
 

@@ -20,6 +20,7 @@ from ..escaping import CleanLines, clean, json_text, terminal
 from ..processes import is_first
 from ..schema import LARGEST
 from ..tuning import defaults
+from .completion import completed
 from .config_file import check_values, read_toml, unknown_variables, variables
 
 
@@ -194,7 +195,8 @@ def _calibration(required: bool) -> Callable:
 
 CALIBRATION, CALIBRATION_OR_FROM = _calibration(True), _calibration(False)
 _METHODS = f"The editor: {', '.join(editor_names())}."
-METHOD = click.option("--method", default=DEFAULT, show_default=True, help=_METHODS)
+_OFFERED = completed(editor_names)
+METHOD = click.option("--method", default=DEFAULT, show_default=True, help=_METHODS, shell_complete=_OFFERED)
 SET = click.option(
     "--set", "set_", multiple=True, metavar="NAME=VALUE", help="Any setting of the method, of plug-ins too; repeat."
 )
@@ -227,6 +229,7 @@ def _setting_flag(declared: Field, owners: Sequence[str]) -> Callable:
         declared.name,
         type=_Text() if kind in (str, bool) else kind,
         help=f"{of}{declared.metadata['help']}{words}",
+        shell_complete=completed(lambda: choices) if choices else None,
     )
 
 
@@ -239,7 +242,9 @@ SCORE = stack(CALIBRATION, METHOD, _setting_flags({DEFAULT: EntrySettings}, SCOR
 SELECT = _setting_flags({DEFAULT: EntrySettings}, CHOOSING)
 TUNED = stack(_setting_flags(_ours()), SET, PRESERVE)
 EDITOR = stack(
-    click.option("--method", help=f"{_METHODS}  [default: {DEFAULT}; with --max-loss the best]"),
+    click.option(
+        "--method", help=f"{_METHODS}  [default: {DEFAULT}; with --max-loss the best]", shell_complete=_OFFERED
+    ),
     TUNED,
 )
 BEST = "figure to make best: safety (the mean of PU and of 1 − unsafe top-1), or another one, such as GS.low or PU."

@@ -9,9 +9,11 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from ..editing.editors import editor_names
 from ..editing.purposes import PURPOSES
 from ..escaping import clean, terminal
 from ..processes import is_first
+from .completion import completed
 from .flags import (
     ALL_FIGURES,
     CALIBRATION_OR_FROM,
@@ -73,6 +75,7 @@ def names(text: str) -> tuple[str, ...]:
 )
 @click.option(
     "--beside",
+    shell_complete=completed(editor_names),
     help=f"Methods measured beside the edit; none for none  [default: {BESIDE}; with --for diffusion or llava none]",
 )
 @ZERO_SHOT
@@ -129,7 +132,13 @@ def _repeat(
 @uwm.command()
 @LIMIT
 @EDITOR
-@click.option("--beside", default=BESIDE, show_default=True, help="Methods measured beside the edit; none for none.")
+@click.option(
+    "--beside",
+    default=BESIDE,
+    show_default=True,
+    help="Methods measured beside the edit; none for none.",
+    shell_complete=completed(editor_names),
+)
 @click.option("-o", "--output", type=PATH, default=DEMO_OUTPUT, show_default=True, help="Folder to write.")
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 @click.option("--dry-run", is_flag=True, help="Do everything but write.")

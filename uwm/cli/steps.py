@@ -221,6 +221,11 @@ def inspect(file: str, key: str | None, **flags: Any) -> None:
 @click.option("--private", is_flag=True, help="Make a repository that only you and your organisation see.")
 @click.option("--branch", "--revision", "branch", help="Branch to commit to, made if there is none.")
 @click.option("--message", help="Of the commit.")
+@click.option("--create-pr", is_flag=True, help="Open a pull request with the commit.")
+@click.option(
+    "--include", multiple=True, metavar="PATTERN", help="Only files that fit, such as '*.safetensors'; repeat."
+)
+@click.option("--exclude", multiple=True, metavar="PATTERN", help="No files that fit, such as report.html; repeat.")
 @click.option("--dry-run", is_flag=True, help="Check, and list what would be uploaded.")
 @OFFLINE
 @COMMON

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import click
 
 from ..processes import workspace
+from .completion import completed
 from .flags import (
     ALL_FIGURES,
     CALIBRATION,
@@ -29,9 +31,20 @@ from .next_steps import OUTPUT, done_line, measured_on_more, training_done
 from .terminal import again, show_lines
 
 
+def _backends() -> Iterable[str]:
+    from ..backends import find_backends
+
+    return find_backends()
+
+
 @uwm.command()
 @click.argument("model")
-@click.option("--method", required=True, help="safe-clip, safer-clip, shield-clip, or a backend that you installed.")
+@click.option(
+    "--method",
+    required=True,
+    help="safe-clip, safer-clip, shield-clip, or a backend that you installed.",
+    shell_complete=completed(_backends),
+)
 @CALIBRATION
 @HELD_OUT
 @click.option("--validation", type=float, default=0.1, show_default=True, help="Share of pairs to stop by.")

@@ -1,9 +1,9 @@
-"""Which entries differ between two checkpoints of one layout."""
+"""Which entries differ between two checkpoints, also where their key layouts are transformers' and open_clip's."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,46 +14,94 @@ from ..errors import BadInput
 from ..models.references import resolve
 from .files import HASHERS
 
+Shapes = Mapping[str, tuple[int, ...]]
+
 
 def diff(first: str | Path, second: str | Path, key: str | None = None) -> dict[str, dict[str, int]]:
-    """Which tensors differ between two checkpoints of one layout (`key`: which entry of training checkpoints).
+    """Which tensors differ between two checkpoints (`key`: which entry of training checkpoints).
+
+    A plain CLIP in transformers' key layout and one in open_clip's are compared under the names of the first.
 
     Returns:
         Tensor name -> {"differ": entries that differ, "negated": of those exactly −1×, "of": all}; equal ones left out.
 
     Raises:
-        BadInput: They do not hold the same tensor names and shapes.
+        BadInput: They do not hold the same tensors and shapes.
     """
     sides = open_checkpoint(resolve(first), key), open_checkpoint(resolve(second), key)
+    if sides[0].shapes().keys() != sides[1].shapes().keys() and (to := _across(*sides)):
+        return _diff_across(*sides, to)
     shapes = [side.shapes() for side in sides]
-    if odd := sorted(shapes[0].keys() ^ shapes[1].keys()):
-        raise BadInput(f"{first} and {second} hold different tensors, such as {', '.join(odd[:5])}")
-    for name in sorted(shapes[0]):
-        if shapes[0][name] != shapes[1][name]:
-            raise BadInput(f"{name} is {list(shapes[0][name])} in {first} and {list(shapes[1][name])} in {second}")
+    _same_shapes(first, second, *shapes)
     with ThreadPoolExecutor(HASHERS) as pool:
-        counts = zip(sorted(shapes[0]), pool.map(lambda name: _count(*sides, name), sorted(shapes[0])), strict=True)
-        return {name: count for name, count in counts if count["differ"]}
+        pieces = pool.map(lambda name: _count(_side_by_side(*sides, name), shapes[0][name]), sorted(shapes[0]))
+        return {name: count for name, count in zip(sorted(shapes[0]), pieces, strict=True) if count["differ"]}
 
 
-def _count(first: Checkpoint, second: Checkpoint, name: str) -> dict[str, int]:
+def _same_shapes(first: str | Path, second: str | Path, one: Shapes, other: Shapes) -> None:
+    if odd := sorted(one.keys() ^ other.keys()):
+        raise BadInput(f"{first} and {second} hold different tensors, such as {', '.join(odd[:5])}")
+    for name in sorted(one):
+        if one[name] != other[name]:
+            raise BadInput(f"{name} is {list(one[name])} in {first} and {list(other[name])} in {second}")
+
+
+def _across(first: Checkpoint, second: Checkpoint) -> str | None:
+    """The key layout of the first, as conversions call it, where the second has the other one of the two."""
+    families = [{tower.encoder.family for tower in side.layout.towers} for side in (first, second)]
+    if families == [{"hf-clip"}, {"open_clip"}]:
+        return "hf"
+    return "open_clip" if families == [{"open_clip"}, {"hf-clip"}] else None
+
+
+def _diff_across(first: Checkpoint, second: Checkpoint, to: str) -> dict[str, dict[str, int]]:
+    """As `diff`, of two key layouts: the second is converted tensor by tensor."""
+    from ..models.conversion import converted, plain_clip  # torch
+
+    try:
+        others = dict(converted(second, plain_clip(second, to), to))
+    except BadInput as error:
+        raise BadInput(f"{first.path} and {second.path} have different key layouts, and only plain CLIPs are compared "
+                       f"across them: {error}") from None  # fmt: skip
+    shapes = {name: shape for name, shape in first.shapes().items() if not name.endswith("position_ids")}
+    shapes |= {"logit_scale": ()} if math.prod(shapes.get("logit_scale", (0,))) == 1 else {}  # open_clip's may be [1]
+    other_shapes = {name: tuple(shape) for name, (_, shape, _) in others.items()}
+    other_shapes |= {"logit_scale": ()} if math.prod(other_shapes.get("logit_scale", (0,))) == 1 else {}
+    _same_shapes(first.path, second.path, shapes, other_shapes)
+    counts = {
+        name: _count(_flat_pieces(first.bits(name), Bits.of(others[name][2]())), shapes[name])
+        for name in sorted(shapes)
+    }
+    return {name: count for name, count in counts.items() if count["differ"]}
+
+
+def _flat_pieces(*tensors: Bits) -> Iterator[tuple[Bits, Bits]]:
+    """Two tensors of one size in pieces, in one dtype."""
+    one, other = tensors
+    if one.dtype == other.dtype:
+        yield Bits(one.dtype, one.array.reshape(-1)), Bits(other.dtype, other.array.reshape(-1))
+        return
+    flat = [bits.torch().reshape(-1) for bits in tensors]
+    for begin in range(0, len(flat[0]), CHUNK):
+        a, b = (Bits.of(values[begin : begin + CHUNK].double() + 0.0) for values in flat)  # + 0.0: one zero of both
+        yield a, b
+
+
+def _count(pieces: Iterator[tuple[Bits, Bits]], shape: tuple[int, ...]) -> dict[str, int]:
     """How many values differ, −0 from 0 and NaN by its bits too, and how many of those are exactly −1×."""
     differ = negated = 0
-    for a, b in _side_by_side(first, second, name):
+    for a, b in pieces:
         odd = a.array != b.array
         differ += int(odd.sum())
         negated += int((odd & a.dtype.are_negated(a.array, b.array)).sum())
-    return {"differ": differ, "negated": negated, "of": math.prod(first.entries[name][1].shape)}
+    return {"differ": differ, "negated": negated, "of": math.prod(shape)}
 
 
 def _side_by_side(first: Checkpoint, second: Checkpoint, name: str) -> Iterator[tuple[Bits, Bits]]:
     """One tensor of both in pieces, in one dtype; pieces that are equal bit for bit are left out."""
     dtype, other = (side.entries[name][1].dtype for side in (first, second))
     if dtype != other:
-        flat = [side.bits(name).torch().reshape(-1) for side in (first, second)]
-        for begin in range(0, len(flat[0]), CHUNK):
-            a, b = (Bits.of(values[begin : begin + CHUNK].double() + 0.0) for values in flat)  # + 0.0: one zero of both
-            yield a, b
+        yield from _flat_pieces(first.bits(name), second.bits(name))
         return
     for pair in zip(first.raw_chunks(name), second.raw_chunks(name), strict=True):
         if not same_bytes(*pair):

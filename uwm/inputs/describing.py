@@ -16,7 +16,7 @@ from ..knowledge import DataSet, check_classes
 from ..manifest import FORMAT, Manifest, SharedFacts, write_manifest
 from ..models import Model
 from ..models.references import commit_of, hub_name, name_of
-from ..report import Example, html_report, model_card, paired_differences, verdict_facts, versions
+from ..report import Example, html_report, model_card, paired_differences, read_base_card, verdict_facts, versions
 from .calibrated import item_facts
 from .reading import Inputs
 
@@ -81,10 +81,13 @@ def describe_inputs(
 
 
 def write_documents(
-    folder: Path, manifest: Manifest, results: Mapping, clock: Clock, examples: Sequence[Example] = ()
+    folder: Path, model: Model, manifest: Manifest, results: Mapping, clock: Clock, examples: Sequence[Example] = ()
 ) -> None:
-    """Write the model card, the page and uwm.json beside the weights."""
-    (folder / "README.md").write_text(model_card(manifest, results), "utf-8")
+    """Write the model card, with that of the model that was read, the page and uwm.json beside the weights."""
+    assert model.checkpoint is not None
+    base = read_base_card(model.checkpoint.path)
+    model.notes += base.warnings
+    (folder / "README.md").write_text(model_card(manifest, results, base), "utf-8")
     (folder / "report.html").write_text(html_report(manifest, examples), "utf-8")
     write_manifest(folder, {**manifest, "run": clock.report()})
 

@@ -140,13 +140,12 @@ def _published(key: str, data_root: str | Path | None, prompts: tuple[str, ...] 
 
 
 def _folder(folder: Path, prompts: tuple[str, ...] | None, ensemble: bool) -> DataSet:
-    if not (folder / "classnames.txt").is_file():
-        raise BadInput(f"{folder}: a zero-shot folder needs classnames.txt, one name a line")
     for own in (folder / "classnames.txt", folder / "templates.txt"):
         demand_contained(own, folder)
     pictures = image_folder(folder, numbers_as_numbers)
     demand_no_way_out((Path(file) for file, _ in pictures.samples), folder)
-    names = text_lines(folder / "classnames.txt")
+    named = (folder / "classnames.txt").is_file()
+    names = text_lines(folder / "classnames.txt") if named else _folder_names(folder, pictures.classes)
     if len(names) != len(pictures.classes):
         raise BadInput(f"{folder}: classnames.txt has {len(names)} names for {len(pictures.classes)} class folders")
     tell_classes(folder, pictures.classes, names)
@@ -157,8 +156,18 @@ def _folder(folder: Path, prompts: tuple[str, ...] | None, ensemble: bool) -> Da
     demand_contained(listed, folder.parent)
     unsafe = frozenset(text_lines(listed)) if listed.is_file() else frozenset()
     name = folder.resolve().name
-    odd = (*_counted_otherwise(name, pictures.classes), *_one_name(name, names))
+    odd = (*(_counted_otherwise(name, pictures.classes) if named else ()), *_one_name(name, names))
     return DataSet(name, pictures, tuple(names), prompts, unsafe, odd)
+
+
+def _folder_names(folder: Path, classes: Sequence[str]) -> list[str]:
+    """Class names from the folders' names. Raises BadInput for folders called by numbers or WordNet's identifiers."""
+    if nameless := [name for name in classes if re.fullmatch(r"n?\d+", name)]:
+        raise BadInput(
+            f"{folder}: the class folder {nameless[0]!r} has no name of a class; a zero-shot folder needs "
+            "classnames.txt, one name a line, or folders that are called by their classes"
+        )
+    return [re.sub(r"[_-]+", " ", name).strip() or name for name in classes]
 
 
 def _one_name(data_set: str, names: Sequence[str]) -> Iterator[str]:

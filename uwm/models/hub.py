@@ -16,6 +16,7 @@ from ..checkpoint.sources import CANDIDATES, OTHER_FORMATS, OWN, SHARD_INDEX, WE
 from ..errors import BadInput, ResourceFault, UwmError
 
 UNWANTED = (".git*", "*.md", "*.ot", "*.gguf", "*.tflite", "*.onnx_data", "*.mlmodel", "events.out.tfevents.*")
+TOLD = ("README.md", "LICENSE*", "LICENCE*", "NOTICE*", "COPYING*")
 FORMATS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")  # in the order in which they are preferred
 REFUSALS = (400, 402, 403, 404, 409, 413, 422)  # statuses that a second try does not change
 MISSING_OFFLINE = "no such file or folder, and not in the Hub's cache (offline)"
@@ -77,7 +78,8 @@ def _cached(repository: str, choose: Choose, place: dict[str, Any], missing: Uwm
         folder = Path(snapshot_download(repository, local_files_only=True, allow_patterns=[], **place))
     except (LocalEntryNotFoundError, ValueError):
         raise missing from None
-    lacking = [name for name in choose(_listing(repository, place)) if not (folder / name).exists()]
+    chosen = [name for name in choose(_listing(repository, place)) if not is_told(name)]
+    lacking = [name for name in chosen if not (folder / name).exists()]
     if lacking:
         raise type(missing)(f"{missing}; only a part of it is there, without {', '.join(lacking[:3])}") from None
     return folder
@@ -99,6 +101,11 @@ def _listing(repository: str, place: dict[str, Any]) -> list[str]:
 # ---------------------------------------------------------------- which files
 
 
+def is_told(name: str) -> bool:
+    """Whether a file is the card or the licence of a repository, which the model does not need."""
+    return any(fnmatch(name, pattern) for pattern in TOLD)
+
+
 def wanted(names: list[str]) -> list[str]:
     """Of a repository's files those that a model needs: side files, and each folder's weights in one format only.
 
@@ -108,6 +115,9 @@ def wanted(names: list[str]) -> list[str]:
     side_files = []
     for name in sorted(names):
         path = PurePosixPath(name)
+        if is_told(name):
+            side_files.append(name)
+            continue
         if OTHER_FORMATS.intersection(path.parts[:-1]) or any(
             fnmatch(part, u) for part in path.parts for u in UNWANTED
         ):

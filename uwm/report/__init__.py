@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .base_card import BaseCard, read_base_card
 from .budget import budget_lines
 from .card import model_card
 from .document import paired_differences, versions
@@ -16,6 +17,7 @@ __all__ = [
     "ALL_LEGEND",
     "LEGEND",
     "RANDOM_LEGEND",
+    "BaseCard",
     "Example",
     "Line",
     "Section",
@@ -33,6 +35,7 @@ __all__ = [
     "layer_table",
     "model_card",
     "paired_differences",
+    "read_base_card",
     "rows",
     "sections",
     "verdict_facts",

@@ -12,6 +12,7 @@ from ..evaluation import EvalResult
 from ..figures import SAFEGROUND, label
 from ..manifest import Manifest
 from ..text_tables import markdown_table
+from .base_card import BaseCard
 from .budget import budget_lines
 from .findings import findings, roles
 from .tables import LEGEND, RANDOM_LEGEND, edit_words, rows, shared_words
@@ -24,18 +25,20 @@ if TYPE_CHECKING:
 TASK = "zero-shot-image-classification"
 TAGS = {"edited": "model-editing", "fine-tuned": "lora"}  # what was done -> its tag
 DIGITS = 4
+NO_CARD = BaseCard()
 
 
-def model_card(manifest: Manifest, results: Mapping[str, Mapping[str, EvalResult]]) -> str:
+def model_card(manifest: Manifest, results: Mapping[str, Mapping[str, EvalResult]], base: BaseCard = NO_CARD) -> str:
     """README.md of an edited checkpoint: Hub metadata, what was done, what it did.
 
     Args:
         manifest: The content of ``uwm.json``.
         results: Evaluation set -> column -> result.
+        base: The card of the model that was edited, whose licence and text are kept below.
     """
     done, about = _opening(manifest)
     parts = [
-        f"---\n{_metadata(manifest, results, done)}\n---",
+        f"---\n{_metadata(manifest, results, done, base)}\n---",
         f"# {markdown(manifest['model']['name'])}, {done} by uwm",
         about,
         *(f"**{markdown(line)}**" for line in half_lines(manifest)),
@@ -54,8 +57,18 @@ def model_card(manifest: Manifest, results: Mapping[str, Mapping[str, EvalResult
         "```json\n"
         + json_text(json.dumps(_settings(manifest), indent=2, sort_keys=True, ensure_ascii=False))
         + "\n```",
+        *_kept(base),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _kept(base: BaseCard) -> Iterator[str]:
+    """The base model's own text as it is: what it was made for, and its limits of use."""
+    if base.text:
+        yield "## The card of the base model"
+        yield "What follows is the base model's own card, unchanged. Its figures are of the unedited weights."
+        yield "---"
+        yield base.text
 
 
 def _opening(manifest: Manifest) -> tuple[str, str]:
@@ -89,7 +102,7 @@ def _measured(set_name: str, columns: Mapping[str, EvalResult], shared: str) -> 
 # ---------------------------------------------------------------- metadata
 
 
-def _metadata(manifest: Manifest, results: Mapping[str, Mapping[str, EvalResult]], done: str) -> str:
+def _metadata(manifest: Manifest, results: Mapping[str, Mapping[str, EvalResult]], done: str, base: BaseCard) -> str:
     """The card's YAML as the Hub reads it, with the edited model's figures as a model-index."""
     from huggingface_hub import ModelCardData
 
@@ -97,10 +110,11 @@ def _metadata(manifest: Manifest, results: Mapping[str, Mapping[str, EvalResult]
     name = clean(model["name"])
     figures = [figure for set_name, columns in results.items() for figure in _figures(clean(set_name), columns)]
     return ModelCardData(
-        base_model=clean(model["base_model"]) if model["base_model"] else None,
+        base_model=clean(model["base_model"]) if model["base_model"] else base.base_model,
         library_name=model["library"],
         pipeline_tag=None if model["layout"].endswith(")") else TASK,  # of one tower: inside LLaVA, Stable Diffusion, …
-        tags=["uwm", TAGS[done], "safety", "clip"],
+        tags=[*dict.fromkeys(["uwm", TAGS[done], "safety", "clip", *base.tags])],
+        **base.metadata,
         metrics=sorted({figure.metric_type for figure in figures}) or None,
         model_name=f"{name}, {done} by uwm" if figures else None,
         eval_results=figures or None,
