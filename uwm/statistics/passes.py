@@ -181,7 +181,7 @@ def _run(
                 reducer.update(part)
 
         pieces = [*_pieces(batch.sides(tower), PIECE if not whole and model.device.type == "cpu" else None)]
-        for sides in _fitting(pieces, rooms.setdefault(tower, Room()), tower, reducers, unchecked, model.device, run):
+        for sides in _fitting(pieces, rooms.setdefault(tower, Room()), tower, reducers, model.device, run):
             seen[tower] += len(sides[0][0])
     _check(unchecked)
 
@@ -191,7 +191,6 @@ def _fitting(
     room: Room,
     tower: str,
     reducers: Sequence[Any],
-    unchecked: list[Finite],
     device: torch.device,
     run: Callable[[tuple[Inputs, ...]], None],
 ) -> Iterator[tuple[Inputs, ...]]:
@@ -204,7 +203,7 @@ def _fitting(
     may_fail = can_run_out(device) and len(shared) == len(reducers)
     while pieces:
         pieces = [part for piece in pieces for part in _pieces(piece, room.most)]
-        sides, checked = pieces[0], len(unchecked)
+        sides = pieces[0]
         size = len(sides[0][0])
         first = may_fail and size > room.proven and all(len(inputs) == size for inputs, _ in sides)
         try:
@@ -214,7 +213,6 @@ def _fitting(
             if not first:
                 raise
             room.halve(error, size, tower)
-            del unchecked[checked:]
             continue
         room.proven = max(room.proven, size)
         for reducer, given in zip(shared, items, strict=False):  # of none where nothing was kept apart
