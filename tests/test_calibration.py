@@ -116,7 +116,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize(("line", "message"), MALFORMED.values(), ids=MALFORMED)
-def test_malformed_line_is_named(line, message, write):
+def test_f58_malformed_line_is_named(line, message, write):
     root = write({"id": "0", **TEXT}, line, {"id": "2", **TEXT})
     with pytest.raises(BadInput) as caught:
         read_calibration(root)
@@ -153,13 +153,13 @@ def test_message_stays_short_for_a_long_value(write):
     assert len(str(caught.value)) < 1000
 
 
-def test_id_used_twice_names_both_lines(write):
+def test_f57_id_used_twice_names_both_lines(write):
     root = write({"id": "x", **TEXT}, b"", {"id": "y", **TEXT}, {"id": "x", **TEXT})
     with pytest.raises(BadInput, match=r"pairs\.jsonl:4: id 'x' was already used in line 1"):
         read_calibration(root)
 
 
-def test_empty_captions_are_skipped_and_counted(write):
+def test_f59_empty_captions_are_skipped_and_counted(write):
     empty = {"id": "e", "safe_text": " \u3000", "unsafe_text": "x"}
     calibration = read_calibration(write({"id": "1", **TEXT}, empty, {"id": "2", **TEXT}))
     assert ids(calibration) == ["1", "2"]
@@ -243,7 +243,7 @@ def test_folders_of_one_modality(name, modalities, folders):
     assert (pair.has_text, pair.has_image) == modalities
 
 
-def test_unmatched_stems_are_named(folders):
+def test_f55_unmatched_stems_are_named(folders):
     root = folders([f"{i}.png" for i in range(9)], ["8.png", "x.png"])
     with pytest.raises(
         BadInput, match=r"9 file stems occur on one side only, such as 0, 1, 2, 3, 4; .* paired by stem"
@@ -252,7 +252,7 @@ def test_unmatched_stems_are_named(folders):
 
 
 @pytest.mark.parametrize(("safe", "unsafe"), [([], ["a.png"]), (["a.png"], []), ([], [])])
-def test_one_empty_side_is_named_with_counts(safe, unsafe, folders):
+def test_f53_one_empty_side_is_named_with_counts(safe, unsafe, folders):
     with pytest.raises(BadInput, match=rf"safe/ holds {len(safe)} items and unsafe/ {len(unsafe)}; both"):
         read_calibration(folders(safe, unsafe))
 

@@ -120,7 +120,7 @@ def test_a_pair_that_is_safe_in_truth_may_have_equal_sides(partly, tiny_hf):
     assert len(found.cut) == 8
 
 
-def test_a_set_is_refused_above_half_and_not_at_half():
+def test_f56_a_set_is_refused_above_half_and_not_at_half():
     half = Signal(77, 4, 4, (), ("a", "b"), ("c", "d"))
     assert half.refusal(("text", "vision")) is None
     assert replace(half, equal_texts=("a", "b", "c")).refusal(("vision",)) is None
@@ -176,7 +176,7 @@ def test_calib_check_lists_them_and_refuses(tiny_hf, cut_set, run_uwm):
 # ---------------------------------------------------------------- below: said
 
 
-def test_edit_says_how_many_captions_were_cut_and_how_many_pairs_are_equal(tiny_hf, partly, run_uwm):
+def test_f60_edit_says_how_many_captions_were_cut_and_how_many_pairs_are_equal(tiny_hf, partly, run_uwm):
     code, _, err = run_uwm("edit", tiny_hf, "--calib", partly, "--dry-run", "--beside", "none", "--holdout", 0.05)
     assert code == 0
     assert "uwm: warning: calibration: " in err

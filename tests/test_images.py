@@ -50,7 +50,7 @@ def palette(**kwargs):
         (Image.new("LA", (3, 2), (9, 255)), "png", (9, 9, 9)),
     ],
 )
-def test_modes(image, suffix, expected, tmp_path):
+def test_f62_modes(image, suffix, expected, tmp_path):
     path = tmp_path / f"picture.{suffix}"
     image.save(path)
     with Image.open(path) as stored:
@@ -97,7 +97,7 @@ UPRIGHT = {  # EXIF orientation -> what a viewer must do to the stored pixels [h
 
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
-def test_exif_orientation_is_applied(orientation, tmp_path):
+def test_f64_exif_orientation_is_applied(orientation, tmp_path):
     stored = np.random.default_rng(0).integers(0, 256, (2, 3, 3), dtype=np.uint8)
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -106,7 +106,7 @@ def test_exif_orientation_is_applied(orientation, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "png", "tif"])
-def test_first_frame_of_many(suffix, tmp_path):
+def test_f63_first_frame_of_many(suffix, tmp_path):
     if suffix == "webp" and not features.check("webp"):
         pytest.skip("this Pillow has no WebP")
     frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, GREEN)]

@@ -161,7 +161,7 @@ def test_a_model_that_is_no_clip_is_refused(keys):
         recognise(keys, "m.pt")
 
 
-def test_the_error_names_the_nearest_encoder_and_what_it_misses():
+def test_f27_the_error_names_the_nearest_encoder_and_what_it_misses():
     with pytest.raises(
         BadInput, match=r"nearest, open_clip vision, misses …class_embedding\. Known families: hf-siglip, "
     ):

@@ -110,7 +110,7 @@ def test_bare_weights_with_an_architecture(both, batches, tiny_open_clip, tmp_pa
     torch.testing.assert_close(embed(model, batches), embed(both[1], batches))
 
 
-def test_activation_is_taken_from_the_flag_and_changes_the_result(both, batches, tiny_open_clip):
+def test_f31_activation_is_taken_from_the_flag_and_changes_the_result(both, batches, tiny_open_clip):
     path = tiny_open_clip / "open_clip_model.safetensors"
     gelu = uwm.load(path, quick_gelu=False)
     assert not gelu.quick_gelu
@@ -183,7 +183,7 @@ def broken_copy(folder, tmp_path, change):
         (lambda s: s.pop("vision_model.embeddings.class_embedding"), "misses vision_model.embeddings.class"),
     ],
 )  # fmt: skip
-def test_unusable_weights_are_refused(tiny_hf, tmp_path, change, message):
+def test_f33_unusable_weights_are_refused(tiny_hf, tmp_path, change, message):
     with pytest.raises(BadInput, match=message):
         uwm.load(broken_copy(tiny_hf, tmp_path, change))
 

@@ -116,7 +116,7 @@ def test_open_clip_with_a_tokenizer_on_the_hub(hub, registered, tiny_set, tmp_pa
     assert (tmp_path / "online.safetensors").read_bytes() == (tmp_path / "offline.safetensors").read_bytes()
 
 
-def test_offline_opens_no_socket(hub, program, tiny_hf, tiny_set, tmp_path, made):
+def test_f80_offline_opens_no_socket(hub, program, tiny_hf, tiny_set, tmp_path, made):
     for arguments in (
         ("edit", "demo", "--calib", tiny_set, "-o", tmp_path / "edited", *MODEL_FLAGS),
         ("apply", tiny_hf, made / "patch.safetensors", "-o", tmp_path / "applied"),

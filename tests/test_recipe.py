@@ -147,7 +147,7 @@ def test_a_set_of_one_modality_edits_one_tower(keep, recipe, tiny_set, tmp_path)
 
 
 @pytest.mark.parametrize(("limit", "warned"), [(15, True), (16, False)])
-def test_few_pairs_are_warned_of(limit, warned, recipe):
+def test_f54_few_pairs_are_warned_of(limit, warned, recipe):
     warnings = run(replace(recipe, limit=limit)).warnings
     assert any("only 15 calibration pairs" in text for text in warnings) == warned
 
@@ -341,7 +341,7 @@ def test_demo_measures_on_other_splits_than_it_calibrates_on():
     assert list(held_out) == list(demo.eval_splits)
 
 
-def test_an_edited_model_is_not_edited_again_unaware(made, tiny_set, tmp_path, run_uwm):
+def test_f45_an_edited_model_is_not_edited_again_unaware(made, tiny_set, tmp_path, run_uwm):
     flags = ("--calib", tiny_set, "-o", tmp_path / "out", *ALL_OF_CALIB)
     refused(run_uwm("edit", made / "edited", *flags), 1, "already edited by uwm", "pass --again")
     assert run_uwm("edit", made / "edited", *flags, "--again", "-q")[0] == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+INTERRUPTED = "uwm: interrupted; nothing was left half-written"
+
 
 class UwmError(Exception):
     """Base of every error that uwm raises on purpose; its text says what, where and what to do."""

@@ -89,8 +89,9 @@ def _serialised(stored: Mapping[str, Bits], metadata: dict[str, str]) -> bytes:
 
 
 def to_json(value: Any) -> str:
-    """JSON for people: indented, with lists of numbers on one line."""
+    r"""JSON for people: indented, with lists of numbers on one line; bytes of names that are no text as ``\udcff``."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
+    text = re.sub(r"[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
     # a line break is never inside of a string, so only lists without strings match
     return re.sub(r'\[\n[^\[\]{}"]*\]', lambda found: "[" + " ".join(found[0][1:-1].split()) + "]", text)
 

@@ -116,7 +116,7 @@ def changed(folder, **values):
     return folder
 
 
-def test_a_config_that_quantises_is_refused(tmp_path):
+def test_f42_a_config_that_quantises_is_refused(tmp_path):
     FAMILIES["clip"].make(tmp_path / "in")
     changed(tmp_path / "in", quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
     with pytest.raises(BadInput, match="has a quantization_config, so transformers computes with quantised weights"):

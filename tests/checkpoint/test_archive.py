@@ -108,7 +108,7 @@ def longer(data, name, size):
          "checksum", "checksum inside", "place", "far place", "name", "name with NUL",
          "directory's size", "directory's place", "zip64 that is not there"],
 )  # fmt: skip
-def test_a_zip_that_contradicts_itself_is_bad_input(tmp_path, change):
+def test_f21_a_zip_that_contradicts_itself_is_bad_input(tmp_path, change):
     bad(tmp_path, change(torch_zip(GOOD)))
 
 
@@ -175,7 +175,7 @@ def test_a_view_of_less_than_the_entry_is_read(tmp_path):
     assert found[""]["a"].read().tolist() == [1, 2]
 
 
-def test_a_small_file_cannot_ask_for_gigabytes(tmp_path):
+def test_f20_a_small_file_cannot_ask_for_gigabytes(tmp_path):
     """An expanded tensor is one value and as many as it likes; the file it would become is refused."""
     state = hf_state() | {"huge": torch.zeros(1).expand(2**31)}
     (tmp_path / "x.pt").write_bytes(saved(state))
@@ -229,7 +229,7 @@ def test_every_cut_is_bad_input(tmp_path, zipped):
     opened(tmp_path, data)
 
 
-def test_the_tar_format_of_torch_0_1_is_named(tmp_path):
+def test_f22_the_tar_format_of_torch_0_1_is_named(tmp_path):
     with tarfile.open(tmp_path / "x.pt", "w") as archive:
         for name in ("sys_info", "pickle", "storages", "tensors"):
             archive.addfile(tarfile.TarInfo(name), io.BytesIO())
@@ -263,7 +263,7 @@ class Outer(torch.nn.Module):
 
 @pytest.mark.filterwarnings("ignore")  # torch would rather compile
 @pytest.mark.parametrize("make", [torch.jit.script, lambda m: torch.jit.trace(m, torch.ones(1, 3))], ids=["s", "t"])
-def test_a_script_holds_what_torch_finds_in_it_and_its_code_is_not_opened(tmp_path, make):
+def test_f18_a_script_holds_what_torch_finds_in_it_and_its_code_is_not_opened(tmp_path, make):
     make(Outer()).save(str(tmp_path / "m.pt"))
     expected = torch.jit.load(str(tmp_path / "m.pt")).state_dict()
     with zipfile.ZipFile(tmp_path / "m.pt") as archive:

@@ -52,7 +52,7 @@ def test_a_file_of_safetensors_is_read():
     }  # fmt: skip
 
 
-def test_every_cut_is_refused():
+def test_f01_f02_every_cut_is_refused():
     for length in range(len(SMALL)):
         message = refused(SMALL[:length])
         assert str(length) in message or "found" in message
@@ -63,7 +63,7 @@ def test_one_byte_too_many_is_refused():
 
 
 @pytest.mark.parametrize("length", [2**63, 2**64 - 1, 100_000_001, 10_000, len(DATA) + 200, 2**56])
-def test_a_header_longer_than_the_file_is_refused_before_it_is_read(length):
+def test_f04_a_header_longer_than_the_file_is_refused_before_it_is_read(length):
     refused(safetensors_bytes({"a": ENTRY}, DATA, length=length), f"header of {length} bytes")
 
 
@@ -82,7 +82,7 @@ def test_header_lengths_whose_bytes_look_like_another_format_are_read(length):
         (b'{"weight_map": {"a": "model-00001-of-00002.safetensors"}}', "a JSON file"),
     ],
 )
-def test_other_files_are_called_by_their_name(data, kind):
+def test_f13_other_files_are_called_by_their_name(data, kind):
     refused(data, kind)
 
 
@@ -108,7 +108,7 @@ def test_other_files_are_called_by_their_name(data, kind):
     ],
     ids=lambda value: repr(value)[:30],
 )  # fmt: skip
-def test_what_is_no_object_of_entries_is_refused(header, says):
+def test_f06_f07_f12_what_is_no_object_of_entries_is_refused(header, says):
     refused(safetensors_bytes(header, DATA), says)
 
 
@@ -151,7 +151,7 @@ def test_offsets_that_are_wrong_are_refused_by_name(offsets):
 
 
 @pytest.mark.parametrize("second", [[5, 9], [3, 7], [0, 4], [2, 6]])
-def test_holes_and_overlaps_are_refused(second):
+def test_f08_holes_and_overlaps_are_refused(second):
     header = {"a": HALF, "b": HALF | {"data_offsets": second}}
     refused(safetensors_bytes(header, bytes(max(second))), "hole or overlap")
 
@@ -179,7 +179,7 @@ def test_odd_names_are_read_and_escaped_in_messages(name):
 @pytest.mark.parametrize(
     "metadata", [3, "x", [], {"a": 1}, {"a": None}, {"a": {}}, {"a": ["b"]}, ENTRY, float("nan"), True, {"a": "\ud800"}]
 )
-def test_metadata_that_is_not_text_by_text_is_refused(metadata):
+def test_f10_metadata_that_is_not_text_by_text_is_refused(metadata):
     refused(safetensors_bytes({"__metadata__": metadata, "a": ENTRY}, DATA))
 
 
@@ -195,7 +195,7 @@ def test_empty_tensors_share_a_place():
     assert len(read(safetensors_bytes(header, DATA))) == 5
 
 
-def test_a_bomb_of_entries_is_refused_in_time():
+def test_f05_a_bomb_of_entries_is_refused_in_time():
     many = ",".join(f'"{n}":0' for n in range(20_000))
     overlapping = ",".join(f'"{n}":{{"dtype":"U8","shape":[8],"data_offsets":[0,8]}}' for n in range(5_000))
     start = time.process_time()

@@ -52,7 +52,7 @@ def containers(attack):
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_attack_is_refused_wherever_it_stands_and_nothing_runs(tmp_path, monkeypatch, kind):
+def test_f15_f16_f18_f24_an_attack_is_refused_wherever_it_stands_and_nothing_runs(tmp_path, monkeypatch, kind):
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     canary = tmp_path / "canary"
     for place, data in containers(attacks(f"touch {canary}")[kind]).items():
@@ -238,7 +238,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("place", ["alone", "zip", "legacy", "script"])
 @pytest.mark.parametrize("kind", BOMBS)
-def test_no_pickle_makes_the_reader_big_slow_or_crash(tmp_path, kind, place):
+def test_f19_no_pickle_makes_the_reader_big_slow_or_crash(tmp_path, kind, place):
     (tmp_path / "x.pt").write_bytes(containers(BOMBS[kind])[place])
     before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     with pytest.raises(BadInput, match=r"x\.pt: ") as caught:
@@ -277,6 +277,6 @@ def test_a_module_of_the_same_modules_is_looked_at_once(tmp_path):
      b"\x80\x02ccollections\nOrderedDict\n)R}b}b."],
     ids=repr,
 )  # fmt: skip
-def test_a_pickle_that_python_could_not_read_is_damaged(data):
+def test_f17_a_pickle_that_python_could_not_read_is_damaged(data):
     with pytest.raises(BadInput, match=r"^x\.pt: damaged pickle \(.+\); download it again$"):
         read(data)

@@ -216,7 +216,7 @@ def test_a_pickle_without_a_state_dict_is_bad_input(tmp_path, content):
 @pytest.mark.filterwarnings("ignore")  # torch warns about sparse and quantised tensors
 @pytest.mark.parametrize("kind", ["sparse", "meta", "quantised", "complex128", "complex32"])
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_a_tensor_that_safetensors_cannot_hold_is_bad_input_by_kind(tmp_path, kind, zipped):
+def test_f25_a_tensor_that_safetensors_cannot_hold_is_bad_input_by_kind(tmp_path, kind, zipped):
     if kind == "complex32" and not zipped:
         pytest.skip("torch writes these in a zip only")
     odd = {
@@ -232,7 +232,7 @@ def test_a_tensor_that_safetensors_cannot_hold_is_bad_input_by_kind(tmp_path, ki
 
 
 @pytest.mark.skipif(not hasattr(torch, "uint16"), reason="newer than this torch")
-def test_tensors_of_types_that_are_never_edited_are_read(tmp_path):
+def test_f11_tensors_of_types_that_are_never_edited_are_read(tmp_path):
     state = hf_state() | {"a": torch.arange(3).to(torch.uint16), "b": torch.arange(3).to(torch.float8_e5m2)}
     pickled(tmp_path / "x.pt", state)
     save_file(state, tmp_path / "x.safetensors")

@@ -59,7 +59,7 @@ def change_index(folder, **content):
         (["model.fp16.safetensors", "model.safetensors"], "model.safetensors"),
     ],
 )
-def test_weights_are_taken_in_a_fixed_order_and_pickles_last(tmp_path, there, chosen):
+def test_f37_weights_are_taken_in_a_fixed_order_and_pickles_last(tmp_path, there, chosen):
     for name in there:
         (tmp_path / name).write_text("never opened")
     save_file(hf_state(), tmp_path / chosen, metadata={"format": "pt"})
@@ -238,7 +238,7 @@ def test_shards_that_are_missing_or_odd_files_are_bad_input(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
-def test_tensors_that_are_missing_extra_or_twice_are_bad_input(tmp_path, suffix):
+def test_f35_tensors_that_are_missing_extra_or_twice_are_bad_input(tmp_path, suffix):
     state, folder = hf_state(), tmp_path / "in"
     weight_map = sharded(folder, state, suffix)
     change_index(folder, weight_map=weight_map | {"promised": weight_map["logit_scale"]})
@@ -249,7 +249,7 @@ def test_tensors_that_are_missing_extra_or_twice_are_bad_input(tmp_path, suffix)
         open_checkpoint(folder)
 
 
-def test_a_cut_shard_is_bad_input(tmp_path):
+def test_f38_a_cut_shard_is_bad_input(tmp_path):
     for suffix in (".safetensors", ".bin"):
         shard = next(iter(sharded(tmp_path / suffix, hf_state(), suffix).values()))
         os.truncate(tmp_path / suffix / shard, (tmp_path / suffix / shard).stat().st_size - 5)
@@ -295,7 +295,7 @@ def test_an_index_that_says_something_twice_is_bad_input(tmp_path, text):
      '{"weight_map": {"a": 1, "b": "c"}}', '{"weight_map": {"a": ["b"]}}', '{"weight_map": {}}', "[" * 100_000],
     ids=lambda text: text[:30],
 )  # fmt: skip
-def test_a_broken_index_is_bad_input(tmp_path, text):
+def test_f36_a_broken_index_is_bad_input(tmp_path, text):
     sharded(tmp_path / "in", hf_state())
     (tmp_path / "in" / "model.safetensors.index.json").write_text(text)
     with pytest.raises(BadInput, match=r"model\.safetensors\.index\.json: not a shard index"):

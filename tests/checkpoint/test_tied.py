@@ -37,7 +37,7 @@ def patch_of(path, weights=(FC2,), alpha=-1.0):
 
 
 @pytest.mark.parametrize("alpha", [-1.0, 0.0, 0.5])
-def test_both_names_change_are_recorded_and_come_back(tmp_path, alpha):
+def test_f44_both_names_change_are_recorded_and_come_back(tmp_path, alpha):
     state, path = tied_file(tmp_path)
     uwm.apply(path, patch_of(path, alpha=alpha), output=tmp_path / "out")
     after = load_file(tmp_path / "out" / "model.safetensors")

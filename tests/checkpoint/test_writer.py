@@ -74,7 +74,7 @@ def test_in_a_fused_tensor_only_the_weights_own_rows_change(tmp_path):
     assert_only_signs_differ(load_file(tmp_path / "in.safetensors"), after, flipped)
 
 
-def test_the_file_is_the_input_s_but_for_the_planned_bytes(tmp_path):
+def test_f32_the_file_is_the_input_s_but_for_the_planned_bytes(tmp_path):
     source = hf_folder(tmp_path / "in")
     written(source, {V_PROJ: scale(torch.tensor([3]))}, tmp_path / "out")
     before, after = ((tmp_path / side / "model.safetensors").read_bytes() for side in ("in", "out"))
@@ -115,7 +115,7 @@ def test_what_stands_beside_a_bare_file_stays_there(tmp_path):
     assert os.listdir(tmp_path / "out") == ["model.safetensors"]
 
 
-def test_scalars_empty_tensors_and_foreign_types_are_copied(tmp_path):
+def test_f43_scalars_empty_tensors_and_foreign_types_are_copied(tmp_path):
     state = hf_state() | {
         "logit_scale": torch.tensor(4.6), "none": torch.zeros(0, 3), "ids": torch.arange(5),
         "complex": torch.tensor([1 + 2j]), "mask": torch.tensor([True]),

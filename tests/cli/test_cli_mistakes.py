@@ -57,7 +57,7 @@ def test_wrong_setting(flags, code, words, run_uwm, tiny_hf, tiny_set, tmp_path)
 
 
 @pytest.mark.skipif("__import__('torch').cuda.is_available()")
-def test_cuda_that_is_not_there(run_uwm, tiny_hf, tiny_set, tmp_path):
+def test_f77_cuda_that_is_not_there(run_uwm, tiny_hf, tiny_set, tmp_path):
     refused(edit(run_uwm, tiny_hf, tiny_set, tmp_path, "--device", "cuda"), 4, "--device cuda: not available")
 
 
@@ -197,7 +197,7 @@ def test_usage_mistake_is_one_line_like_the_others(arguments, run_uwm):
     refused(run_uwm(*arguments), 2)
 
 
-def test_out_of_memory(run_uwm, tiny_set, monkeypatch):
+def test_f76_out_of_memory(run_uwm, tiny_set, monkeypatch):
     def full(*_, **__):
         raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
@@ -215,7 +215,7 @@ def start(*arguments, code="from uwm.cli import main; main()", **kwargs):
     return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes)
 
 
-def test_closed_pipe_is_quiet(tiny_hf):
+def test_f78_closed_pipe_is_quiet(tiny_hf):
     read, write = os.pipe()
     process = start("inspect", tiny_hf, stdout=write)
     os.close(write)
@@ -238,7 +238,7 @@ cli.main()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_in_the_midst_of_writing_leaves_nothing(number, code, tiny_hf, tiny_set, tmp_path):
+def test_f69_a_signal_in_the_midst_of_writing_leaves_nothing(number, code, tiny_hf, tiny_set, tmp_path):
     arguments = ("edit", tiny_hf, "--calib", tiny_set, "-o", tmp_path / "safe")
     with start(*arguments, code=STUCK) as process:
         assert process.stderr.readline() == "writing\n"
@@ -250,7 +250,7 @@ def test_a_signal_in_the_midst_of_writing_leaves_nothing(number, code, tiny_hf, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_calib_check_names_every_bad_picture_and_fails(run_uwm, tiny_set, tmp_path):
+def test_f61_calib_check_names_every_bad_picture_and_fails(run_uwm, tiny_set, tmp_path):
     shutil.copytree(tiny_set, tmp_path / "set")
     for name in ("0003_safe.png", "0007_unsafe.png"):
         (tmp_path / "set" / "images" / name).write_bytes(b"<html>")

@@ -38,7 +38,7 @@ EVERY = ("negate", "halve", "zero", "set", "add")
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("size", [1, 7, 32, 63])
-def test_minus_one_flips_the_sign_bit_of_every_kind_of_value(dtype, size):
+def test_f52_minus_one_flips_the_sign_bit_of_every_kind_of_value(dtype, size):
     info = torch.finfo(dtype)
     values = torch.tensor([0.0, -0.0, info.max, -info.tiny, info.smallest_normal / 2, float("inf"), float("nan")])
     before = values.to(torch.float64).to(dtype).repeat(9)[-size:].clone()

@@ -115,7 +115,7 @@ def made(tmp_path_factory):
 
 @pytest.mark.parametrize("source", ["hf", "open_clip", "openai archive"])
 @pytest.mark.parametrize("target", EVERY)
-def test_a_patch_of_one_spelling_edits_the_same_entries_of_every_other(made, tmp_path, source, target):
+def test_f29_a_patch_of_one_spelling_edits_the_same_entries_of_every_other(made, tmp_path, source, target):
     patch, towers = patch_of(made[source]), EVERY[target][1]
     before = open_checkpoint(made[target])
     written = uwm.apply(made[target], patch, output=tmp_path / "out")

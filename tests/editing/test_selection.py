@@ -137,7 +137,7 @@ def test_a_tiny_mass_of_a_large_layer_is_summed_in_float64():
 
 @pytest.mark.parametrize("rule", SELECTORS.values())
 @pytest.mark.parametrize("share", [0, 1, -0.1, 1.5, float("nan"), float("inf"), "0.98", None, True])
-def test_a_share_outside_of_0_to_1_is_bad_input(rule, share):
+def test_f51_a_share_outside_of_0_to_1_is_bad_input(rule, share):
     with pytest.raises(BadInput, match="between 0 and 1"):
         rule(BY_HAND, share)
 

@@ -50,7 +50,7 @@ def test_identical_sides_score_one():
     torch.testing.assert_close(same, torch.ones(OUT, IN))
 
 
-def test_guards_are_counted():
+def test_f47_guards_are_counted():
     guards = fast(*make_inputs(1, odd=True), "vision", 4).guards
     dead_everywhere = IN  # pair 5
     assert guards == {
@@ -83,7 +83,7 @@ def scored(sides, weight, sizes, variant="ratio", tower="text"):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_same_pairs_in_any_batches_give_the_same_bits(variant):
+def test_f50_the_same_pairs_in_any_batches_give_the_same_bits(variant):
     sides, weight = drawn(60)
     whole = scored(sides, weight, [60], variant).scores()
     for sizes in ([1] * 60, [7] * 8 + [4], [12] * 5, [50, 10]):

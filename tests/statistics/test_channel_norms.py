@@ -57,7 +57,7 @@ def test_long_inputs_are_summed_in_slabs(tokens):
         assert_as_torch(found, row, x[row])
 
 
-def test_a_constant_channel_of_many_tokens_stays_constant():
+def test_f46_a_constant_channel_of_many_tokens_stays_constant():
     found = token_statistics(torch.full((1, 5000, 2), 0.7))
     assert (found.std < 1e-7 * found.norm).all()
 

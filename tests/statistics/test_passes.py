@@ -41,7 +41,7 @@ def test_only_the_towers_asked_for_are_run(model, batches):
     assert profile(model, batches, scorers_of(model, "vision", "fc2")) == {"vision": 24}
 
 
-def test_a_layer_that_is_never_called_is_an_error(model, batches):
+def test_f48_a_layer_that_is_never_called_is_an_error(model, batches):
     """A block that skips its MLP: the hook does not fire."""
     block = model.module.text_model.encoder.layers[1]
     block.mlp.forward = lambda x: x
@@ -64,7 +64,7 @@ def test_a_set_without_pairs_for_the_tower_is_an_error(model, batches):
         profile(model, texts, scorers_of(model, "vision", "fc2"))
 
 
-def test_nan_names_the_layer_and_the_pair(model, batches):
+def test_f49_nan_names_the_layer_and_the_pair(model, batches):
     pictures = [b for b in batches if b.safe_pixel_values is not None]
     broken = pictures[1].unsafe_pixel_values.clone()
     broken[3] = float("nan")

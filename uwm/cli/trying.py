@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..text_tables import clean
+from ..escaping import clean, terminal
 from .flags import COMMON, IMAGES, MODEL, PATH, print_json, progress_of, split_flags, warn
 from .group import uwm
 from .terminal import WIDTH, show_lines
@@ -85,7 +85,7 @@ def _columns(tried: Tried) -> None:
         table.add_row(str(place + 1), *(Text(text, style=style) for text, style in cells))
     with console.capture() as printed:
         console.print(table)
-    click.echo("\n".join(line.rstrip() for line in printed.get().splitlines()))
+    click.echo(terminal("\n".join(line.rstrip() for line in printed.get().splitlines())))
 
 
 def _cells(hit: Hit) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-from ..errors import UwmError
+from ..errors import INTERRUPTED, UwmError
 from ..escaping import clean
 from .group import ProcessLost, TorchGroup, joined
 
@@ -31,8 +31,6 @@ STOPPED = (
     "uwm: error: stopped, because another process of this run has ended or the run was cancelled; nothing was left "
     "half-written"
 )
-
-INTERRUPTED = "uwm: interrupted; nothing was left half-written"
 
 
 @dataclass(frozen=True)

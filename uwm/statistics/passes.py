@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from ..weights import WeightId
 from .batches import PairBatch
 from .hooks import observe, observe_outputs
 from .pooled_token import check_pooled_token
+from .room import Room, can_run_out
 
 RESIDUAL = "residual"  # slot by which a reducer asks for the residual stream after a block, its output
 SAFE, UNSAFE = 0, 1  # the numbers of the sides
@@ -132,11 +133,12 @@ def run_pass(
     wanted = {tower: _listeners(reducers, tower) for tower in sorted(set(towers))}
     seen = dict.fromkeys(wanted, 0)
     shared = [reducer for reducer in reducers if isinstance(reducer, Shared)]
+    rooms: dict[str, Room] = {}
     if several() and len(shared) == len(reducers):
-        _share(model, batches, shared, wanted, seen)
+        _share(model, batches, shared, wanted, seen, rooms)
     else:
         for batch in batches:
-            _run(model, batch, reducers, wanted, seen)
+            _run(model, batch, reducers, wanted, seen, rooms)
     for tower, pairs in seen.items():
         if pairs == 0 and not partly:
             name = next(iter(wanted[tower]), f"the {tower} tower")
@@ -155,22 +157,68 @@ def is_padded(reducers: Iterable[Any]) -> bool:
 Wanted = Mapping[str, dict[WeightId, list[Reducer]]]  # tower -> layer -> who asks for it
 
 
-def _run(model: Model, batch: PairBatch, reducers: Sequence[Any], wanted: Wanted, seen: dict[str, int]) -> None:
+def _run(
+    model: Model,
+    batch: PairBatch,
+    reducers: Sequence[Any],
+    wanted: Wanted,
+    seen: dict[str, int],
+    rooms: dict[str, Room],
+) -> None:
     """Run one batch through the towers, feed every reducer, and count the pairs."""
     whole = any(getattr(reducer, "needs_embeddings", True) for reducer in reducers)
     padded = is_padded(reducers)
     unchecked: list[Finite] = []
     for tower, listeners in sorted(wanted.items(), reverse=True):  # the long work first: an accelerator is kept busy
-        for sides in _pieces(batch.sides(tower), PIECE if not whole and model.device.type == "cpu" else None):
+
+        def run(sides: tuple[Inputs, ...], tower: str = tower, listeners: dict = listeners) -> None:
             first, ends = seen[tower], []
             for number, side in enumerate(sides):
-                run = _Side(model, tower, listeners, number, first, unchecked, padded)
-                ends.append(run(*side, whole or (first, number) == (0, SAFE)))
+                run_side = _Side(model, tower, listeners, number, first, unchecked, padded)
+                ends.append(run_side(*side, whole or (first, number) == (0, SAFE)))
             part = Part(tower, first, tuple(end for end in ends if end is not None) if whole else (), sides)
             for reducer in reducers:
                 reducer.update(part)
+
+        pieces = [*_pieces(batch.sides(tower), PIECE if not whole and model.device.type == "cpu" else None)]
+        for sides in _fitting(pieces, rooms.setdefault(tower, Room()), tower, reducers, model.device, run):
             seen[tower] += len(sides[0][0])
     _check(unchecked)
+
+
+def _fitting(
+    pieces: list[tuple[Inputs, ...]],
+    room: Room,
+    tower: str,
+    reducers: Sequence[Any],
+    device: torch.device,
+    run: Callable[[tuple[Inputs, ...]], None],
+) -> Iterator[tuple[Inputs, ...]]:
+    """Run the pieces of a batch, those that memory has no room for by halves; what has run.
+
+    What a piece gives is kept apart until it has run, where none of its size has: a piece that fails is forgotten.
+    Reducers that are not `Shared` cannot forget: then the error is raised.
+    """
+    shared = [reducer for reducer in reducers if isinstance(reducer, Shared)]
+    may_fail = can_run_out(device) and len(shared) == len(reducers)
+    while pieces:
+        pieces = [part for piece in pieces for part in _pieces(piece, room.most)]
+        sides = pieces[0]
+        size = len(sides[0][0])
+        first = may_fail and size > room.proven and all(len(inputs) == size for inputs, _ in sides)
+        try:
+            with _kept_apart(shared if first else ()) as items:
+                run(sides)
+        except RuntimeError as error:
+            if not first:
+                raise
+            room.halve(error, size, tower)
+            continue
+        room.proven = max(room.proven, size)
+        for reducer, given in zip(shared, items, strict=False):  # of none where nothing was kept apart
+            for item in given:
+                reducer.give(item)
+        yield pieces.pop(0)
 
 
 def _check(found: Sequence[Finite]) -> None:
@@ -181,7 +229,12 @@ def _check(found: Sequence[Finite]) -> None:
 
 
 def _share(
-    model: Model, batches: Iterable[PairBatch], reducers: Sequence[Shared], wanted: Wanted, seen: dict[str, int]
+    model: Model,
+    batches: Iterable[PairBatch],
+    reducers: Sequence[Shared],
+    wanted: Wanted,
+    seen: dict[str, int],
+    rooms: dict[str, Room],
 ) -> None:
     """Run this process's batches, and join what all of them gave, in the order of one process."""
 
@@ -189,7 +242,7 @@ def _share(
         for number, batch in enumerate(batches):
             if is_own(number):
                 with _kept_apart(reducers) as items:
-                    _run(model, batch, reducers, wanted, seen)
+                    _run(model, batch, reducers, wanted, seen, rooms)
                 yield items
             else:
                 for tower in wanted:
@@ -206,13 +259,14 @@ def _share(
 def _kept_apart(reducers: Sequence[Shared]) -> Iterator[list[list[Any]]]:
     """What each reducer is given while the body runs, joined to nothing."""
     kept: list[list[Any]] = [[] for _ in reducers]
+    before = [reducer._given for reducer in reducers]
     try:
         for reducer, items in zip(reducers, kept, strict=True):
             reducer._given = items
         yield kept
     finally:
-        for reducer in reducers:
-            reducer._given = None
+        for reducer, given in zip(reducers, before, strict=True):
+            reducer._given = given
 
 
 def _pieces(sides: Sequence[Inputs], size: int | None) -> Iterator[tuple[Inputs, ...]]:

@@ -17,6 +17,7 @@ from .batches import Progress, embed_inputs
 from .hooks import kept_outputs, skipped
 from .passes import block_module
 from .pixels import pixel_batches
+from .room import Room
 
 LATE = ("norm", "proj", "head.norm", "head.fc1", "head.fc2")  # what follows all blocks
 
@@ -68,7 +69,8 @@ def embed_sources(
     own = own_part(missing)
     steps: Iterable[Batch] = own if progress is None else progress(own, len(own), name)
     inputs = inputs_of(model, own, workers)
-    made = (_embed(model, kept, tower, batch, next(inputs), edited).cpu() for batch in steps)
+    room = Room()
+    made = (_embed(model, kept, tower, batch, next(inputs), edited, room).cpu() for batch in steps)
     found = dict(zip(missing, in_order(made, f"embed {tower}"), strict=True)) if missing else {}
     next(inputs, None)  # its end, where it tells how long the model waited
     if not edited:
@@ -77,14 +79,17 @@ def embed_sources(
 
 
 def _embed(
-    model: Model, kept: Kept, tower: str, batch: Batch, inputs: Inputs, edited: Sequence[WeightId]
+    model: Model, kept: Kept, tower: str, batch: Batch, inputs: Inputs, edited: Sequence[WeightId], room: Room
 ) -> torch.Tensor:
     """Embeddings of one batch, [batch, dim]; blocks before the first edited one are not run where their output is."""
     first = first_edited(model, tower, edited) if edited else 0
     output = kept.outputs.get((tower, first - 1, batch))
-    if output is not None:
-        with skipped([_block(model, tower, block) for block in range(first)], output):
-            return embed_inputs(model, *inputs)
+    if output is not None and room.most is None:
+        try:
+            with skipped([_block(model, tower, block) for block in range(first)], output):
+                return embed_inputs(model, *inputs)
+        except RuntimeError as error:
+            room.halve(error, len(inputs[0]), tower)
     wanted = kept.blocks.get(tower, frozenset()) if not edited else frozenset({first - 1} if first else ())
     with ExitStack() as stack:
         seen = {
@@ -92,11 +97,27 @@ def _embed(
             for block in sorted(wanted)
             if (tower, block, batch) not in kept.outputs
         }
-        found = embed_inputs(model, *inputs)
+        found = _by_parts(model, tower, inputs, room)
     for block, outputs in seen.items():
         if len(outputs) == 1 and kept.take(*_tensors(outputs[0])):
             kept.outputs[tower, block, batch] = outputs[0]
     return found
+
+
+def _by_parts(model: Model, tower: str, inputs: Inputs, room: Room) -> torch.Tensor:
+    """Embeddings [batch, dim] of as many inputs at a time as memory has room for."""
+    values, mask = inputs
+    rows: list[torch.Tensor] = []
+    start = 0
+    while start < len(values):
+        part = slice(start, None if room.most is None else start + room.most)
+        try:
+            rows.append(embed_inputs(model, values[part], None if mask is None else mask[part]))
+        except RuntimeError as error:
+            room.halve(error, len(values[part]), tower)
+        else:
+            start += len(values[part])
+    return torch.cat(rows)
 
 
 def keep_for(model: Model, edits: Iterable[Iterable[WeightId]]) -> None:
