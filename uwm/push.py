@@ -71,9 +71,7 @@ def push(
     """
     from huggingface_hub import constants
 
-    folder, repository = Path(folder), repository.removeprefix("hf-hub:")
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", repository):
-        raise BadInput(f"{repository}: expected ORG/NAME, the repository on the Hub")
+    folder, repository = Path(folder), _named(repository)
     files = _chosen(folder, _checked(folder), include, exclude)
     url = f"{constants.ENDPOINT}/{repository}" + (f"/tree/{branch}" if branch else "")
     bare = () if (folder / CARD).is_file() else (f"{folder} has no model card (README.md); `uwm edit` writes one",)
@@ -90,6 +88,14 @@ def push(
             raise fault(error, repository) from None
     said = (" ".join(str(remark.message).split()) for remark in remarks if remark.category is UserWarning)
     return Pushed(files, request or url, commit, (*bare, *said))
+
+
+def _named(repository: str) -> str:
+    """ORG/NAME. Raises BadInput for anything else."""
+    name = repository.removeprefix("hf-hub:")
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        raise BadInput(f"{name}: expected ORG/NAME, the repository on the Hub")
+    return name
 
 
 def _upload(
