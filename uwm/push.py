@@ -52,7 +52,7 @@ def push(
 ) -> Pushed:
     """Upload a folder that `uwm edit`, `apply` or `revert` wrote, in one commit, through huggingface_hub.
 
-    Files of the same names are replaced; others that the repository has stay. Hidden files are not uploaded.
+    Files of the same names are replaced; others there stay. Hidden files are not uploaded.
 
     Args:
         folder: Its weights must have the sha256 that its ``uwm.json`` states.
@@ -77,8 +77,7 @@ def push(
     bare = () if (folder / CARD).is_file() else (f"{folder} has no model card (README.md); `uwm edit` writes one",)
     if dry_run:
         return Pushed(files, url, None, bare)
-    if is_offline(offline):
-        raise BadInput(f"{repository}: `uwm push` needs the network, which --offline or HF_HUB_OFFLINE forbids")
+    _refuse_offline(offline, repository)
     message = message or f"Upload a model edited by uwm {__version__}"
     with quiet(), warnings.catch_warnings(record=True) as remarks:
         warnings.simplefilter("always")
@@ -88,6 +87,11 @@ def push(
             raise fault(error, repository) from None
     said = (" ".join(str(remark.message).split()) for remark in remarks if remark.category is UserWarning)
     return Pushed(files, request or url, commit, (*bare, *said))
+
+
+def _refuse_offline(offline: bool, repository: str) -> None:
+    if is_offline(offline):
+        raise BadInput(f"{repository}: `uwm push` needs the network, which --offline or HF_HUB_OFFLINE forbids")
 
 
 def _named(repository: str) -> str:

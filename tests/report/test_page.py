@@ -96,7 +96,8 @@ def test_nothing_is_loaded_and_nothing_runs(case):
     page = Page(html)
     assert "script" not in {tag for tag, _ in page.elements}
     for _, attributes in page.elements:
-        assert not {"src", "href", "style", "srcset"} & attributes.keys()
+        assert not {"src", "style", "srcset"} & attributes.keys()
+        assert attributes.get("href", "#").startswith("#")
         assert not any(name.startswith("on") for name in attributes)
     without_namespaces = html.replace('xmlns="http://www.w3.org/2000/svg"', "")
     assert not re.search(r"https?:|url\(|@import|//\w", without_namespaces)
@@ -168,7 +169,7 @@ def test_settings_versions_and_hashes():
     page = Page(html_report(CASES["common"]))
     assert ["alpha", "-1.0"] in page.tables["Settings"]
     assert ["mass", '{"text": 0.02}'] in page.tables["Settings"]
-    assert ["limit", "null"] in page.tables["Settings"]
+    assert ["limit", "null"] not in page.tables["Settings"]  # not given
     assert dict(page.tables["Versions"]) == CASES["common"]["versions"]
     hashes = ["base: model.safetensors", "output: model.safetensors", "calibration set: sét"]
     assert page.tables["sha256"] == [[name, HASH] for name in hashes]
@@ -384,3 +385,20 @@ def test_bars_by_concept_show_the_manifests(name):
     start = texts.index(name)
     shown = texts[start + 1 : start + 5]
     assert shown == ["30 pairs", *(percent(r["by_concept"][name]["P_vu"][0]) for r in columns.values())]
+
+
+def test_three_figures_are_large_at_the_top_and_every_section_is_linked():
+    page = html_report(documents()["common"])
+    tiles = page.split('<div class="tiles">')[1].split("</div>")[0]
+    assert [tiles.count(f"<b>{name}</b>") for name in ("Safety", "Remaining risk", "Cost")] == [1, 1, 1]
+    sections = re.findall(r'<section id="([^"]+)">', page)
+    assert re.findall(r'<a href="#([^"]+)">', page) == sections != []
+
+
+def test_settings_that_were_not_given_have_no_row():
+    page = html_report(
+        {**documents()["common"], "settings": {"seed": 0, "arch": None, "zero_shot": [], "strict": False}}
+    )
+    table = page.split('id="settings"')[1]
+    assert all(name in table for name in (">seed<", ">strict<"))
+    assert not any(name in table for name in (">arch<", ">zero_shot<"))

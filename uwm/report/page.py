@@ -7,15 +7,17 @@ A pure function of ``uwm.json``'s content: every figure in it is in that file, a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from markupsafe import Markup
 
 from ..calibration import CalibrationSet
 from ..evaluation import EvalResult
 from ..expressions import Verdict
+from ..figures import label
 from ..gate import headline
 from ..manifest import Manifest
+from ..text_tables import percent
 from . import breakdowns, overview
 from .budget import budget_lines
 from .chosen import chosen
@@ -23,9 +25,9 @@ from .document import evaluation_document
 from .examples import Example, examples_section
 from .findings import Findings, findings
 from .markup import join, tag
-from .parts import folded, provenance, section, table, whole_page
+from .parts import contents, folded, provenance, section, table, whole_page
 from .training import trained
-from .verdict import half_lines, verdict_lines
+from .verdict import facts_of, half_lines, verdict_lines
 
 SIGNS = {1: "gain", 0: "same", -1: "loss"}
 READING = (
@@ -61,7 +63,7 @@ def html_report(document: Manifest, examples: Sequence[Example] = ()) -> str:
     against = f" against {document['baseline']}" if document.get("baseline") else ""
     done = "edited" if "layers" in document else "fine-tuned" if "training" in document else "measured"
     title = f"{document['model']['name']}, {done} by uwm{against}"
-    return whole_page(title, *parts)
+    return whole_page(title, contents(parts), *parts)
 
 
 def evaluation_page(
@@ -84,12 +86,30 @@ def _summary(document: Manifest) -> Markup:
     told = [line for line in verdict_lines(document) if line.label not in ("WARNING", "VERDICT")]
     lines = [tag("li", tag("b", line.label), f" {line.text}") for line in told]
     budget = [tag("li", line) for line in budget_lines(document.get("budget"))]
-    top = tag("ul", *lines, *budget, class_="findings")
+    top = join([_large(document), tag("ul", *lines, *budget, class_="findings")])
     parts = [_judged(*found[0], top), *(_judged(name, judged, None) for name, judged in found[1:])]
     unmeasured = not any(result["zero_shot"] for columns in results.values() for result in columns.values())
     note = "Zero-shot accuracy was not measured, so the cost in accuracy is not known." if unmeasured else None
     rest = [tag("p", note) if note else None, tag("p", f"{READING} {CAUTION}")]
     return section("Gained and lost", "summary", *half, *parts, *rest)
+
+
+def _large(document: Mapping[str, Any]) -> Markup | None:
+    """Three figures large: the first of safety, what remains, the worst cost."""
+    facts = facts_of(cast(Manifest, document))
+    if facts is None:
+        return None
+    shown = (("Safety", facts["safety"][:1]), ("Remaining risk", [facts["remains"]]), ("Cost", facts["cost"][:1]))
+    tiles = [_tile(title, found[0]) for title, found in shown if found]
+    return tag("div", *tiles, class_="tiles")
+
+
+def _tile(title: str, found: Mapping[str, Any]) -> Markup:
+    before = "" if found["before"] is None else f"{percent(found['before'])} → "
+    name = f"zero-shot on {found['data_set']}" if found["data_set"] else label(found["figure"])
+    told = "unsafe queries that find an unsafe item first" if title == "Remaining risk" else name
+    random = "" if found["random"] is None else f"; random {percent(found['random'])} %"
+    return tag("p", tag("b", title), tag("span", f"{before}{percent(found['after'])} %"), tag("small", told, random))
 
 
 def _judged(name: str, judged: Findings, top: Markup | None) -> Markup:

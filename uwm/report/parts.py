@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from .tables import points, shared_words
 
 STYLE = Path(__file__).with_name("page.css")
 MARK = tag("meta", name="generator", content="uwm")  # by it a page is known as ours, which may be replaced
+HEADING = re.compile(r'<section id="([^"]*)"><h2>(.*?)</h2>')
 HEAD = 4096  # bytes in which it stands
 
 
@@ -46,6 +48,13 @@ def is_page(path: Path) -> bool:
 
 def section(title: str, anchor: str, *parts: Markup | None) -> Markup:
     return tag("section", tag("h2", title), *parts, id=anchor)
+
+
+def contents(parts: Sequence[Markup | None]) -> Markup:
+    """Links to the sections of a page, in its order."""
+    found = [HEADING.match(str(part)) for part in parts if part is not None]
+    links = (Markup('<li><a href="#{}">{}</a></li>').format(m[1], Markup(m[2])) for m in found if m)
+    return tag("nav", tag("ul", *links), aria_label="Contents")
 
 
 def figure(chart: Markup, caption: object = None) -> Markup:
@@ -132,6 +141,8 @@ def provenance(document: Mapping[str, Any]) -> Markup:
 
 def _lines(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key, value in values.items():
+        if value is None or value in ("", [], {}):
+            continue  # not given
         yield key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
