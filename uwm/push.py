@@ -5,7 +5,8 @@ from __future__ import annotations
 import glob
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,13 +80,11 @@ def push(
         return Pushed(files, url, None, bare)
     _refuse_offline(offline, repository)
     message = message or f"Upload a model edited by uwm {__version__}"
-    with quiet(), warnings.catch_warnings(record=True) as remarks:
-        warnings.simplefilter("always")
+    with _remarks() as said:
         try:
             commit, request = _upload(folder, list(files), repository, private, branch, message, create_pr)
         except faults() as error:
             raise fault(error, repository) from None
-    said = (" ".join(str(remark.message).split()) for remark in remarks if remark.category is UserWarning)
     return Pushed(files, request or url, commit, (*bare, *said))
 
 
@@ -100,6 +99,16 @@ def _named(repository: str) -> str:
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         raise BadInput(f"{name}: expected ORG/NAME, the repository on the Hub")
     return name
+
+
+@contextmanager
+def _remarks() -> Iterator[list[str]]:
+    """What huggingface_hub warns of while the body runs, once it is done."""
+    said: list[str] = []
+    with quiet(), warnings.catch_warnings(record=True) as remarks:
+        warnings.simplefilter("always")
+        yield said
+    said += [" ".join(str(one.message).split()) for one in remarks if one.category is UserWarning]
 
 
 def _upload(
