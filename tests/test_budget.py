@@ -337,7 +337,7 @@ def test_weights_that_are_not_numbers_are_refused(tiny_hf, tiny_set, run_uwm, tm
     save_file(weights, tmp_path / "nan" / "model.safetensors", metadata={"format": "pt"})
     arguments = ("edit", tmp_path / "nan", "--calib", tiny_set, "--eval-split", "test", "--dry-run", *TRIALS)
     code, _, told = run_uwm(*arguments, "--max-loss", "2%")
-    assert code == 1
+    assert code == 2
     assert "NaN" in told
 
 

@@ -6,9 +6,21 @@ INTERRUPTED = "uwm: interrupted; nothing was left half-written"
 
 
 class UwmError(Exception):
-    """Base of every error that uwm raises on purpose; its text says what, where and what to do."""
+    """Base of every error that uwm raises on purpose; its text says what, where and what to do.
+
+    Args:
+        text: One line.
+        command: What a user may paste into a shell, on a line of its own.
+    """
 
     exit_code = 1
+
+    def __init__(self, text: str = "", command: str = "") -> None:
+        super().__init__(text)
+        self.command = command
+
+    def __str__(self) -> str:
+        return "\n".join([*map(str, self.args), *([self.command] if self.command else [])])
 
 
 class InvalidResult(UwmError):

@@ -45,6 +45,12 @@ def one_line(text: str) -> str:
     return clean(" ".join(text.split()))
 
 
+def error_text(error: Exception) -> str:
+    """An error as a terminal shows it: one line, and a command that goes with it on the next."""
+    command = getattr(error, "command", "")
+    return lines([str(error).removesuffix(f"\n{command}"), *([command] if command else [])])
+
+
 def lines(texts: Iterable[str]) -> str:
     """Texts, each on a line of its own."""
     return "\n".join(map(clean, texts))

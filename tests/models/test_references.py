@@ -68,7 +68,7 @@ def test_the_commands_take_the_flags(cache, tiny_set, tmp_path, run_uwm):
     hub = ("--revision", "v2", "--cache-dir", cache, "--offline")
     code, out, err = run_uwm("edit", "acme/clip", *hub, "--calib", tiny_set, "-o", tmp_path / "out")
     assert code == 0, err
-    assert out.startswith("acme/clip: ")
+    assert out.startswith("DONE     acme/clip edited by uwm ")
     assert "base_model: acme/clip" in (tmp_path / "out" / "README.md").read_text()
     code, out, _ = run_uwm("inspect", "acme/clip", "--cache-dir", cache, "--offline")
     assert code == 0

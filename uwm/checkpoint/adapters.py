@@ -27,11 +27,15 @@ def refuse_adapter_beside(folder: Path) -> None:
     if whole:  # of a folder with both, transformers loads both, and would save the adapter alone
         base, adapter = "plain", "adapter"
         first = f"cp -rL {shlex.quote(str(folder))} plain && mkdir adapter && mv plain/adapter_* adapter && "
+    script = (
+        f"from transformers import {kind}; from peft import PeftModel; "
+        f"PeftModel.from_pretrained({kind}.from_pretrained({base!r}), {adapter!r})"
+        ".merge_and_unload().save_pretrained('merged')"
+    )
     raise BadInput(
         f"{folder}: holds an adapter ({ADAPTER_CONFIG}), which runs on top of the weights, while uwm edits weights "
-        "alone; merge it first, then copy tokenizer and preprocessor to what this writes:\n"
-        f'{first}python -c "from transformers import {kind}; from peft import PeftModel; PeftModel.from_pretrained('
-        f"{kind}.from_pretrained({base!r}), {adapter!r}).merge_and_unload().save_pretrained('merged')\""
+        "alone; merge it first, then copy tokenizer and preprocessor to what this writes:",
+        command=f'{first}python -c "{script}"',
     )
 
 

@@ -15,7 +15,7 @@ import click
 
 from ..clock import reuse_freed_memory
 from ..errors import INTERRUPTED, ResourceFault, UwmError
-from ..escaping import CleanLines, clean, one_line, terminal
+from ..escaping import CleanLines, error_text, one_line, terminal
 from ..processes import ProcessLost, is_first
 from ..processes.ending import Ending, is_one_of_several, together
 
@@ -138,4 +138,4 @@ def _failed(error: UwmError, arguments: list[str]) -> Ending:
         raise error
     if "--debug" in arguments:
         click.echo(terminal("".join(traceback.format_exception(error))), err=True)
-    return Ending(error.exit_code, f"uwm: error: {clean(str(error))}")
+    return Ending(error.exit_code, f"uwm: error: {error_text(error)}")

@@ -133,7 +133,7 @@ def calib_check(set_: str, **flags: Any) -> None:
 
     settings, show = split_flags(flags)
     found, found_lines = inspect_set(set_, **settings, progress=progress_of(show))
-    say(show, found, lines(found_lines))
+    say(show, found, terminal("\n".join(found_lines)))
     if bad := found["warnings"].get("bad_images"):
         raise BadInput(f"{set_}: {len(bad)} bad images; `uwm edit` refuses this set")
     if reason := found.get("refused"):

@@ -29,6 +29,7 @@ def public_settings(inputs: Inputs, model: Path) -> dict[str, Any]:
     settings |= dict.fromkeys(("cache_dir", "data_root", "safe_images", "unsafe_images"))
     named = ("calib", "eval_set", "templates", "preserve", "preprocess")
     settings |= {key: Path(settings[key]).resolve().name for key in named if settings.get(key)}
+    del settings["workers"]  # by default the machine's processors, on which nothing else depends
     return settings | {"zero_shot": [Path(folder).name for folder in inputs.zero_shot]}
 
 

@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from ..errors import INTERRUPTED, UwmError
-from ..escaping import clean
+from ..escaping import error_text
 from .group import ProcessLost, TorchGroup, joined
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def together(work: Callable[[], Ending], environment: Mapping[str, str]) -> NoRe
     try:
         group, board = _start(environment)
     except (RuntimeError, UwmError) as error:
-        _leave(Ending(getattr(error, "exit_code", 4), f"uwm: error: {clean(str(error))}", rank), terminal)
+        _leave(Ending(getattr(error, "exit_code", 4), f"uwm: error: {error_text(error)}", rank), terminal)
     watcher = Watcher(board, group)
     watcher.start()
     try:
@@ -86,7 +86,7 @@ def together(work: Callable[[], Ending], environment: Mapping[str, str]) -> NoRe
     except ProcessLost:
         ending = Ending(4, STOPPED)
     except UwmError as error:
-        ending = Ending(error.exit_code, f"uwm: error: {clean(str(error))}")
+        ending = Ending(error.exit_code, f"uwm: error: {error_text(error)}")
     except SystemExit as stop:
         ending = Ending(stop.code if isinstance(stop.code, int) else 1, STOPPED)
     except KeyboardInterrupt:

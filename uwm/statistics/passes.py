@@ -146,7 +146,7 @@ def run_pass(
     return seen
 
 
-Finite = tuple[str, int, torch.Tensor]  # what is wrong with values of which pairs on, if not all [pairs] are finite
+Finite = tuple[str, str, int, torch.Tensor]  # what is wrong if not all are finite, tower, first pair, whether [pairs]
 
 
 def is_padded(reducers: Iterable[Any]) -> bool:
@@ -223,9 +223,9 @@ def _fitting(
 
 def _check(found: Sequence[Finite]) -> None:
     """Ask once whether all is finite: an accelerator would finish its work before it answered."""
-    if found and not torch.cat([finite for _, _, finite in found]).all():
-        what, first, finite = next(each for each in found if not each[2].all())
-        raise InvalidResult(f"{what} at pair {first + int((~finite).nonzero()[0])}")
+    if found and not torch.cat([finite for *_, finite in found]).all():
+        what, tower, first, finite = next(each for each in found if not each[3].all())
+        raise NotFinite(what, tower, first + int((~finite).nonzero()[0]))
 
 
 def _share(
@@ -346,6 +346,8 @@ class _Side:
             self._check_rows(weight)
         if end is None:
             return None
+        if not torch.isfinite(end.sum(dtype=torch.float32)):
+            _check(self._unchecked)  # the layer where it began says more
         self._check_finite(end, f"{self._tower} tower: NaN or infinite embeddings")
         return end.float()
 
@@ -360,7 +362,8 @@ class _Side:
         if summary is None:
             self._check_finite(x, f"{weight}: {NOT_FINITE}")
         else:
-            self._unchecked.append((f"{weight}: {NOT_FINITE}", self._first, torch.isfinite(summary).flatten(1).all(1)))
+            finite = torch.isfinite(summary).flatten(1).all(1)
+            self._unchecked.append((f"{weight}: {NOT_FINITE}", self._tower, self._first, finite))
         if not self._whole and all(rows == self._samples for rows in self._rows.values()):
             raise _AllSeen
 
