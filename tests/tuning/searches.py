@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import make_dataclass
 from pathlib import Path
 
 import uwm
+from uwm.editing import settings as settings_of
+from uwm.editing.settings import Range
 from uwm.tuning.choosing import Ground, SearchRequest
 
 READING = {"data_sets": {}, "batch_size": 16, "workers": 1}
@@ -41,6 +44,13 @@ def main() -> None:
     for number in range(search.done, int(trials)):
         search.run(number + 1)
         print(f"done {number}", flush=True)
+
+
+def settings_with(default):
+    """A class of made-up settings: one whose default is given, and one without."""
+    tried = settings_of.setting(default, float, "Made up.", search=Range(0, 1))
+    inside = settings_of.setting(None, float, "Made up.", search=Range(0, 1, start=0.5))
+    return make_dataclass("Settings", [("outside", float, tried), ("inside", float, inside)], frozen=True)
 
 
 if __name__ == "__main__":

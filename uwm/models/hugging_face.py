@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from .filling import check_fits, fill
 from .tokenizing import FolderTokenizer, folder_filler
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
+LOADING = threading.Lock()  # threads prepare images, and the first of them loads the preprocessor for all
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 WHOLE = ("clip", "siglip", "siglip2", "chinese_clip", "metaclip_2", "vision-text-dual-encoder")  # with both towers
 SINGLE = {  # model type -> its class, and its class where a projection is stored
@@ -152,11 +154,12 @@ class HuggingFaceModel(Model):
 
     def processor(self) -> Any:
         """transformers' image processor of the folder. Raises BadInput where there is none."""
-        if self._processor is None:
-            from transformers import AutoImageProcessor
+        with LOADING:
+            if self._processor is None:
+                from transformers import AutoImageProcessor
 
-            self._processor = self._side(AutoImageProcessor.from_pretrained, "image preprocessor", PROCESSOR_FILES)
-        return self._processor
+                self._processor = self._side(AutoImageProcessor.from_pretrained, "image preprocessor", PROCESSOR_FILES)
+            return self._processor
 
     def _process(self, images: list[Image.Image]) -> Any:
         self._demand("vision")

@@ -146,15 +146,13 @@ def run_pass(
     return seen
 
 
-Finite = tuple[str, str, int, torch.Tensor]  # what is wrong if not all are finite, tower, first pair, whether [pairs]
-
-
 def is_padded(reducers: Iterable[Any]) -> bool:
     """Whether any of these reducers wants captions as diffusion models read them."""
     return any(getattr(reducer, "padded", False) for reducer in reducers)
 
 
 Wanted = Mapping[str, dict[WeightId, list[Reducer]]]  # tower -> layer -> who asks for it
+Finite = tuple[str, str, int, torch.Tensor]  # what is wrong if not all are finite, tower, first pair, whether [pairs]
 
 
 def _run(
@@ -348,7 +346,7 @@ class _Side:
             return None
         if not torch.isfinite(end.sum(dtype=torch.float32)):
             _check(self._unchecked)  # the layer where it began says more
-        self._check_finite(end, f"{self._tower} tower: NaN or infinite embeddings")
+            self._check_finite(end, f"{self._tower} tower: NaN or infinite embeddings")
         return end.float()
 
     def _take(self, weight: WeightId, x: torch.Tensor) -> None:

@@ -72,7 +72,8 @@ def norm_and_std(x: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tens
     norm, std = (torch.empty(samples, width, device=x.device) for _ in range(2))
     counted = torch.empty(samples, dtype=torch.int32, device=x.device)
     flags = counted if mask is None else mask.to(torch.int32).contiguous()
-    _kernel[samples, triton.cdiv(width, CHANNELS)](
-        x, flags, norm, std, counted, tokens, width, x.stride(0), x.stride(1), mask is not None, TOKENS, CHANNELS
-    )
+    with torch.cuda.device_of(x):  # Triton runs on the current device, which --device cuda:1 does not make it
+        _kernel[samples, triton.cdiv(width, CHANNELS)](
+            x, flags, norm, std, counted, tokens, width, x.stride(0), x.stride(1), mask is not None, TOKENS, CHANNELS
+        )
     return norm, std, counted
