@@ -9,7 +9,7 @@ import torch
 from reference import slow_metrics
 
 from uwm import figures, metrics, ranks
-from uwm.intervals import bootstrap, shares
+from uwm.intervals import bootstrap, changes, shares
 
 
 @pytest.fixture
@@ -224,3 +224,24 @@ def test_histograms_count_every_query_with_its_own_items(quadruples):
             assert counted[query][side] == bins
     edge = {"ts": {"safe": torch.tensor([-1.0, 1.0 + 1e-12]).double()}}
     assert [i for i, n in enumerate(metrics.histograms(edge)["ts"]["safe"]) if n] == [0, 99]
+
+
+@pytest.mark.parametrize("pairs", [60, 100, 400])
+def test_few_changes_that_may_be_chance_have_an_interval_with_0(pairs):
+    """Four gained and none lost: p = 0.125; six: p = 0.031."""
+    ends = {}
+    for gained in (0, 1, 4, 6):
+        change = torch.zeros(pairs)
+        change[:gained] = 1
+        _, ends[gained], high = changes({"GS": change}, seed=0)["GS"]
+        assert high > gained / pairs + 1 - 0.025 ** (1 / pairs) - 1e-6
+    assert ends[4] == 0 < ends[6]
+
+
+def test_a_query_that_is_lost_makes_the_low_end_lower():
+    low = {}
+    for lost in (0, 1, 2):
+        change = torch.zeros(300)
+        change[:lost] = -1
+        low[lost] = changes({"GS": change}, seed=0)["GS"][1]
+    assert low[2] < low[1] < low[0] < 0

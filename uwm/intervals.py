@@ -63,21 +63,25 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 def changes(
     samples: Mapping[str, torch.Tensor], seed: int, repeats: int = 1000
 ) -> dict[str, tuple[float, float, float]]:
-    """`bootstrap` of paired changes, with the exact binomial bound where resampling is blind: where nothing changed.
+    """`bootstrap` of paired changes, widened where resampling is blind because few queries changed.
 
     Args:
         samples: Name -> changes [n] within −1–1, one a query.
         seed, repeats: As in `bootstrap`.
 
     Returns:
-        Name -> (mean, low, high): where no query changed (0, −b, b) with b = 1 − 0.025^(1/n), the share of changing
-        queries that would go unseen so often, else what `bootstrap` returns.
+        Name -> (mean, low, high): what `bootstrap` returns, but at least b = 1 − 0.025^(1/n) to each side of the mean,
+        the share of changing queries that would go unseen so often; and with 0 where the exact test says that the
+        change may be chance (`paired_p` over 0.05).
     """
     found = bootstrap(samples, seed, repeats)
     for name, values in samples.items():
-        if not values.any():
-            bound = 1 - 0.025 ** (1 / len(values))
-            found[name] = (0.0, -bound, bound)
+        mean, low, high = found[name]
+        bound = 1 - 0.025 ** (1 / len(values))
+        low, high = max(-1.0, min(low, mean - bound)), min(1.0, max(high, mean + bound))
+        if paired_p(int((values > 0).sum()), int((values < 0).sum())) > 0.05:
+            low, high = min(low, 0.0), max(high, 0.0)
+        found[name] = (mean, low, high)
     return found
 
 

@@ -19,6 +19,7 @@ from .escaping import clean
 
 Check = Callable[[Any, str], None]
 MAX_DEPTH = 32  # of objects and lists in a value that is kept as it is
+MAX_PLACE = 200  # characters of a place
 MAX_SHOWN = 60  # characters of a value in a message
 LARGEST = 2**63 - 1  # what counts, shapes and seeds may be
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -29,6 +30,12 @@ class Unexpected(Exception):
 
     def __init__(self, place: str, expected: str, found: Any) -> None:
         super().__init__(f"{clean(place)}: expected {expected}, found {shown(found)}")
+
+
+def below(place: str, name: str) -> str:
+    """The place of a key, cut: what is checked below a key of megabytes must not copy it every time."""
+    name = name[:MAX_PLACE]
+    return f"{place}.{name}"[-MAX_PLACE:] if place else name
 
 
 def shown(value: Any) -> str:
@@ -137,7 +144,7 @@ def mapped(of: Check, key: Check | None = None, least: int = 0) -> Check:
         if not isinstance(value, dict) or len(value) < least:
             raise Unexpected(place, words, value)
         for name, item in value.items():
-            inner = f"{place}.{name}" if place else name
+            inner = below(place, name)
             (key or TEXT)(name, inner)
             of(item, inner)
 
@@ -154,7 +161,7 @@ def keyed(
         if not isinstance(value, dict):
             raise Unexpected(place, "an object", value)
         for name, of in known.items():
-            inner = f"{place}.{name}" if place else name
+            inner = below(place, name)
             if name in value:
                 of(value[name], inner)
             elif name in required:
@@ -180,7 +187,7 @@ def _plain(value: Any, place: str, depth: int = 0) -> None:
     if isinstance(value, dict):
         for name, item in value.items():
             TEXT(name, place)
-            _plain(item, f"{place}.{name}" if place else name, depth + 1)
+            _plain(item, below(place, name), depth + 1)
     elif isinstance(value, list):
         for number, item in enumerate(value):
             _plain(item, f"{place}[{number}]", depth + 1)

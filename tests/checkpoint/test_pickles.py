@@ -280,3 +280,9 @@ def test_a_module_of_the_same_modules_is_looked_at_once(tmp_path):
 def test_f17_a_pickle_that_python_could_not_read_is_damaged(data):
     with pytest.raises(BadInput, match=r"^x\.pt: damaged pickle \(.+\); download it again$"):
         read(data)
+
+
+def test_numbers_whose_hashes_would_collide_are_kept_as_they_come():
+    modulus = 2**61 - 1
+    found = read_pickle(io.BytesIO(pickle.dumps({modulus * n: n for n in range(1, 4)})), "x.pt")
+    assert [(key.arguments, value) for key, value in found.items()] == [((modulus * n,), n) for n in range(1, 4)]

@@ -12,6 +12,7 @@ import torch
 from random_patches import patch_of
 from safetensors.torch import load_file
 from terminal import ALL_OF_CALIB, done, refused
+from tiny_files import hf_state
 
 import uwm
 from uwm.checkpoint import open_checkpoint, writer
@@ -108,6 +109,40 @@ def test_a_side_file_that_changes_meanwhile(source, out, tmp_path, run_uwm, monk
     changed_before_writing(monkeypatch, lambda: (source / "config.json").write_text('{"model_type": "clip" }'))
     refused(run_uwm("apply", source, tmp_path / "p", "-o", out), 4, "config.json: changed while the model was read")
     assert not out.exists()
+
+
+def test_a_side_file_that_was_replaced_by_one_of_equal_size_and_time(source):
+    checkpoint, config = open_checkpoint(source), source / "config.json"
+    before = config.stat()
+    (source / "new").write_bytes(config.read_bytes())
+    os.utime(source / "new", ns=(before.st_atime_ns, before.st_mtime_ns))
+    (source / "new").replace(config)
+    with pytest.raises(ResourceFault, match="config.json: changed while the model was read"):
+        checkpoint.demand_unchanged()
+
+
+def test_a_file_of_another_hash_than_it_had_has_changed(source):
+    held = open_checkpoint(source).files[0].held
+    held.demand_unchanged("0" * 64)
+    held.note("0" * 64)
+    held.demand_unchanged("0" * 64)
+    with pytest.raises(ResourceFault, match="was written to while it was read"):
+        held.demand_unchanged("1" * 64)
+
+
+def test_a_torch_file_written_to_after_it_was_hashed(tmp_path):
+    """Its size and its time of writing are as before: what is read again decides, not the hash of the first reading."""
+    path = tmp_path / "m.pt"
+    torch.save(hf_state(), path, _use_new_zipfile_serialization=False)
+    checkpoint, before = open_checkpoint(path), path.stat()
+    checkpoint.file_hashes()
+    with path.open("r+b") as stream:
+        stream.seek(-16, 2)
+        stream.write(bytes(16))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    (tmp_path / "to").mkdir()
+    with pytest.raises(ResourceFault, match="was written to while it was read"):
+        writer.write_edited(checkpoint, {}, tmp_path / "to")
 
 
 def test_all_of_a_file_is_read_from_the_one_that_was_opened(weights, tmp_path):

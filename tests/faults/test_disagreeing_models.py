@@ -149,6 +149,12 @@ def test_f65_a_preprocessor_that_is_not_this_models_is_refused(tiny_hf, tmp_path
         used(folder)
 
 
+def test_sizes_of_two_numbers_are_a_preprocessors_own_form(tiny_hf, tmp_path):
+    folder = shutil.copytree(tiny_hf, tmp_path / "model")
+    rewritten(folder / "preprocessor_config.json", at("crop_size", [64, 64]))
+    used(folder)
+
+
 def test_f30_a_tokenizer_larger_than_the_vocabulary_is_refused(tiny_hf, tmp_path):
     folder = shutil.copytree(tiny_hf, tmp_path / "model")
     held = load_file(folder / "model.safetensors")
@@ -180,6 +186,15 @@ OPEN_CLIP = {
     "millions of layers": (at(f"{TEXT}.layers", 10**7), r"layers: expected a whole number from 0 to 4096"),
     "a width of gigabytes": (at(f"{TEXT}.width", 1 << 20), "asks for a model of some .* parameters, the weights have"),
     "a vocabulary of gigabytes": (at(f"{TEXT}.vocab_size", 10**7), "asks for a model of some"),
+    "a decoder of gigabytes": (
+        at("model_cfg.multimodal_cfg", {"width": 1 << 16, "layers": 40}),
+        "asks for a model of some",
+    ),
+    "a decoder that is a text": (at("model_cfg.multimodal_cfg", {"width": "x"}), "width: expected a whole number"),
+    "a ResNet of gigabytes": (
+        lambda c: at(f"{VISION}.layers", [4000] * 4)(at(f"{VISION}.width", 1 << 16)(c)),
+        "asks for a model of some",
+    ),
     "images of gigabytes": (at(f"{VISION}.image_size", 10**6), r"image_size: expected a whole number from 1 to 8192"),
     "an end beyond the vocabulary": (at(f"{TEXT}.eos_id", 5000), "eos_id: expected less than vocab_size 1214"),
     "a class token that is not computed": (at(f"{TEXT}.embed_cls", True), "embed_cls: expected false"),

@@ -109,8 +109,9 @@ class Held:
             there = Identity.of(os.stat(self.path))
         except OSError:
             there = None
+        other = None not in (sha256, self._sha256) and sha256 != self._sha256
         known = sha256 is not None and sha256 == self._sha256
-        same = now == self.identity or (known and now.is_same_content(self.identity))
+        same = not other and (now == self.identity or (known and now.is_same_content(self.identity)))
         if not same or there is None or (there.device, there.number) != (now.device, now.number):
             what = "was written to" if not same else "was replaced" if there is not None else "was removed"
             raise ResourceFault(f"{self.path}: {what} while it was read; nothing was written, so start again")

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, cast
 
 from ..errors import BadInput, Refused
 
+HASHED = 2**61 - 1  # Python hashes a number by its rest modulo this, so multiples of it would all collide
 MAX_OPCODES = 3_000_000
 MAX_PICKLE = 256 << 20  # bytes
 MAX_LINE = 1 << 20  # bytes
@@ -249,7 +250,7 @@ class _Machine:
         if not isinstance(target, dict) or len(values) % 2:
             raise ValueError("items for something that is no dictionary")
         for key, value in zip(values[::2], values[1::2], strict=True):
-            plain = key is None or isinstance(key, str | int | float | bytes)
+            plain = key is None or isinstance(key, str | float | bytes) or (isinstance(key, int) and abs(key) < HASHED)
             target[key if plain else Made("key", (key,))] = value
 
     # -- the memo
@@ -258,6 +259,8 @@ class _Machine:
         self.memo[len(self.memo)] = self.stack[-1]
 
     def do_put(self, argument: int, position: int) -> None:
+        if not 0 <= int(argument) < HASHED:
+            raise ValueError("a place in the memo that is none")
         self.memo[int(argument)] = self.stack[-1]
 
     do_binput = do_long_binput = do_put

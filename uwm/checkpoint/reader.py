@@ -16,7 +16,7 @@ from ..errors import BadInput, ResourceFault
 from ..layouts import Layout
 from ..weights import WeightId, WeightRef
 from .dtypes import Bits, Dtype
-from .held import Held
+from .held import Held, Identity
 from .tensors import StoredTensor
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class Checkpoint:
         side_files: For a folder, what else belongs to it (config, tokenizer), relative to `path`.
         indices: Name and content of the shard indices to write.
         notes: What a user should know of how it was read, one line each.
-        beside: The side files as they were when it was opened: name -> size and time of writing.
+        beside: The side files as they were when it was opened: name -> which file, and its times.
     """
 
     path: Path
@@ -125,7 +125,7 @@ class Checkpoint:
     side_files: tuple[Path, ...] = ()
     indices: tuple[tuple[str, bytes], ...] = ()
     notes: tuple[str, ...] = ()
-    beside: Mapping[Path, tuple[int, int] | None] = field(default_factory=dict, repr=False)
+    beside: Mapping[Path, Identity | None] = field(default_factory=dict, repr=False)
 
     @cached_property
     def entries(self) -> dict[str, tuple[WeightsFile, TensorInfo]]:
@@ -163,7 +163,8 @@ class Checkpoint:
         for file in self.files:
             file.held.demand_unchanged((hashes or {}).get(str(file.origin)))
         for name, before in self.beside.items():
-            if identity_of(self.path / name) != before:
+            now = identity_of(self.path / name)
+            if now is None or before is None or not now.is_same_content(before):
                 raise ResourceFault(
                     f"{self.path / name}: changed while the model was read; nothing was written, so start again"
                 )
@@ -261,13 +262,12 @@ def same_bytes(first: np.ndarray, second: np.ndarray) -> bool:
     )
 
 
-def identity_of(path: Path) -> tuple[int, int] | None:
-    """Size and time of writing of a side file; None where it is not there."""
+def identity_of(path: Path) -> Identity | None:
+    """Which file a side file is, and when it was written; None where it is not there."""
     try:
-        found = path.stat()
+        return Identity.of(path.stat())
     except OSError:
         return None
-    return found.st_size, found.st_mtime_ns
 
 
 def file_sha256(path: Path) -> str:

@@ -141,6 +141,8 @@ def _requirements(text: str, said: str, has_baseline: bool = True) -> tuple[Requ
     value = float(written)
     if unit and not has_baseline:
         raise BadInput(f"{said}: a change in {unit} needs --baseline MODEL to compare with")
+    if found["direction"] and not unit:
+        raise BadInput(f"{said}: write {written}pt or {written}% for a change, {written.lstrip('+-')} for percent")
     if unit and value and not found["direction"]:
         raise BadInput(f"{said}: write {written} for percent, +{written}{unit} for a change of so much")
     condition = text[found.end("expression") :].rstrip()

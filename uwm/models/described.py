@@ -126,6 +126,10 @@ def _or_object(one: Check, each_one: Check) -> Check:
     return lambda value, place: (mapped(nullable(each_one)) if isinstance(value, dict) else one)(value, place)
 
 
+def _or_two(one: Check, each_one: Check) -> Check:
+    return lambda value, place: (listed(each_one, least=2, most=2) if isinstance(value, list) else one)(value, place)
+
+
 def _or_list(one: Check) -> Check:
     return lambda value, place: (listed(one, least=1, most=4) if isinstance(value, list) else one)(value, place)
 
@@ -173,7 +177,7 @@ CONFIG = each(PART, keyed({}, {**TOWERS, **NAMES}, ANYTHING))
 BIGGER = keyed({}, {"vision_config": nullable(PART), **NAMES}, ANYTHING)
 
 SIDE = whole(1, LARGEST_SIDE)
-SIDES = nullable(_or_object(SIDE, SIDE))
+SIDES = nullable(_or_two(_or_object(SIDE, SIDE), SIDE))
 CHANNELS = nullable(_or_list(within(-1e6, 1e6)))
 PIXELS: dict[str, Check] = {
     **dict.fromkeys(("size", "crop_size", "pad_size"), SIDES),

@@ -31,6 +31,7 @@ from .preprocessing import CHOICES
 
 FILE = "open_clip_config.json"
 REMEDY = f"copy the original's {FILE} there"
+PARTS = ("vision_cfg", "text_cfg", "multimodal_cfg")
 GROWTH, SLACK = 2, 1 << 22  # how far the parameters that a config asks for may outgrow those that are stored
 
 
@@ -47,17 +48,22 @@ def check_open_clip_folder(checkpoint: Checkpoint) -> None:
     if tokenizer.get("trust_remote_code"):
         raise Refused(f"{path}: tokenizer_kwargs asks to run code of its tokenizer (trust_remote_code); remove it")
     stored = sum(math.prod(shape) for shape in checkpoint.shapes().values())
-    asked = sum(_parameters(found["model_cfg"][part]) for part in ("vision_cfg", "text_cfg"))
+    asked = sum(_parameters(found["model_cfg"][part], part) for part in PARTS if found["model_cfg"].get(part))
     if asked > GROWTH * stored + SLACK:
         raise BadInput(f"{path}: asks for a model of some {asked:.2g} parameters, the weights have {stored}; {REMEDY}")
 
 
-def _parameters(part: Mapping[str, Any]) -> float:
-    """About how many parameters a plain transformer of these sizes has; none where timm or transformers make it."""
-    if part.get("timm_model_name") or part.get("hf_model_name") or isinstance(part.get("layers"), list):
+def _parameters(part: Mapping[str, Any], name: str) -> float:
+    """About how many parameters a plain transformer of these sizes has; none where timm or transformers make it.
+
+    Of a ResNet, whose layers are a list, less than it has.
+    """
+    if part.get("timm_model_name") or part.get("hf_model_name"):
         return 0
-    text = "context_length" in part or "vocab_size" in part or "heads" in part
-    width, layers = part.get("width", 512 if text else 768), part.get("layers", 12)
+    text, layers = name != "vision_cfg", part.get("layers", 12)
+    if isinstance(layers, list):
+        return sum(layers) * part.get("width", 64) ** 2
+    width = part.get("width", 512 if text else 768)
     blocks = layers * width * width * (4 + 2 * part.get("mlp_ratio", 4.0))
     if text:
         return blocks + width * (part.get("vocab_size", 49408) + part.get("context_length", 77))
@@ -112,7 +118,7 @@ def _class_token(model: Any, place: str) -> None:
 
 def _layers(value: Any, place: str) -> None:
     """Of a ResNet four numbers."""
-    (listed(SIZE, 4) if isinstance(value, list) else whole(1, 1 << 12))(value, place)
+    (listed(whole(1, 1 << 12), 4) if isinstance(value, list) else whole(1, 1 << 12))(value, place)
 
 
 SIZE = whole(1, LARGEST_SIZE)
@@ -136,7 +142,13 @@ VISION = keyed(
     },
     ANYTHING,
 )
-TOKENIZER = {"clean": TEXT, "strip_sep_token": FLAG, "language": WORDS, "use_fast": FLAG, "trust_remote_code": FLAG}
+TOKENIZER = {
+    **dict.fromkeys(("language", "reduction_mask", "padding_side"), WORDS),
+    **dict.fromkeys(("strip_sep_token", "use_fast", "trust_remote_code"), FLAG),
+    "clean": TEXT,
+    "additional_special_tokens": nullable(listed(TEXT)),
+    "model_max_length": SIZE,
+}
 TEXT_PART = keyed(
     {},
     {
@@ -156,7 +168,7 @@ _MODEL = keyed(
     {
         **dict.fromkeys(("quick_gelu", "custom_text"), MAYBE),
         **dict.fromkeys(("init_logit_scale", "init_logit_bias"), nullable(NUMBER)),
-        "multimodal_cfg": FREE,
+        "multimodal_cfg": nullable(TEXT_PART),
     },
     ANYTHING,
 )
