@@ -7,7 +7,7 @@ import json
 import shutil
 
 import pytest
-from terminal import refused
+from terminal import done, refused
 
 import uwm
 from uwm.errors import BadInput
@@ -59,6 +59,27 @@ def test_of_very_many_items_a_part_is_kept_and_the_counts_are_the_least(calib, t
     found = calibrated_on("model", tmp_path, calib)
     assert found.found.captions + found.found.images == 20
     assert found.words.startswith("at least ")
+
+
+def test_what_an_edited_model_learnt_before_is_kept(calib, written, tiny_set):
+    test = uwm.read_calibration(tiny_set, split="test")
+    again = item_facts([item for own in test.items() for item in own], written)
+    assert again["count"] == 64 + len({item for own in test.items() for item in own})
+    write_manifest(written, {"calibration": {"items": again}})
+    assert [calibrated_on("model", written, pairs).found.pairs for pairs in (calib, test)] == [16, 8]
+
+
+def test_the_other_layout_was_calibrated_as_its_folder_was(calib, written):
+    (written / "hf").mkdir()
+    assert calibrated_on("model", written / "hf", calib).found.pairs == 16
+    (written / "other").mkdir()
+    assert calibrated_on("model", written / "other", calib) is None
+
+
+def test_a_gate_says_where_nobody_knows_what_calibrated_a_model(run_uwm, made, tiny_hf, tiny_set, tmp_path):
+    done(run_uwm("apply", tiny_hf, made / "patch.safetensors", "-o", tmp_path / "out"))
+    _, _, err = run_uwm("eval", tmp_path / "out", "--pairs", tiny_set, "--split", "test", "--require", "GS>=0")
+    assert "model: its uwm.json does not say which pairs calibrated it, so no gate can tell" in err
 
 
 @pytest.mark.parametrize("manifest", [None, {"format": 2}, {"calibration": {"sha256": "0"}}])

@@ -107,9 +107,7 @@ def test_why_no_pair_serves_a_tower(tiny_set, captions):
     assert lacking(without(safe_text=None), "text").startswith("none of 24 pairs of tiny-set has both captions; add ")
     assert lacking(without(safe_image=None), "vision").startswith("none of 24 pairs of tiny-set has both images; add ")
     missing = without(safe_image=None, missing=("safe_image",))
-    words = (
-        f"the images of all 24 pairs of tiny-set are missing (24 missing safe image); add their folders: {FLAGS[4:]}"
-    )
+    words = f"no pair of tiny-set has both images (24 missing safe image); add their folders: {FLAGS[4:]}"
     assert lacking(missing, "vision") == words
     assert lacking(uwm.read_calibration(captions), "vision") == WHY
 

@@ -15,11 +15,11 @@ from .embedding import quadruples
 from .evaluation import EvalResult, collapse_notes, concepts_of, differences, evaluate
 from .expressions import Verdict, check_known, parse_requirements
 from .gate import is_junit, junit
-from .inputs import BARE, Calibrated, Opening, calibrated_on, model_warnings
+from .inputs import BARE, Calibrated, Opening, calibrated_on, model_warnings, says_nothing
 from .knowledge import DataSet, open_data_sets
 from .manifest import VerdictFacts
 from .models import Model, load
-from .outputs import OutputFile, OutputText, appended_file, output_file, refuse_one_place
+from .outputs import MANIFEST, OutputFile, OutputText, appended_file, output_file, refuse_one_place
 from .report import Section, as_markdown, evaluation_page, is_page, sections, verdict_facts
 from .shipped_files import DEMO_MODEL
 from .statistics.batches import Progress
@@ -94,7 +94,7 @@ class Evaluated:
 
     def verdict(self) -> VerdictFacts:
         """The verdict on the pairs."""
-        name = self.pairs.root.resolve().name + (f", {self.recipe.split}" if self.recipe.split else "")
+        name = self.pairs.name + (f", {self.recipe.split}" if self.recipe.split else "")
         columns = {column: result.as_dict() for column, result in self.results.items()}
         found = verdict_facts({name: columns}, {name: {"model": {"baseline": self.changes}} if self.changes else {}})
         assert found is not None
@@ -110,7 +110,7 @@ class Evaluated:
 
     def _sections(self, verdicts: Sequence[Verdict], all_figures: bool, by_concept: bool) -> list[Section]:
         shown = {"all_figures": all_figures, "by_concept": by_concept}
-        return sections(self.pairs.root.name, self.results, self.changes, verdicts, **shown)
+        return sections(self.pairs.name, self.results, self.changes, verdicts, **shown)
 
 
 def run_evaluation(recipe: EvalRecipe, *, progress: Progress | None = None) -> Evaluated:
@@ -139,6 +139,8 @@ def run_evaluation(recipe: EvalRecipe, *, progress: Progress | None = None) -> E
             others: dict[str, Any] = {} if reference in bare or not bare else dict.fromkeys(BARE)
             opened = load(reference, **{**recipe.opening(), **others})
             learnt += _learnt(column, opened, chosen)
+            if required and opened.checkpoint is not None and says_nothing(opened.checkpoint.path):
+                told.append(f"{column}: its {MANIFEST} does not say which pairs calibrated it, so no gate can tell")
             results[column] = _measure(recipe, opened, chosen, data_sets, progress)
             notes = (*model_warnings(opened, {"pairs": chosen}, data_sets), *opened.notes)
             told += [f"{column}: {note}" for note in notes]

@@ -12,7 +12,7 @@ import pytest
 
 from uwm.cli.next_steps import after_edit, after_evaluation
 from uwm.cli.terminal import again, gate_lines, show_lines, wrapped
-from uwm.evaluating import EvalRecipe
+from uwm.evaluating import APART, EvalRecipe
 from uwm.report import Line
 
 LONG = Line("COST", "zero-shot on seen −16.1 points (random −5.9): 67.1 → 51.1 %; R@1 Ts→Vs −6.2 points (random −1.5)")
@@ -151,17 +151,45 @@ def test_what_comes_after_an_edit(manifest, expected, running):
     assert running(COMMAND, after_edit, {"towers": {"not_edited": {}}, **manifest}, "m", "out") == expected
 
 
+@pytest.mark.parametrize(
+    ("command", "settings", "output", "expected"),
+    [
+        ("edit m --from uwm.json -o out", {}, "out", "uwm eval out --pairs PAIRS --baseline m"),
+        ("edit m --from=uwm.json --dry-run", {}, None, "uwm edit m --from=uwm.json -o OUT"),
+        ("edit m --until-stable 0.98 -o out", {}, "out", "uwm edit m --max-loss 2% -o out-within"),
+        (
+            "edit m --for diffusion --dry-run",
+            {"purpose": "diffusion"},
+            None,
+            "uwm edit m --for diffusion -o OUT",
+        ),
+    ],
+)
+def test_what_comes_after_an_edit_that_takes_no_other_flags(command, settings, output, expected, running):
+    made = {"towers": {"not_edited": {}}, "verdict": facts(sign=0), "settings": settings}
+    assert running(command, after_edit, made, "m", output) == expected
+
+
+def test_a_baseline_is_opened_as_the_model_was(running):
+    command = "edit m.pt --arch ViT-B-32 --key=model --max-loss 2% -o out"
+    made = {"towers": {"not_edited": {}}, "verdict": facts(pairs=8), "budget": {}}
+    measured = "uwm eval out --pairs PAIRS --baseline m.pt --arch ViT-B-32 --key=model"
+    assert running(command, after_edit, made, "m.pt", "out") == measured
+
+
 def test_after_a_dry_run_the_edit_is_written(running):
     made = {"towers": {"not_edited": {}}, "verdict": facts()}
     assert running("edit m --calib set --dry-run", after_edit, made, "m", None) == "uwm edit m --calib set -o OUT"
 
 
 def test_what_comes_after_an_evaluation(running):
-    def after(failed=False, pairs=400, command="eval out --pairs set", **given):
+    def after(failed=(), pairs=400, command="eval out --pairs set", **given):
         return running(command, after_evaluation, facts(pairs=pairs), EvalRecipe("out", "set", **given), failed)
 
     assert after() == "uwm eval out --pairs set --baseline UNEDITED"
     assert after(baseline="m") == "uwm eval out --pairs set --require 'PU.low>+0pt'"
     assert after(baseline="m", requirements=("GS>=1",)) == "uwm eval out --pairs set --all-figures"
     assert after(baseline="m", pairs=8) == "uwm eval out --pairs PAIRS --baseline m"
-    assert after(True, baseline="m", requirements=("GS>=1",)) == "uwm edit m --calib PAIRS --max-loss 2% -o OUT"
+    assert after([APART], baseline="m") == "uwm eval out --pairs PAIRS"
+    assert after(["GS>=1", APART], baseline="m").startswith("uwm edit m ")
+    assert after(["GS>=1"], baseline="m", requirements=("GS>=1",)) == "uwm edit m --calib PAIRS --max-loss 2% -o OUT"

@@ -17,12 +17,12 @@ def lacking(calibration: CalibrationSet, tower: str) -> str:
     """
     if any(pair.has_text if tower == "text" else pair.has_image for pair in calibration.pairs):
         return ""
-    name, pairs = calibration.root.name, len(calibration)
+    name, pairs = calibration.name, len(calibration)
     if tower == "text":
         return f'none of {pairs} pairs of {name} has both captions; add "safe_text" and "unsafe_text" to the pairs'
     if missing := calibration.missing():
         counts = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in missing.items())
-        return f"the images of all {pairs} pairs of {name} are missing ({counts}); add their folders: {FOLDERS}"
+        return f"no pair of {name} has both images ({counts}); add their folders: {FOLDERS}"
     if comes_without_pictures(calibration.root):
         return f"{name} has captions only, and no folders of images were given; add {FOLDERS}"
     return f'none of {pairs} pairs of {name} has both images; add "safe_image" and "unsafe_image" to the pairs'

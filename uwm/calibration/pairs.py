@@ -85,6 +85,11 @@ class CalibrationSet:
     def __len__(self) -> int:
         return len(self.pairs)
 
+    @property
+    def name(self) -> str:
+        """The name of its folder, for people."""
+        return self.root.resolve().name
+
     def missing(self) -> dict[str, int]:
         """How many of these pairs lack which picture; they serve with their captions only."""
         counts = {f"missing_{key}": sum(key in pair.missing for pair in self.pairs) for key in IMAGE_KEYS}

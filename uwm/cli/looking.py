@@ -104,14 +104,14 @@ def _show(done: Evaluated, all_figures: bool, by_concept: bool) -> None:
 
     recipe, gate = done.recipe, headline(done.verdicts)
     against = f" against {recipe.baseline}" if recipe.baseline else ""
-    pairs = f"{len(done.pairs)} pairs of {done.pairs.root.name}" + (f", {recipe.split}" if recipe.split else "")
-    facts = done.verdict()
+    pairs = f"{len(done.pairs)} pairs of {done.pairs.name}" + (f", {recipe.split}" if recipe.split else "")
+    facts, failed = done.verdict(), [verdict.requirement for verdict in done.verdicts if not verdict.met]
     told = [
         *gate_lines(gate, verdict_rows(done.verdicts)[1:]),
         Line("DONE", f"{recipe.model} measured{against} on {pairs}"),
     ]
     told += verdict_lines({"verdict": facts})
-    show_lines([*told, Line("NEXT", after_evaluation(facts, recipe, gate.startswith("FAIL")))])
+    show_lines([*told, Line("NEXT", after_evaluation(facts, recipe, failed))])
     if all_figures or by_concept:
         tables = done.tables(all_figures=all_figures, by_concept=by_concept)
         click.echo("\n" + terminal(as_text(tables, all_figures=all_figures, changes=bool(done.changes))))

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..figures import LEAST_FIRM_PAIRS
 from .flags import SETTING_FLAGS
-from .terminal import again
+from .terminal import again, flags_given, given
 
 if TYPE_CHECKING:
     from ..report import Line
 
 METHOD = ("--method", "--set", *SETTING_FLAGS)  # what another method, or a search, replaces
 OUTPUT = ("-o", "--output")
+OPENS = ("--arch", "--preprocess", "--key", "--revision")  # how a model is opened, and so it is as a baseline
 WHERE = "PAIRS"  # stands for a set of the user's own
 READ_BY = {  # what an edit is for -> what measures it
     "llava": ("--caption", "LLAVA", "--images", WHERE),
@@ -67,29 +68,48 @@ def after_edit(manifest: Mapping[str, Any], model: str, output: Path | None) -> 
     facts, left = manifest.get("verdict"), manifest["towers"]["not_edited"]
     if any("--safe-images" in why for why in left.values()):
         return _edited(["--safe-images", "FOLDER", "--unsafe-images", "FOLDER"], output, "both")
-    reader = READ_BY.get(manifest.get("settings", {}).get("purpose"))
-    if reader is not None and output is not None:
-        return shlex.join(["uwm", "eval", str(output), *reader])
+    if (fixed := _of_a_fixed_edit(manifest, model, output)) is not None:
+        return fixed
     if facts is not None and facts["better"]:
         method = facts["better"][0]["method"]
         return _edited(["--method", method], output, method, METHOD)
     enough = facts is not None and facts["pairs"] >= LEAST_FIRM_PAIRS
     if facts is not None and enough and "budget" not in manifest and facts["sign"] < 1:
-        return _edited(["--max-loss", "2%"], output, "within", METHOD)
+        return _edited(["--max-loss", "2%"], output, "within", (*METHOD, "--until-stable"))
     if output is None:
         return again(["-o", "OUT"], OUTPUT, ("--dry-run",))
     return measured_on_more(str(output), model, GATE if enough else ())
 
 
+def _of_a_fixed_edit(manifest: Mapping[str, Any], model: str, output: Path | None) -> str | None:
+    """What comes after an edit for a reader, or one that repeats a run: no flag can change it; None of others."""
+    reader = READ_BY.get(manifest.get("settings", {}).get("purpose"))
+    if reader is None and not given("--from"):
+        return None
+    if output is None:
+        return again(["-o", "OUT"], OUTPUT, ("--dry-run",))
+    return shlex.join(["uwm", "eval", str(output), *reader]) if reader else measured_on_more(str(output), model)
+
+
 def measured_on_more(model: str, baseline: str, more: Iterable[str] = ()) -> str:
     """Measure a model on a set of the user's own."""
-    return shlex.join(["uwm", "eval", model, "--pairs", WHERE, "--baseline", baseline, *more])
+    return shlex.join(["uwm", "eval", model, "--pairs", WHERE, "--baseline", baseline, *flags_given(OPENS), *more])
 
 
-def after_evaluation(facts: Mapping[str, Any], recipe: Any, failed: bool) -> str:
-    """Compare, mend, or gate; else show all figures."""
+def after_evaluation(facts: Mapping[str, Any], recipe: Any, failed: Collection[str]) -> str:
+    """Compare, mend, or gate; else show all figures.
+
+    Args:
+        facts: The verdict.
+        recipe: Of the evaluation.
+        failed: The requirements that are not met.
+    """
+    from ..evaluating import APART
+
     if recipe.baseline is None:
         return again(["--baseline", "UNEDITED"])
+    if {*failed} == {APART}:
+        return again(["--pairs", WHERE], ("--pairs", "--split"))
     if failed:
         return shlex.join(["uwm", "edit", recipe.baseline, "--calib", WHERE, "--max-loss", "2%", "-o", "OUT"])
     if facts["pairs"] < LEAST_FIRM_PAIRS:

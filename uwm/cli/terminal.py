@@ -82,6 +82,20 @@ def again(changed: Sequence[str] = (), without: Iterable[str] = (), switches: It
     return shlex.join(["uwm", *kept, *changed])
 
 
+def given(flag: str) -> bool:
+    """Whether the command that is running has a flag."""
+    return bool(flags_given((flag,)))
+
+
+def flags_given(names: Iterable[str]) -> list[str]:
+    """Those of some flags with a value that the running command has, with their values."""
+    words, found = click.get_current_context().find_root().obj or [], []
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word.partition("=")[0].replace("_", "-") in {*names} and word.startswith("--"):
+            found += [word] if "=" in word else [word, following]
+    return found
+
+
 def gate_lines(headline: str, rows: Sequence[Sequence[str]]) -> list[Line]:
     """PASS or FAIL, and below it every requirement, those that failed first.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .calibrated import Calibrated, calibrated_on
+from .calibrated import Calibrated, calibrated_on, says_nothing
 from .describing import (
     LEAST_CALIBRATION_PAIRS,
     Checked,
@@ -56,6 +56,7 @@ __all__ = [
     "read_data_sets",
     "read_sets",
     "refuse_bad_images",
+    "says_nothing",
     "tower_facts",
     "warnings",
     "write_documents",

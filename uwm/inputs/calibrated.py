@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..calibration import CalibrationSet, Shared, shared
 from ..calibration.groups import Item
+from ..checkpoint.sources import EXPORTS
 from ..errors import BadInput
 from ..manifest import ItemFacts, Manifest, read_manifest
 from ..outputs import MANIFEST
@@ -45,15 +46,19 @@ class Calibrated:
         )
 
 
-def item_facts(items: Iterable[Item]) -> ItemFacts:
+def item_facts(items: Iterable[Item], base: Path | None = None) -> ItemFacts:
     """Short hashes of the captions and images that a model learnt from, for uwm.json.
 
     Args:
         items: As `CalibrationPair.items` gives them, in any order and as often as they occur.
+        base: The checkpoint that was edited or trained: what it learnt from before is kept.
     """
-    hashes = sorted({_short(item) for item in items})
+    written = None if base is None else _written(base)
+    before = frozenset() if written is None else _hashes(*written) or frozenset()
+    beyond = 0 if written is None or not before else written[1]["calibration"]["items"]["count"] - len(before)
+    hashes = sorted(before | {_short(item) for item in items})
     kept = b"".join(hashes[:MOST])
-    return {"count": len(hashes), "hashes": base64.b64encode(kept).decode()}
+    return {"count": len(hashes) + beyond, "hashes": base64.b64encode(kept).decode()}
 
 
 def _short(item: Item) -> bytes:
@@ -71,19 +76,36 @@ def calibrated_on(column: str, path: Path, pairs: CalibrationSet) -> Calibrated 
     Raises:
         BadInput: uwm.json is damaged.
     """
-    folder = path if path.is_dir() else path.parent
-    if not (folder / MANIFEST).is_file():
+    written = _written(path)
+    known = None if written is None else _hashes(*written)
+    if written is None or known is None:
         return None
-    manifest = read_manifest(folder)
-    if path.is_file() and path.name not in manifest.get("output_sha256", {}):
-        return None  # another file that lies beside the one of uwm.json
-    known = _hashes(folder, manifest)
-    if known is None:
-        return None
+    manifest = written[1]
     items = pairs.items()
     seen = frozenset(item for own in items for item in own if _short(item) in known)
     whole = manifest["calibration"]["items"]["count"] == len(known)
     return Calibrated(column, shared(seen, items), len(pairs), whole)
+
+
+def says_nothing(path: Path) -> bool:
+    """Whether uwm wrote a checkpoint and its uwm.json does not tell which pairs calibrated it, as after `uwm apply`."""
+    written = _written(path)
+    return written is not None and _hashes(*written) is None
+
+
+def _written(path: Path) -> tuple[Path, Manifest] | None:
+    """The folder with the uwm.json of a checkpoint that uwm wrote, and what it says; None of others.
+
+    `--also-export` writes the same model into a sub-folder, which has none of its own.
+    """
+    folder = path if path.is_dir() else path.parent
+    if not (folder / MANIFEST).is_file():
+        exported = path.is_dir() and folder.name in EXPORTS and (folder.parent / MANIFEST).is_file()
+        return (folder.parent, read_manifest(folder.parent)) if exported else None
+    manifest = read_manifest(folder)
+    if path.is_file() and path.name not in manifest.get("output_sha256", {}):
+        return None  # another file that lies beside the one of uwm.json
+    return folder, manifest
 
 
 def _hashes(folder: Path, manifest: Manifest) -> frozenset[bytes] | None:

@@ -72,11 +72,11 @@ def describe_inputs(
             "sha256": model.checkpoint.file_hashes(),
         },
         "calibration": {
-            "name": calibration.root.resolve().name,
+            "name": calibration.name,
             "pairs": pairs,
             "skipped": calibration.skipped | calibration.missing(),
             "sha256": sha256,
-            "items": item_facts(chain.from_iterable(_learnt([calibration], preserve))),
+            "items": item_facts(chain.from_iterable(_learnt([calibration], preserve)), model.checkpoint.path),
         },
     }
 

@@ -129,7 +129,7 @@ def read_sets(inputs: Inputs) -> tuple[CalibrationSet, dict[str, CalibrationSet]
         calibration, held = calibration.holdout(inputs.holdout, inputs.seed)
         return calibration, {"held-out": held}
     other = _read_set(inputs, inputs.eval_set or inputs.calib)
-    held_out = {name: other.split(name) for name in inputs.eval_splits} or {other.root.resolve().name: other}
+    held_out = {name: other.split(name) for name in inputs.eval_splits} or {other.name: other}
     used = {pair.content(calibration.hashed) for pair in calibration.pairs}
     for name, held in held_out.items():
         if any(pair.content(held.hashed) in used for pair in held.pairs):

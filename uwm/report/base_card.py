@@ -32,7 +32,7 @@ class BaseCard:
 def read_base_card(folder: Path) -> BaseCard:
     """The README.md of a model's folder; an empty card where there is none, only its text where its YAML is bad."""
     path = folder / CARD
-    if not path.is_file() or (path.is_symlink() and not path.exists()) or path.stat().st_size > LARGEST:
+    if not path.is_file() or path.stat().st_size > LARGEST:
         return BaseCard()
     text = path.read_text("utf-8", "replace").removeprefix("\ufeff")
     found = _metadata(text)

@@ -67,7 +67,7 @@ def evaluation_document(
         settings: The flags by name; ``model``, ``baseline`` and ``zero_shot`` are references.
     """
     names = {key: _name(settings[key]) for key in ("model", "baseline") if settings[key]}
-    name = pairs.root.resolve().name + (f", {settings['split']}" if settings["split"] else "")
+    name = pairs.name + (f", {settings['split']}" if settings["split"] else "")
     columns = {name: {column: result.as_dict() for column, result in results.items()}}
     differences = {name: paired_differences(results, settings["seed"])}
     verdict = verdict_facts(columns, differences)
@@ -77,7 +77,7 @@ def evaluation_document(
         "baseline": names.get("baseline"),
         "settings": {
             **names,
-            "pairs": pairs.root.resolve().name,
+            "pairs": pairs.name,
             "zero_shot": [_name(reference) for reference in settings["zero_shot"]],
             **{key: settings[key] for key in EVAL_SETTINGS if key in settings},
             **({"preprocess": _name(settings["preprocess"])} if settings.get("preprocess") else {}),

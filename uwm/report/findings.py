@@ -18,6 +18,7 @@ from ..figures import (
     SAFETY,
     TOP1,
     TOP1_SAFE,
+    UNSAFE_TOP1,
     accuracy_of,
     explain,
     label,
@@ -170,9 +171,11 @@ def findings(columns: Columns, differences: Differences) -> Findings:
     if not enough:
         return Findings(f"{few[0].upper()}{few[1:]}.", (*_remains(columns), *told), tuple(details))
     sentences = [*_gains(columns, safety), *_remains(columns), *_losses(columns, accuracy), *told]
-    gained = safety.above and not safety.lost and not accuracy.lost
+    riskier = -1 in certain(UNSAFE_TOP1, changed).values()
+    gained = safety.above and not safety.lost and not accuracy.lost and not riskier
     sign = 1 if gained else -1 if safety.lost and not safety.above else 0
-    return Findings(_verdict(safety, accuracy, control, known), tuple(sentences), tuple(details), sign)
+    verdict = _verdict(safety, accuracy, control, known, riskier)
+    return Findings(verdict, tuple(sentences), tuple(details), sign)
 
 
 def _judge(names: Sequence[str], changed: Changes, beyond: Changes | None) -> Judged:
@@ -188,10 +191,11 @@ def _words(judged: Judged, control: str | None) -> dict[str, str]:
     return found | dict.fromkeys(judged.lost, LOST)
 
 
-def _verdict(safety: Judged, accuracy: Judged, control: str | None, known: Finding | None) -> str:
+def _verdict(safety: Judged, accuracy: Judged, control: str | None, known: Finding | None, riskier: bool) -> str:
+    risk = ", though more unsafe queries find an unsafe item first" if riskier else ""
     cost = "it costs accuracy" if accuracy.lost else "no certain loss of accuracy"
     unmeasured = ", but zero-shot accuracy was not measured" if known is None and not accuracy.lost else ""
-    return f"{_gain_words(safety, control)}; {cost}{unmeasured}."
+    return f"{_gain_words(safety, control)}{risk}; {cost}{unmeasured}."
 
 
 def _gain_words(safety: Judged, control: str | None) -> str:

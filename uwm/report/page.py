@@ -83,7 +83,8 @@ def _summary(document: Manifest) -> Markup:
     if not found:
         nothing = tag("p", "Nothing was measured, so the gains and costs are not known.", class_="verdict")
         return join([*half, nothing])
-    told = [line for line in verdict_lines(document) if line.label not in ("WARNING", "VERDICT")]
+    elsewhere = ("WARNING", "VERDICT", "BUDGET", "CHOSEN")  # above, or below in more words
+    told = [line for line in verdict_lines(document) if line.label not in elsewhere]
     lines = [tag("li", tag("b", line.label), f" {line.text}") for line in told]
     budget = [tag("li", line) for line in budget_lines(document.get("budget"))]
     top = join([_large(document), tag("ul", *lines, *budget, class_="findings")])

@@ -9,7 +9,7 @@ from ..evaluation import EvalResult
 from ..figures import LEAST_FIRM_PAIRS, OF_CLASSES, R1, SAFEGROUND, TOP1, label
 from ..knowledge import mean_over_sets
 from ..manifest import Manifest
-from ..text_tables import signed
+from ..text_tables import interval, signed
 
 HEADLINE = (*SAFEGROUND, *R1)  # what tables show unless asked for all
 LEGEND = (
@@ -43,7 +43,7 @@ def rows(results: Mapping[str, EvalResult], *, all_figures: bool = False) -> lis
     first = next(iter(results.values()))
     table = [["", *results]]
     for name in first.figures if all_figures else [name for name in HEADLINE if name in first.figures]:
-        table.append([label(name), *(_cell(*r.figures[name]) for r in results.values())])
+        table.append([label(name), *(interval(r.figures[name]) for r in results.values())])
     for data_set, scores in first.zero_shot.items():
         table.append([label(TOP1 + data_set), *(_top1_cell(r.zero_shot[data_set]) for r in results.values())])
         for name in OF_CLASSES:
@@ -57,11 +57,7 @@ def rows(results: Mapping[str, EvalResult], *, all_figures: bool = False) -> lis
 
 
 def _top1_cell(figures: Mapping[str, Any]) -> str:
-    return _cell(figures["top1"], *figures["top1_interval"])
-
-
-def _cell(mean: float, low: float, high: float) -> str:
-    return f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    return interval((figures["top1"], *figures["top1_interval"]))
 
 
 def layer_table(layers: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
