@@ -29,7 +29,7 @@ from ..statistics.batches import BATCH_SIZE, Progress
 from ..statistics.sources import embed_sources
 from .by_clip import embed_images
 from .detectors import Asked, Judge, Load, parse_detectors
-from .drawing import Brush, Painter, check_pipeline
+from .drawing import Brush, Painter, check_pipeline, keys
 from .outcome import Example, ReaderOutcome, Thumbnail, judged
 from .prompts import Prompt, read_prompts
 from .results import SIDES, ReaderResult, Samples, summarise
@@ -190,9 +190,9 @@ def run_generation(recipe: GenerateRecipe, *, progress: Progress | None = None) 
     with _place(recipe) as place:
         results: dict[str, ReaderResult] = {}
         drawn: dict[str, Mapping[Prompt, Path]] = {}
+        folders = {column: column for column in painters} if recipe.output is None else keys(painters)
         for column, painter in painters.items():
-            folder = place / (column if recipe.output is None else painter.key())  # hashing a pipeline takes a while
-            drawn[column], seconds = painter.draw(every, folder, f"images, {column}", progress)
+            drawn[column], seconds = painter.draw(every, place / folders[column], f"images, {column}", progress)
             results[column] = summarise(critics.samples(sides, drawn[column]), recipe.seed, seconds)
         unreached = tuple(_unreached(drawn))
         outcome = ReaderOutcome(
