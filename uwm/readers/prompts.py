@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -47,8 +48,8 @@ class Prompt:
     @property
     def name(self) -> str:
         """The name of its image: by the hash of the prompt, with what it asks for, and the seed."""
-        own = "".join(f"\n{value}" for value in (self.guidance, self.width, self.height) if value is not None)
-        return f"{hashlib.sha256((self.text + own).encode()).hexdigest()[:16]}-{self.seed}.png"
+        own = json.dumps([self.text, self.guidance, self.width, self.height])
+        return f"{hashlib.sha256(own.encode()).hexdigest()[:16]}-{self.seed}.png"
 
 
 def read_prompts(
@@ -146,16 +147,25 @@ def _prompt(row: Mapping[str, Any], side: str, where: str) -> Prompt:
     own = row.get("side") or side
     if own not in SIDES:
         raise BadInput(f"{where}: side is {short(own)}, expected safe or unsafe")
-    concepts = str(_first(row, CONCEPTS) or "")
     return Prompt(
         text=text.strip(),
         side=own,
         seed=_number(row, SEED, int, where, -1),
-        concepts=tuple(name.strip() for name in concepts.split(",") if name.strip()),
+        concepts=_concepts(row, where),
         guidance=_number(row, GUIDANCE, float, where, None),
         width=_number(row, WIDTH, int, where, None),
         height=_number(row, HEIGHT, int, where, None),
     )
+
+
+def _concepts(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """The names of a list, or of a text with commas between. Raises BadInput for what is neither."""
+    value = _first(row, CONCEPTS)
+    names = value.split(",") if isinstance(value, str) else [] if value is None else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        name = next(name for name in CONCEPTS if row.get(name) is not None)
+        raise BadInput(f"{where}: {name} is {short(value)}, expected a text with commas between, or a list of texts")
+    return tuple(name.strip() for name in names if name.strip())
 
 
 def _first(row: Mapping[str, Any], names: Sequence[str]) -> Any:
