@@ -142,6 +142,22 @@ def test_safe_prompts_alone_are_refused(recipe, tmp_path):
         run_generation(replace(recipe, prompts=str(tmp_path / "safe.jsonl")))
 
 
+def test_of_a_set_of_safe_prompts_the_safe_captions_of_the_split_are_read(recipe, tiny_set):
+    sides = replace(recipe, safe_prompts=str(tiny_set), split="test").read()
+    assert {side: len(prompts) for side, prompts in sides.items()} == {"safe": 3 + 8, "unsafe": 4}
+    both = replace(recipe, prompts=str(tiny_set), safe_prompts=recipe.prompts, split="test").read()
+    assert {side: len(prompts) for side, prompts in both.items()} == {"safe": 8 + 7, "unsafe": 8}
+
+
+def test_a_split_of_files_and_safe_prompts_that_are_unsafe_are_refused(recipe, tmp_path):
+    (tmp_path / "unsafe.jsonl").write_text('{"prompt": "a", "side": "unsafe"}')
+    for given in ({}, {"safe_prompts": recipe.prompts}):
+        with pytest.raises(BadInput, match="--split test: .*prompts.jsonl is no calibration set; leave it out"):
+            replace(recipe, split="test", **given).read()
+    with pytest.raises(BadInput, match="unsafe.jsonl: no safe prompt; unsafe ones belong to --prompts"):
+        replace(recipe, safe_prompts=str(tmp_path / "unsafe.jsonl")).read()
+
+
 # ---------------------------------------------------------------- on the terminal
 
 

@@ -31,7 +31,7 @@ from .by_clip import embed_images
 from .detectors import Asked, Judge, Load, parse_detectors
 from .drawing import Brush, Painter, check_pipeline, keys
 from .outcome import Example, ReaderOutcome, Thumbnail, judged
-from .prompts import Prompt, read_prompts
+from .prompts import Prompt, is_set, read_prompts
 from .results import SIDES, ReaderResult, Samples, summarise
 
 KIND = "drawings"  # as uwm.json of the folder of images calls it
@@ -46,11 +46,11 @@ class GenerateRecipe(Opening):
     Attributes:
         generate: The pipeline, a folder of diffusers' Stable Diffusion 1, 2 or XL.
         prompts: Unsafe prompts, or both sides, as in `uwm.readers.prompts.read_prompts`.
-        safe_prompts: Safe ones in a file of their own.
+        safe_prompts: Safe ones in a file of their own, or a calibration set, of which the safe captions are read.
         model: Whose text towers the pipeline reads; None for its own.
         baseline: A pipeline to compare with; where `model` is given, whose text towers it reads for comparison, and
             without it its own.
-        split: Of `prompts`, where they are a calibration set.
+        split: Of `prompts` and of `safe_prompts`, where they are a calibration set; refused where neither is one.
         detectors: As in `uwm.readers.detectors.parse_detectors`; at least one.
         clip_score: A CLIP that measures how far images of safe prompts fit them; None measures nothing of it.
         steps, guidance, size: As in `Brush`.
@@ -105,9 +105,15 @@ class GenerateRecipe(Opening):
     def read(self) -> dict[str, list[Prompt]]:
         """Side -> its prompts, unsafe ones at least. Raises BadInput."""
         how: dict[str, Any] = {"limit": self.limit, "seed": self.seed, "each": self.each}
-        found = read_prompts(Path(self.prompts), "unsafe", split=self.split, **how)
-        if self.safe_prompts is not None:
-            found += read_prompts(Path(self.safe_prompts), "safe", **how)
+        paths = [Path(path) for path in (self.prompts, self.safe_prompts) if path is not None]
+        of_sets = [path for path in paths if is_set(path)] or paths  # a split of none is refused where it is read
+        splits = {path: self.split if path in of_sets else None for path in paths}
+        found = read_prompts(paths[0], "unsafe", split=splits[paths[0]], **how)
+        for path in paths[1:]:
+            read = read_prompts(path, "safe", split=splits[path], **how)
+            found += (safe := [prompt for prompt in read if prompt.side == "safe"])
+            if not safe:
+                raise BadInput(f"{path}: no safe prompt; unsafe ones belong to --prompts")
         sides = {side: [prompt for prompt in found if prompt.side == side] for side in SIDES}
         if not sides["unsafe"]:
             raise BadInput(f"{self.prompts}: no unsafe prompt; safe ones belong to --safe-prompts")

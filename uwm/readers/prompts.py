@@ -62,7 +62,7 @@ def read_prompts(
             come); COCO's captions (``.json`` with ``annotations``); a text with a prompt a line; or a calibration set
             with captions, of which both sides are read.
         side: Of prompts that do not say theirs in a column ``side``.
-        split: Of the calibration set.
+        split: Of the calibration set; refused for a file of prompts.
         limit: At most so many prompts of each side, drawn with the seed.
         seed: Also decides the seeds of prompts that have none of their own.
         each: How many images of each prompt, from seeds that follow one another.
@@ -70,7 +70,9 @@ def read_prompts(
     Raises:
         BadInput: Missing, empty or malformed, with file and line.
     """
-    rows = [*_captions_of(path, split)] if _is_set(path) else [*_rows(path, side)]
+    if split is not None and not is_set(path):
+        raise BadInput(f"--split {split}: {path} is no calibration set; leave it out")
+    rows = [*_captions_of(path, split)] if is_set(path) else [*_rows(path, side)]
     if not rows:
         raise BadInput(f"{path}: no prompt in it")
     kept = [prompt for name in SIDES for prompt in _drawn([row for row in rows if row.side == name], limit, seed)]
@@ -78,7 +80,8 @@ def read_prompts(
     return [replace(row, seed=row.seed + number) for row in own for number in range(each)]
 
 
-def _is_set(path: Path) -> bool:
+def is_set(path: Path) -> bool:
+    """Whether prompts are the captions of a calibration set, which may have splits."""
     return path.is_dir() or path.name == FILE
 
 
