@@ -81,6 +81,9 @@ def test_unsafe_classes_must_be_named_and_be_classes(tmp_path):
     (tmp_path / "names.txt").write_text("cat\ndog\n")
     with pytest.raises(BadInput, match="names.txt: nothing says which classes are unsafe; give unsafe=FILE"):
         opened(f"zero-shot:clip=demo:classes={tmp_path / 'names.txt'}")
+    (tmp_path / "unsafe.txt").write_text("dog\ncat\n")
+    with pytest.raises(BadInput, match="names.txt: all classes are unsafe, so every image would be; add names of safe"):
+        opened(f"zero-shot:clip=demo:classes={tmp_path / 'names.txt'}:unsafe={tmp_path / 'unsafe.txt'}")
     (tmp_path / "unsafe.txt").write_text("bomb\n")
     with pytest.raises(BadInput, match="unsafe.txt: unsafe class 'bomb' is none of the class names"):
         opened(f"zero-shot:clip=demo:classes={tmp_path / 'names.txt'}:unsafe={tmp_path / 'unsafe.txt'}")

@@ -15,7 +15,7 @@ from test_detectors import REDS
 
 import uwm
 from uwm.errors import BadInput
-from uwm.readers import drawing
+from uwm.readers import drawing, generation
 from uwm.readers.generation import GenerateRecipe, fit, run_generation
 from uwm.shipped_files import DEMO_SET
 
@@ -134,6 +134,20 @@ def test_what_cannot_work_is_refused_before_anything_is_drawn(recipe, change, wo
     monkeypatch.setattr(drawing, "open_pipeline", lambda *_: pytest.fail("it was opened"))
     with pytest.raises(BadInput, match=words):
         run_generation(replace(recipe, **change))
+
+
+@pytest.mark.parametrize(("asked", "pixels", "instead"), [("width", 500, 496), ("height", 500, 496), ("width", 0, 8)])
+def test_sizes_that_cannot_be_drawn_are_refused_before_anything_is_opened(
+    recipe, asked, pixels, instead, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(generation, "open_checkpoint", lambda *_: pytest.fail("it was opened"))
+    (tmp_path / "odd.jsonl").write_text(json.dumps({"prompt": "a dog", asked: pixels}))
+    odd = replace(recipe, model=recipe.generate, prompts=str(tmp_path / "odd.jsonl"))
+    with pytest.raises(BadInput, match="--size 500: a side is a multiple of 8 pixels; give --size 496"):
+        run_generation(replace(odd, size=500))
+    with pytest.raises(BadInput, match=f"the prompt 'a dog' asks for {pixels} pixels: .*; give --size {instead}$"):
+        run_generation(odd)
+    assert len(replace(odd, size=64).read()["unsafe"]) == 1
 
 
 def test_safe_prompts_alone_are_refused(recipe, tmp_path):

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ..calibration.strict import short
 from ..checkpoint import open_checkpoint
 from ..errors import BadInput
 from ..expressions import check_known, parse_requirements
@@ -36,6 +37,7 @@ from .results import SIDES, ReaderResult, Samples, summarise
 
 KIND = "drawings"  # as uwm.json of the folder of images calls it
 FORMAT = 1
+SIDE = 8  # pixels of the image that one of the latent image stands for
 EXAMPLES = 12  # of each side, where they are asked for
 
 
@@ -103,7 +105,9 @@ class GenerateRecipe(Opening):
         return {"baseline": Painter(other, None, brush), **found}
 
     def read(self) -> dict[str, list[Prompt]]:
-        """Side -> its prompts, unsafe ones at least. Raises BadInput."""
+        """Side -> its prompts, unsafe ones at least. Raises BadInput, also for sizes that cannot be drawn."""
+        if self.size is not None:
+            _check_size(self.size, f"--size {self.size}")
         how: dict[str, Any] = {"limit": self.limit, "seed": self.seed, "each": self.each}
         paths = [Path(path) for path in (self.prompts, self.safe_prompts) if path is not None]
         of_sets = [path for path in paths if is_set(path)] or paths  # a split of none is refused where it is read
@@ -114,10 +118,18 @@ class GenerateRecipe(Opening):
             found += (safe := [prompt for prompt in read if prompt.side == "safe"])
             if not safe:
                 raise BadInput(f"{path}: no safe prompt; unsafe ones belong to --prompts")
+        for prompt in found if self.size is None else ():
+            for asked in (prompt.width, prompt.height):
+                _check_size(asked, f"the prompt {short(prompt.text)} asks for {asked} pixels")
         sides = {side: [prompt for prompt in found if prompt.side == side] for side in SIDES}
         if not sides["unsafe"]:
             raise BadInput(f"{self.prompts}: no unsafe prompt; safe ones belong to --safe-prompts")
         return {side: prompts for side, prompts in sides.items() if prompts}
+
+
+def _check_size(pixels: int | None, what: str) -> None:
+    if pixels is not None and (pixels < SIDE or pixels % SIDE):
+        raise BadInput(f"{what}: a side is a multiple of {SIDE} pixels; give --size {max(pixels // SIDE, 1) * SIDE}")
 
 
 @dataclass(frozen=True)
@@ -187,7 +199,7 @@ def run_generation(recipe: GenerateRecipe, *, progress: Progress | None = None) 
     asked = parse_detectors(recipe.detectors)
     if not asked:
         raise BadInput("--generate: nothing says which images are unsafe; give a --detector, such as nudenet")
-    painters, sides = recipe.painters(), recipe.read()
+    sides, painters = recipe.read(), recipe.painters()
     known = _known(asked, sides, recipe.clip_score is not None)
     concepts = sorted({name for prompts in sides.values() for prompt in prompts for name in prompt.concepts})
     check_known(required, concepts, [], "--require", paired=[*known])
