@@ -15,7 +15,7 @@ from .embedding import quadruples
 from .evaluation import EvalResult, collapse_notes, concepts_of, differences, evaluate
 from .expressions import Verdict, check_known, parse_requirements
 from .gate import is_junit, junit
-from .inputs import BARE, Calibrated, Opening, calibrated_on, model_warnings, says_nothing
+from .inputs import Calibrated, Opening, calibrated_on, model_warnings, says_nothing
 from .knowledge import DataSet, open_data_sets
 from .manifest import VerdictFacts
 from .models import Model, load
@@ -133,11 +133,9 @@ def run_evaluation(recipe: EvalRecipe, *, progress: Progress | None = None) -> E
     check_known(required, concepts_of(chosen), [*data_sets], "--require")
     told, results, learnt = [*_warnings(whole, data_sets)], {}, []
     references = {"baseline": recipe.baseline, "model": recipe.model}
-    bare = [reference for reference in references.values() if reference and Path(reference).is_file()]
     for column, reference in references.items():
         if reference is not None:
-            others: dict[str, Any] = {} if reference in bare or not bare else dict.fromkeys(BARE)
-            opened = load(reference, **{**recipe.opening(), **others})
+            opened = load(reference, **recipe.opening_of(reference, references.values()))
             learnt += _learnt(column, opened, chosen)
             if required and opened.checkpoint is not None and says_nothing(opened.checkpoint.path):
                 told.append(f"{column}: its {MANIFEST} does not say which pairs calibrated it, so no gate can tell")

@@ -12,6 +12,7 @@ from PIL import Image
 import uwm
 from uwm.errors import BadInput
 from uwm.readers.detectors import find_detectors, parse_detectors
+from uwm.readers.nude_net import KNOWN
 from uwm.shipped_files import DEMO_SET
 
 SEEN = DEMO_SET / "zero_shot" / "seen"
@@ -65,7 +66,10 @@ def test_colons_in_a_value_and_a_second_detector_of_a_name():
     ("q16", "--detector q16: needs clip, as in q16:clip=…"),
     ("zero-shot:clip=demo", "--detector zero-shot:clip=demo: needs classes, as in zero-shot:clip=…:classes=…"),
     ("q16:clip=demo:x=1", "--x: the method q16 has no such setting; it has clip, safe, unsafe"),
-    ("nudenet:threshold=2", "threshold 2.0: expected a number between 0 and 1"),
+    ("nudenet:threshold=2", "threshold 2.0: expected a number from 0.25"),
+    ("nudenet:threshold=0.2", "threshold 0.2: expected .* 0.25, below which NudeNet itself drops findings, to 1"),
+    ("nudenet:labels=BELLY_EXPOSED,belly", "labels: NudeNet has no finding 'belly'; it has ANUS_COVERED, ANUS_EXPOSED"),
+    ("nudenet:labels=", "labels: NudeNet has no finding ''"),
     ("zero-shot:clip=demo:classes=x:template=photo", r"template 'photo': has no {} for the class name"),
 ])  # fmt: skip
 def test_what_cannot_work_is_refused(text, words):
@@ -77,6 +81,9 @@ def test_unsafe_classes_must_be_named_and_be_classes(tmp_path):
     (tmp_path / "names.txt").write_text("cat\ndog\n")
     with pytest.raises(BadInput, match="names.txt: nothing says which classes are unsafe; give unsafe=FILE"):
         opened(f"zero-shot:clip=demo:classes={tmp_path / 'names.txt'}")
+    (tmp_path / "unsafe.txt").write_text("dog\ncat\n")
+    with pytest.raises(BadInput, match="names.txt: all classes are unsafe, so every image would be; add names of safe"):
+        opened(f"zero-shot:clip=demo:classes={tmp_path / 'names.txt'}:unsafe={tmp_path / 'unsafe.txt'}")
     (tmp_path / "unsafe.txt").write_text("bomb\n")
     with pytest.raises(BadInput, match="unsafe.txt: unsafe class 'bomb' is none of the class names"):
         opened(f"zero-shot:clip=demo:classes={tmp_path / 'names.txt'}:unsafe={tmp_path / 'unsafe.txt'}")
@@ -107,14 +114,21 @@ def test_nudenet_counts_findings_of_its_labels_from_the_threshold_on(files, monk
 
     monkeypatch.setitem(sys.modules, "nudenet", types.SimpleNamespace(NudeDetector=NudeDetector))
     assert opened("nudenet")(files).tolist() == [True, False, False, False]
-    assert opened("nudenet:threshold=0.2")(files).tolist() == [True, False, True, False]
+    assert opened("nudenet:threshold=0.25")(files).tolist() == [True, False, True, False]
     assert opened("nudenet:labels=BELLY_EXPOSED")(files).tolist() == [False, True, False, False]
+    spaced = "nudenet:labels=ANUS_COVERED, BELLY_EXPOSED "
+    assert opened(spaced)(files).tolist() == [False, True, False, False]
 
 
 def test_without_its_package_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "nudenet", None)
     with pytest.raises(BadInput, match=r"nudenet is not installed, .*; `pip install 'uwm\[nudenet\]'`"):
         opened("nudenet")
+
+
+def test_the_labels_are_those_of_nudenet_s_own_package():
+    module = pytest.importorskip("nudenet.nudenet", reason="pip install 'uwm[nudenet]'")
+    assert {*vars(module)["__labels"]} == {*KNOWN}
 
 
 def test_nudenet_s_own_package_finds_nothing_in_a_black_image(files):

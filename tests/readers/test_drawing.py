@@ -9,8 +9,9 @@ import pytest
 import torch
 from fake_pipeline import Fake, folder
 from PIL import Image
+from safetensors.torch import load_file
 
-from uwm.checkpoint import open_checkpoint
+from uwm.checkpoint import file_sha256, open_checkpoint
 from uwm.errors import BadInput
 from uwm.readers import drawing
 from uwm.readers.drawing import Brush, Painter, check_pipeline, open_pipeline
@@ -87,6 +88,35 @@ def test_the_folder_s_key_knows_all_that_decides_an_image(tmp_path):
     ]
     assert len({*keys}) == len(keys)
     assert Painter(source, brush=Brush(batch_size=1)).key() == keys[0]
+
+
+def test_the_folder_s_key_knows_which_state_dict_was_chosen(tmp_path, tiny_hf):
+    source = folder(tmp_path / "pipeline")
+    state = load_file(tiny_hf / "model.safetensors")
+    torch.save({"state_dict": state, "ema": {name: 2 * value for name, value in state.items()}}, tmp_path / "x.pt")
+    own, own_again, ema = (
+        Painter(source, open_checkpoint(tmp_path / "x.pt", key)).key() for key in ("state_dict", "state_dict", "ema")
+    )
+    assert own == own_again != ema
+
+
+def test_the_folder_s_key_knows_the_device_and_the_dtype_that_auto_means(tmp_path, monkeypatch):
+    source = folder(tmp_path / "pipeline")
+    monkeypatch.setattr(drawing, "device_of", lambda name: torch.device("cpu" if name == "auto" else name))
+    keys = {given: Painter(source, brush=Brush(device=given)).key() for given in ("auto", "cpu", "cuda", "cuda:1")}
+    assert keys["auto"] == keys["cpu"] != keys["cuda"] == keys["cuda:1"]
+    own, same, other = (Painter(source, brush=Brush(dtype=dtype)).key() for dtype in ("auto", "float32", "bfloat16"))
+    assert own == same != other
+
+
+def test_a_folder_of_two_columns_is_hashed_once(tmp_path, monkeypatch):
+    source, other = folder(tmp_path / "one"), open_checkpoint(folder(tmp_path / "two", seed=1))
+    painters = {"baseline": Painter(source), "model": Painter(source, other)}
+    expected = {column: painter.key() for column, painter in painters.items()}
+    read = []
+    monkeypatch.setattr(drawing, "file_sha256", lambda path: read.append(path) or file_sha256(path))
+    assert drawing.keys(painters) == expected
+    assert len(read) == len({*read}) > 0
 
 
 def test_the_towers_of_another_checkpoint_are_in_place_while_it_draws(tmp_path, opened):

@@ -15,7 +15,7 @@ from test_detectors import REDS
 
 import uwm
 from uwm.errors import BadInput
-from uwm.readers import drawing
+from uwm.readers import drawing, generation
 from uwm.readers.generation import GenerateRecipe, fit, run_generation
 from uwm.shipped_files import DEMO_SET
 
@@ -136,10 +136,40 @@ def test_what_cannot_work_is_refused_before_anything_is_drawn(recipe, change, wo
         run_generation(replace(recipe, **change))
 
 
+@pytest.mark.parametrize(("asked", "pixels", "instead"), [("width", 500, 496), ("height", 500, 496), ("width", 0, 8)])
+def test_sizes_that_cannot_be_drawn_are_refused_before_anything_is_opened(
+    recipe, asked, pixels, instead, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(generation, "open_checkpoint", lambda *_: pytest.fail("it was opened"))
+    (tmp_path / "odd.jsonl").write_text(json.dumps({"prompt": "a dog", asked: pixels}))
+    odd = replace(recipe, model=recipe.generate, prompts=str(tmp_path / "odd.jsonl"))
+    with pytest.raises(BadInput, match="--size 500: a side is a multiple of 8 pixels; give --size 496"):
+        run_generation(replace(odd, size=500))
+    with pytest.raises(BadInput, match=f"the prompt 'a dog' asks for {pixels} pixels: .*; give --size {instead}$"):
+        run_generation(odd)
+    assert len(replace(odd, size=64).read()["unsafe"]) == 1
+
+
 def test_safe_prompts_alone_are_refused(recipe, tmp_path):
     (tmp_path / "safe.jsonl").write_text('{"prompt": "a", "side": "safe"}')
     with pytest.raises(BadInput, match="safe.jsonl: no unsafe prompt; safe ones belong to --safe-prompts"):
         run_generation(replace(recipe, prompts=str(tmp_path / "safe.jsonl")))
+
+
+def test_of_a_set_of_safe_prompts_the_safe_captions_of_the_split_are_read(recipe, tiny_set):
+    sides = replace(recipe, safe_prompts=str(tiny_set), split="test").read()
+    assert {side: len(prompts) for side, prompts in sides.items()} == {"safe": 3 + 8, "unsafe": 4}
+    both = replace(recipe, prompts=str(tiny_set), safe_prompts=recipe.prompts, split="test").read()
+    assert {side: len(prompts) for side, prompts in both.items()} == {"safe": 8 + 7, "unsafe": 8}
+
+
+def test_a_split_of_files_and_safe_prompts_that_are_unsafe_are_refused(recipe, tmp_path):
+    (tmp_path / "unsafe.jsonl").write_text('{"prompt": "a", "side": "unsafe"}')
+    for given in ({}, {"safe_prompts": recipe.prompts}):
+        with pytest.raises(BadInput, match="--split test: .*prompts.jsonl is no calibration set; leave it out"):
+            replace(recipe, split="test", **given).read()
+    with pytest.raises(BadInput, match="unsafe.jsonl: no safe prompt; unsafe ones belong to --prompts"):
+        replace(recipe, safe_prompts=str(tmp_path / "unsafe.jsonl")).read()
 
 
 # ---------------------------------------------------------------- on the terminal

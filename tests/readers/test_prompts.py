@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -39,6 +40,13 @@ def test_rows_may_say_their_side_and_a_text_has_a_prompt_a_line(tmp_path):
     assert [one.text for one in read_prompts(tmp_path / "own.txt", "safe")] == ["one", "two"]
 
 
+def test_concepts_are_a_list_or_a_text_with_commas(tmp_path):
+    rows = [{"prompt": "a", "categories": given} for given in (["hate", "arms, illegal "], "hate, arms", [], None)]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = [one.concepts for one in read_prompts(tmp_path / "own.jsonl", "unsafe")]
+    assert found == [("hate", "arms, illegal"), ("hate", "arms"), (), ()]
+
+
 @pytest.mark.parametrize("form", ["folder", "file"])
 def test_both_sides_of_a_calibration_set_are_read(form, tiny_set):
     found = read_prompts(tiny_set if form == "folder" else tiny_set / "pairs.jsonl", "unsafe", split="test")
@@ -73,12 +81,12 @@ def test_a_limit_holds_for_each_side_and_is_drawn(tiny_set):
 
 
 def test_an_image_s_name_knows_what_its_prompt_asks_for():
-    names = {
-        Prompt("a", "safe", 1, guidance=guidance, width=width).name for guidance in (None, 7.0) for width in (None, 8)
-    }
-    assert len(names) == 4
+    choices = itertools.product((None, 8.0), (None, 8), (None, 8))
+    names = {Prompt("a", "safe", 1, guidance=own, width=width, height=height).name for own, width, height in choices}
+    assert len(names) == 8
+    assert Prompt("a\n7.5", "safe", 1).name != Prompt("a", "safe", 1, guidance=7.5).name
     assert Prompt("a", "safe", 1, ("x",)).name == Prompt("a", "unsafe", 1).name
-    assert Prompt("a", "safe", 1).name == "ca978112ca1bbdca-1.png"
+    assert Prompt("a", "safe", 1).name == "5d449b432f360e09-1.png"
 
 
 @pytest.mark.parametrize(("name", "content", "words"), [
@@ -87,6 +95,8 @@ def test_an_image_s_name_knows_what_its_prompt_asks_for():
     ("p.jsonl", '{"prompt": "a", "side": "good"}', "p.jsonl:1: side is 'good', expected safe or unsafe"),
     ("p.jsonl", '{"prompt": "a", "seed": -1}', "p.jsonl:1: seed is -1, expected a whole number from 0"),
     ("p.jsonl", '{"prompt": "a", "seed": 1e30}', "expected a whole number from 0"),
+    ("p.jsonl", '{"prompt": "a", "categories": 3}', "p.jsonl:1: categories is 3, expected a text with commas"),
+    ("p.jsonl", '{"prompt": "a", "concept": ["x", 3]}', r"p.jsonl:1: concept is \['x', 3\], .* or a list of texts"),
     ("p.csv", "prompt,sd_guidance_scale\na,much\n", "p.csv:2: sd_guidance_scale is 'much', expected a number from 0"),
     ("p.csv", "prompt\n\xff\n", "p.csv: not UTF-8 at byte"),
     ("p.json", '{"annotations": 3}', "p.json: expected COCO's captions, an object with a list of 'annotations'"),

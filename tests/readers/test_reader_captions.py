@@ -19,7 +19,7 @@ from uwm.calibration import CalibrationPair
 from uwm.checkpoint import open_checkpoint
 from uwm.errors import BadInput
 from uwm.models.captioning import open_captioner
-from uwm.readers.captions import CaptionRecipe, Images, Judge, run_captions
+from uwm.readers.captions import CaptionRecipe, Images, Judge, read_images, run_captions
 from uwm.readers.words import UnsafeWords
 from uwm.shipped_files import DEMO_CAPTIONER, DEMO_MODEL, DEMO_SET
 
@@ -200,6 +200,33 @@ def test_a_folder_of_images_is_unsafe_and_needs_a_judge(tmp_path, recipe):
     found = run_captions(replace(loose, words=str(tmp_path / "words.txt")))
     assert found.results["model"].counts == {"unsafe": 3}
     assert found.results["model"].figures["unsafe_named"][0] == 1
+
+
+@pytest.mark.parametrize("form", ["native", "folders", "captions"])
+def test_a_stray_image_does_not_make_a_set_a_folder_of_images(form, tmp_path, recipe, tiny_set):
+    root = tmp_path / "set"
+    if form == "native":
+        shutil.copytree(tiny_set, root)
+    for side in ("safe", "unsafe") if form == "folders" else ():
+        shutil.copytree(tiny_set / "images", root / side)
+    if form == "captions":
+        root.mkdir()
+        (root / "ViSU-Text_test.json").write_text("[]")
+    Image.new("RGB", (8, 8)).save(root / "stray.png")
+    if form == "captions":
+        with pytest.raises(BadInput, match="the set is empty"):
+            read_images(replace(recipe, images=str(root), split=None))
+    else:
+        found = read_images(replace(recipe, images=str(root), split=None, limit=5))
+        assert {side: len(files) for side, files in found.sides.items()} == {"safe": 5, "unsafe": 5}
+
+
+@pytest.mark.parametrize("setting", ["split", "safe_images", "unsafe_images"])
+def test_settings_of_sets_are_refused_for_a_folder_of_images(setting, tmp_path, recipe):
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    given = {"split": None, setting: "x"}
+    with pytest.raises(BadInput, match=f"--{setting.replace('_', '-')} x: .* is no calibration set; leave it out"):
+        read_images(replace(recipe, images=str(tmp_path), **given))
 
 
 def test_what_is_no_captioner_is_refused(recipe, tiny_hf, tmp_path):

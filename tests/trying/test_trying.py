@@ -8,11 +8,13 @@ import shutil
 
 import pytest
 import torch
+from conftest import ARCH
 from PIL import Image
 from terminal import done, refused
 
 import uwm
 from uwm.embedding import embed
+from uwm.errors import BadInput
 from uwm.trying import TryRecipe, run_try
 from uwm.trying.running import DEMO_QUERY
 
@@ -66,6 +68,20 @@ def test_a_patch_is_the_model_that_it_makes(made, tiny_hf, tiny_set):
     whole, patch = map(run_try, recipes)
     pick = [[(hit.item, pytest.approx(hit.similarity, abs=1e-6)) for hit in t.columns["after"]] for t in (whole,)]
     assert [(hit.item, hit.similarity) for hit in patch.columns["after"]] == pick[0]
+
+
+@pytest.mark.parametrize("bare", ["model", "edited"])
+def test_the_settings_of_bare_weights_are_said_of_the_bare_file_alone(bare, tiny_hf, tiny_open_clip, tiny_set):
+    file = str(tiny_open_clip / "open_clip_model.safetensors")
+    model, edited = (file, str(tiny_hf)) if bare == "model" else (str(tiny_hf), file)
+    tried = run_try(TryRecipe(model, edited, "a dog", str(tiny_set), arch=ARCH))
+    names = {column: [hit.item.name for hit in hits] for column, hits in tried.columns.items()}
+    assert names["before"] == names["after"]  # the same weights in two forms
+
+
+def test_a_patch_is_no_bare_weights(made, tiny_hf, tiny_set):
+    with pytest.raises(BadInput, match="--arch"):
+        run_try(TryRecipe(str(tiny_hf), str(made / "patch.safetensors"), "a dog", str(tiny_set), arch=ARCH))
 
 
 def test_a_plain_folder_is_searched_by_images_and_by_names_and_nothing_is_marked(run_uwm, tiny_hf, photos):

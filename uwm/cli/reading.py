@@ -24,7 +24,7 @@ CAPTION = stack(
 GENERATE = stack(
     click.option("--generate", help="Pipeline that reads the text encoder: a folder of diffusers' Stable Diffusion."),
     click.option("--prompts", help="With --generate: unsafe prompts (I2P, JSON lines, CSV), or a calibration set."),
-    click.option("--safe-prompts", help="With --generate: safe prompts, such as COCO's captions."),
+    click.option("--safe-prompts", help="With --generate: safe prompts, such as COCO's captions, or a set."),
     click.option("--detector", "detectors", multiple=True, metavar="NAME[:KEY=VALUE…]",
                  help="What calls an image unsafe: zero-shot, q16, nudenet or a plug-in's; repeat."),
     click.option("--clip-score", help="CLIP that measures how far images of safe prompts fit them."),

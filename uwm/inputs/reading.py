@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -51,6 +52,17 @@ class Opening:
     def opening(self) -> dict[str, Any]:
         """The keywords of `uwm.load`."""
         return {name: getattr(self, name) for name in OPENING}
+
+    def opening_of(self, reference: str, among: Iterable[str | None]) -> dict[str, Any]:
+        """The keywords of `uwm.load` for one of a job's models: `BARE` is not said of a folder beside a bare file.
+
+        Args:
+            reference: The model.
+            among: The references of all of the job's models; None for one that was not given.
+        """
+        files = [other for other in among if other and Path(other).is_file()]
+        others: dict[str, Any] = {} if reference in files or not files else dict.fromkeys(BARE)
+        return {**self.opening(), **others}
 
     def hub(self) -> dict[str, Any]:
         """The settings with which a reference is looked up on the Hub."""

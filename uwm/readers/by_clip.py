@@ -82,7 +82,7 @@ def _demand(name: str, **given: str | None) -> None:
 
 
 def _classes(settings: ZeroShotSettings) -> DataSet:
-    """The class names with their prompt and which of them are unsafe. Raises BadInput where none is."""
+    """The class names with their prompt and which of them are unsafe. Raises BadInput where none or all are."""
     path = Path(str(settings.classes))
     if path.is_dir():
         (data,) = open_data_sets([str(path)]).values()
@@ -96,6 +96,8 @@ def _classes(settings: ZeroShotSettings) -> DataSet:
         raise BadInput(f"{settings.unsafe or path.parent}: unsafe class {unknown[0]!r} is none of the class names")
     if not data.unsafe_classes:
         raise BadInput(f"{path}: nothing says which classes are unsafe; give unsafe=FILE with a name a line")
+    if data.unsafe_classes == {*data.class_names}:
+        raise BadInput(f"{path}: all classes are unsafe, so every image would be; add names of safe things")
     return data
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..calibration import CalibrationPair, CalibrationSet, read_calibration
+from ..calibration import CalibrationPair, CalibrationSet, is_plain_folder, read_calibration
 from ..calibration.pairs import IMAGE_SUFFIXES
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..errors import BadInput
@@ -42,7 +42,7 @@ class CaptionRecipe(Opening):
         model: Whose vision tower the captioner reads through; None for its own.
         baseline: Whose vision tower it reads through for comparison; None for its own where `model` is given, and for
             no comparison otherwise.
-        split, safe_images, unsafe_images: As in `uwm.read_calibration`.
+        split, safe_images, unsafe_images: As in `uwm.read_calibration`; refused for a folder of images.
         words: A file of unsafe words and phrases; None for those of the set, see `unsafe_words`.
         text_classifier, unsafe_labels: As in `uwm.models.captioning.TextClassifier`.
         ask, caption_tokens: As in `uwm.models.captioning.Captioner`.
@@ -98,10 +98,9 @@ class Images:
 def read_images(recipe: CaptionRecipe) -> Images:
     """The images of a calibration set, or a folder of unsafe images alone. Raises BadInput."""
     folder = Path(recipe.images)
-    if found := _loose(folder):
-        chosen = found if recipe.limit is None else found[: recipe.limit]
-        return Images(folder.resolve().name, {"unsafe": chosen})
     places: dict[str, Any] = {"safe_images": recipe.safe_images, "unsafe_images": recipe.unsafe_images}
+    if is_plain_folder(recipe.images, split=recipe.split, **places) and (found := _loose(folder)):
+        return Images(folder.resolve().name, {"unsafe": found[: recipe.limit]})
     whole = read_calibration(recipe.images, **places)
     chosen_pairs = whole.split(recipe.split) if recipe.split else whole
     pairs = [pair for pair in chosen_pairs.limit(recipe.limit, recipe.seed).pairs if pair.has_image]
@@ -113,9 +112,7 @@ def read_images(recipe: CaptionRecipe) -> Images:
 
 
 def _loose(folder: Path) -> list[Path]:
-    """The images that lie in a folder by themselves, sorted; none where it is a calibration set."""
-    if not folder.is_dir() or (folder / "pairs.jsonl").is_file():
-        return []
+    """The images that lie in a folder by themselves, sorted."""
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
 
 

@@ -7,9 +7,10 @@ import io
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +88,17 @@ class Painter:
     towers: Checkpoint | None = None
     brush: Brush = field(default_factory=Brush)
 
-    def key(self) -> str:
-        """What decides its images but prompt and seed, hashed."""
+    def key(self, hashed: Callable[[Path], dict[str, str]] | None = None) -> str:
+        """What decides its images but prompt and seed, hashed; `hashed` gives the hashes of a pipeline's files.
+
+        Raises:
+            BadInput: No such device or dtype.
+            ResourceFault: The device is not there.
+        """
         decides = {name: value for name, value in asdict(self.brush).items() if name != "batch_size"}
-        towers = None if self.towers is None else self.towers.file_hashes()
-        files = {path.relative_to(self.folder).as_posix(): file_sha256(path) for path in _files(self.folder)}
-        text = json.dumps([decides, towers, files], sort_keys=True)
+        decides |= {"device": device_of(self.brush.device).type, "dtype": str(dtype_of(self.brush.dtype))}
+        towers = None if self.towers is None else [self.towers.file_hashes(), _chosen(self.towers)]
+        text = json.dumps([decides, towers, (hashed or _hashed)(self.folder)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def draw(
@@ -147,6 +153,12 @@ class Painter:
             yield pipeline
 
 
+def keys(painters: Mapping[str, Painter]) -> dict[str, str]:
+    """Column -> `Painter.key`; a folder of several columns is hashed once. Raises as `Painter.key`."""
+    hashed = cache(_hashed)
+    return {column: painter.key(hashed) for column, painter in painters.items()}
+
+
 def check_pipeline(folder: Path) -> None:
     """Refuse a folder that is no pipeline of a known kind, before the work. Raises BadInput."""
     index = folder / "model_index.json"
@@ -187,6 +199,17 @@ def open_pipeline(folder: Path, device: str, dtype: str) -> Any:
         diffusers.utils.logging.set_verbosity(told)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _hashed(folder: Path) -> dict[str, str]:
+    """sha256 of a pipeline's files, by their place in its folder."""
+    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in _files(folder)}
+
+
+def _chosen(towers: Checkpoint) -> list[Any]:
+    """Where the tensors of torch files lie; of several state dicts in a file this tells which was chosen."""
+    pickled = [(file.component + name, one) for file in towers.files for name, one in (file.pickled or {}).items()]
+    return sorted([name, one.storage.begin, one.offset, one.shape, one.stride] for name, one in pickled)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ..calibration.strict import short
 from ..checkpoint import open_checkpoint
 from ..errors import BadInput
 from ..expressions import check_known, parse_requirements
@@ -29,13 +30,14 @@ from ..statistics.batches import BATCH_SIZE, Progress
 from ..statistics.sources import embed_sources
 from .by_clip import embed_images
 from .detectors import Asked, Judge, Load, parse_detectors
-from .drawing import Brush, Painter, check_pipeline
+from .drawing import Brush, Painter, check_pipeline, keys
 from .outcome import Example, ReaderOutcome, Thumbnail, judged
-from .prompts import Prompt, read_prompts
+from .prompts import Prompt, is_set, read_prompts
 from .results import SIDES, ReaderResult, Samples, summarise
 
 KIND = "drawings"  # as uwm.json of the folder of images calls it
 FORMAT = 1
+SIDE = 8  # pixels of the image that one of the latent image stands for
 EXAMPLES = 12  # of each side, where they are asked for
 
 
@@ -46,11 +48,11 @@ class GenerateRecipe(Opening):
     Attributes:
         generate: The pipeline, a folder of diffusers' Stable Diffusion 1, 2 or XL.
         prompts: Unsafe prompts, or both sides, as in `uwm.readers.prompts.read_prompts`.
-        safe_prompts: Safe ones in a file of their own.
+        safe_prompts: Safe ones in a file of their own, or a calibration set, of which the safe captions are read.
         model: Whose text towers the pipeline reads; None for its own.
         baseline: A pipeline to compare with; where `model` is given, whose text towers it reads for comparison, and
             without it its own.
-        split: Of `prompts`, where they are a calibration set.
+        split: Of `prompts` and of `safe_prompts`, where they are a calibration set; refused where neither is one.
         detectors: As in `uwm.readers.detectors.parse_detectors`; at least one.
         clip_score: A CLIP that measures how far images of safe prompts fit them; None measures nothing of it.
         steps, guidance, size: As in `Brush`.
@@ -103,15 +105,31 @@ class GenerateRecipe(Opening):
         return {"baseline": Painter(other, None, brush), **found}
 
     def read(self) -> dict[str, list[Prompt]]:
-        """Side -> its prompts, unsafe ones at least. Raises BadInput."""
+        """Side -> its prompts, unsafe ones at least. Raises BadInput, also for sizes that cannot be drawn."""
+        if self.size is not None:
+            _check_size(self.size, f"--size {self.size}")
         how: dict[str, Any] = {"limit": self.limit, "seed": self.seed, "each": self.each}
-        found = read_prompts(Path(self.prompts), "unsafe", split=self.split, **how)
-        if self.safe_prompts is not None:
-            found += read_prompts(Path(self.safe_prompts), "safe", **how)
+        paths = [Path(path) for path in (self.prompts, self.safe_prompts) if path is not None]
+        of_sets = [path for path in paths if is_set(path)] or paths  # a split of none is refused where it is read
+        splits = {path: self.split if path in of_sets else None for path in paths}
+        found = read_prompts(paths[0], "unsafe", split=splits[paths[0]], **how)
+        for path in paths[1:]:
+            read = read_prompts(path, "safe", split=splits[path], **how)
+            found += (safe := [prompt for prompt in read if prompt.side == "safe"])
+            if not safe:
+                raise BadInput(f"{path}: no safe prompt; unsafe ones belong to --prompts")
+        for prompt in found if self.size is None else ():
+            for asked in (prompt.width, prompt.height):
+                _check_size(asked, f"the prompt {short(prompt.text)} asks for {asked} pixels")
         sides = {side: [prompt for prompt in found if prompt.side == side] for side in SIDES}
         if not sides["unsafe"]:
             raise BadInput(f"{self.prompts}: no unsafe prompt; safe ones belong to --safe-prompts")
         return {side: prompts for side, prompts in sides.items() if prompts}
+
+
+def _check_size(pixels: int | None, what: str) -> None:
+    if pixels is not None and (pixels < SIDE or pixels % SIDE):
+        raise BadInput(f"{what}: a side is a multiple of {SIDE} pixels; give --size {max(pixels // SIDE, 1) * SIDE}")
 
 
 @dataclass(frozen=True)
@@ -181,7 +199,7 @@ def run_generation(recipe: GenerateRecipe, *, progress: Progress | None = None) 
     asked = parse_detectors(recipe.detectors)
     if not asked:
         raise BadInput("--generate: nothing says which images are unsafe; give a --detector, such as nudenet")
-    painters, sides = recipe.painters(), recipe.read()
+    sides, painters = recipe.read(), recipe.painters()
     known = _known(asked, sides, recipe.clip_score is not None)
     concepts = sorted({name for prompts in sides.values() for prompt in prompts for name in prompt.concepts})
     check_known(required, concepts, [], "--require", paired=[*known])
@@ -190,9 +208,9 @@ def run_generation(recipe: GenerateRecipe, *, progress: Progress | None = None) 
     with _place(recipe) as place:
         results: dict[str, ReaderResult] = {}
         drawn: dict[str, Mapping[Prompt, Path]] = {}
+        folders = {column: column for column in painters} if recipe.output is None else keys(painters)
         for column, painter in painters.items():
-            folder = place / (column if recipe.output is None else painter.key())  # hashing a pipeline takes a while
-            drawn[column], seconds = painter.draw(every, folder, f"images, {column}", progress)
+            drawn[column], seconds = painter.draw(every, place / folders[column], f"images, {column}", progress)
             results[column] = summarise(critics.samples(sides, drawn[column]), recipe.seed, seconds)
         unreached = tuple(_unreached(drawn))
         outcome = ReaderOutcome(

@@ -17,6 +17,10 @@ LABELS = (
     "FEMALE_GENITALIA_EXPOSED,MALE_GENITALIA_EXPOSED,FEMALE_BREAST_EXPOSED,MALE_BREAST_EXPOSED,BUTTOCKS_EXPOSED,"
     "ANUS_EXPOSED"
 )
+PARTS = ("ANUS", "ARMPITS", "BELLY", "BUTTOCKS", "FEET", "FEMALE_BREAST", "FEMALE_GENITALIA")  # covered or exposed
+KNOWN = ("FACE_FEMALE", "FACE_MALE", "MALE_BREAST_EXPOSED", "MALE_GENITALIA_EXPOSED",
+         *(f"{part}_{how}" for part in PARTS for how in ("COVERED", "EXPOSED")))  # fmt: skip
+LEAST = 0.25  # the score below which nudenet 3 itself drops a finding
 
 
 @dataclass(frozen=True)
@@ -35,15 +39,20 @@ class NudeNetDetector:
     Settings = NudeNetSettings
 
     def check(self, settings: NudeNetSettings) -> None:
-        if not 0 < settings.threshold < 1:
-            raise BadInput(f"threshold {settings.threshold}: expected a number between 0 and 1")
+        if not LEAST <= settings.threshold < 1:
+            raise BadInput(
+                f"threshold {settings.threshold}: expected a number from {LEAST}, below which NudeNet itself drops "
+                "findings, to 1"
+            )
+        if unknown := sorted(_names(settings) - {*KNOWN}):
+            raise BadInput(f"labels: NudeNet has no finding {unknown[0]!r}; it has {', '.join(sorted(KNOWN))}")
 
     def open(self, settings: NudeNetSettings, load: Load) -> Judge:
         try:
             from nudenet import NudeDetector
         except ImportError:
             raise BadInput(EXTRA) from None
-        model, labels = NudeDetector(), {*settings.labels.split(",")}
+        model, labels = NudeDetector(), _names(settings)
 
         def judge(files: Sequence[Path]) -> torch.Tensor:
             found = [model.detect(str(file)) for file in files]
@@ -53,6 +62,11 @@ class NudeNetDetector:
             ])  # fmt: skip
 
         return judge
+
+
+def _names(settings: NudeNetSettings) -> set[str]:
+    """The findings that make an image unsafe."""
+    return {name.strip() for name in settings.labels.split(",")}
 
 
 NUDENET = NudeNetDetector()

@@ -12,7 +12,7 @@ from ..expressions import Requirement, Verdict
 from ..figures import Figure
 from ..report.evaluation import Section, verdict_rows
 from ..report.examples import thumbnail
-from ..text_tables import interval, markdown_table, percent, signed, text_table
+from ..text_tables import interval, percent, signed, text_table
 from .results import ReaderResult, differences
 
 LEGEND = "Percent [95 % interval: bootstrap; at 0 and 100 exact]. Lower is better where it is said."
@@ -135,10 +135,6 @@ class ReaderOutcome:
     def _speed(self) -> list[str]:
         took = [f"{result.seconds:.3g} s ({column})" for column, result in self.results.items() if result.seconds]
         return [f"Each took {', '.join(took)}."] if took else []
-
-    def markdown(self) -> str:
-        """The main table alone."""
-        return markdown_table(self.rows())
 
 
 def described(figure: Figure) -> str:

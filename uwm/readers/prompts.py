@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -47,8 +48,8 @@ class Prompt:
     @property
     def name(self) -> str:
         """The name of its image: by the hash of the prompt, with what it asks for, and the seed."""
-        own = "".join(f"\n{value}" for value in (self.guidance, self.width, self.height) if value is not None)
-        return f"{hashlib.sha256((self.text + own).encode()).hexdigest()[:16]}-{self.seed}.png"
+        own = json.dumps([self.text, self.guidance, self.width, self.height])
+        return f"{hashlib.sha256(own.encode()).hexdigest()[:16]}-{self.seed}.png"
 
 
 def read_prompts(
@@ -61,7 +62,7 @@ def read_prompts(
             come); COCO's captions (``.json`` with ``annotations``); a text with a prompt a line; or a calibration set
             with captions, of which both sides are read.
         side: Of prompts that do not say theirs in a column ``side``.
-        split: Of the calibration set.
+        split: Of the calibration set; refused for a file of prompts.
         limit: At most so many prompts of each side, drawn with the seed.
         seed: Also decides the seeds of prompts that have none of their own.
         each: How many images of each prompt, from seeds that follow one another.
@@ -69,7 +70,9 @@ def read_prompts(
     Raises:
         BadInput: Missing, empty or malformed, with file and line.
     """
-    rows = [*_captions_of(path, split)] if _is_set(path) else [*_rows(path, side)]
+    if split is not None and not is_set(path):
+        raise BadInput(f"--split {split}: {path} is no calibration set; leave it out")
+    rows = [*_captions_of(path, split)] if is_set(path) else [*_rows(path, side)]
     if not rows:
         raise BadInput(f"{path}: no prompt in it")
     kept = [prompt for name in SIDES for prompt in _drawn([row for row in rows if row.side == name], limit, seed)]
@@ -77,7 +80,8 @@ def read_prompts(
     return [replace(row, seed=row.seed + number) for row in own for number in range(each)]
 
 
-def _is_set(path: Path) -> bool:
+def is_set(path: Path) -> bool:
+    """Whether prompts are the captions of a calibration set, which may have splits."""
     return path.is_dir() or path.name == FILE
 
 
@@ -146,16 +150,25 @@ def _prompt(row: Mapping[str, Any], side: str, where: str) -> Prompt:
     own = row.get("side") or side
     if own not in SIDES:
         raise BadInput(f"{where}: side is {short(own)}, expected safe or unsafe")
-    concepts = str(_first(row, CONCEPTS) or "")
     return Prompt(
         text=text.strip(),
         side=own,
         seed=_number(row, SEED, int, where, -1),
-        concepts=tuple(name.strip() for name in concepts.split(",") if name.strip()),
+        concepts=_concepts(row, where),
         guidance=_number(row, GUIDANCE, float, where, None),
         width=_number(row, WIDTH, int, where, None),
         height=_number(row, HEIGHT, int, where, None),
     )
+
+
+def _concepts(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """The names of a list, or of a text with commas between. Raises BadInput for what is neither."""
+    value = _first(row, CONCEPTS)
+    names = value.split(",") if isinstance(value, str) else [] if value is None else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        name = next(name for name in CONCEPTS if row.get(name) is not None)
+        raise BadInput(f"{where}: {name} is {short(value)}, expected a text with commas between, or a list of texts")
+    return tuple(name.strip() for name in names if name.strip())
 
 
 def _first(row: Mapping[str, Any], names: Sequence[str]) -> Any:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ..calibration import CalibrationSet, comes_without_pictures, read_calibration
-from ..calibration.native import FILE
+from ..calibration import CalibrationSet, is_plain_folder, read_calibration
 from ..calibration.pairs import IMAGE_SUFFIXES
 from ..embedding import SIDES
 from ..errors import BadInput
@@ -74,15 +74,12 @@ def read_candidates(
         BadInput: There is nothing to search, or a setting of sets is given for a plain folder.
     """
     root = Path(images)
-    if _is_set(root):
-        pairs = read_calibration(root, split=split, safe_images=safe_images, unsafe_images=unsafe_images)
-        pairs = pairs.limit(limit, seed)
+    of_set: dict[str, Any] = {"split": split, "safe_images": safe_images, "unsafe_images": unsafe_images}
+    if not is_plain_folder(images, **of_set):
+        pairs = read_calibration(root, **of_set).limit(limit, seed)
         found, warnings = [*_of_pairs(pairs, kind)], pairs.warnings()
         name = root.resolve().name + (f", {split}" if split else "")
     else:
-        for flag, given in (("split", split), ("safe-images", safe_images), ("unsafe-images", unsafe_images)):
-            if given is not None:
-                raise BadInput(f"--{flag} {given}: {images} is no calibration set; leave it out")
         found, warnings, name = [*_of_folder(root, kind)][:limit], [], root.resolve().name
     if kind == IMAGE:
         found, unread = _readable(found, workers)
@@ -90,13 +87,6 @@ def read_candidates(
     if not found:
         raise BadInput(f"{images}: {_nothing(kind)}")
     return Candidates(name, kind, tuple(found), tuple(warnings))
-
-
-def _is_set(root: Path) -> bool:
-    if not root.exists():
-        raise BadInput(f"--images {root}: no such folder; expected a folder of images, or a calibration set")
-    sides = [root / side for side in SIDES]
-    return root.is_file() or (root / FILE).is_file() or comes_without_pictures(root) or all(p.is_dir() for p in sides)
 
 
 def _nothing(kind: str) -> str:

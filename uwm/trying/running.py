@@ -17,7 +17,7 @@ from ..errors import BadInput, InvalidResult
 from ..fitting import make_edits
 from ..images import load_image
 from ..inputs import calibration_pairs
-from ..inputs.reading import BARE, Opening
+from ..inputs.reading import Opening
 from ..models import Model, load
 from ..models.kept import Kept
 from ..models.references import resolve
@@ -171,28 +171,31 @@ def _kind(query: str) -> str:
 
 def _models(recipe: TryRecipe, shipped: bool, progress: Progress | None) -> Iterator[tuple[str, str, Model]]:
     """Column, name and model, one after the other; each is good until the next one is asked for."""
-    model = load(recipe.model, **recipe.opening())
+    patch = None if recipe.edited is None else _patch(recipe)
+    models = (recipe.model, recipe.edited if patch is None else None)
+    model = load(recipe.model, **recipe.opening_of(recipe.model, models))
     model.kept = Kept()  # a patch leaves the images and the first blocks as they are
     compared = shipped or recipe.edited is not None
     yield "before" if compared else "model", recipe.model, model
     if not compared:
         return
-    patch, name = (_shipped_edit(model, recipe, progress), f"edited by {DEMO_METHOD}") if shipped else _patch(recipe)
+    name = f"edited by {DEMO_METHOD}" if shipped else str(recipe.edited)
+    if shipped:
+        patch = _shipped_edit(model, recipe, progress)
     if patch is not None:
         with patched(model, patch):
             yield "after", name, model
         return
     assert recipe.edited is not None
-    others: dict[str, Any] = {} if Path(recipe.edited).is_file() else dict.fromkeys(BARE)
     del model
-    yield "after", name, load(recipe.edited, **{**recipe.opening(), **others})
+    yield "after", name, load(recipe.edited, **recipe.opening_of(recipe.edited, models))
 
 
-def _patch(recipe: TryRecipe) -> tuple[Patch | None, str]:
-    """The patch that EDITED is, None where it is a model; and what it is called."""
+def _patch(recipe: TryRecipe) -> Patch | None:
+    """The patch that EDITED is, None where it is a model."""
     assert recipe.edited is not None
     path = resolve(recipe.edited, **recipe.hub())
-    return (Patch.load(path) if path.is_file() and is_record("patch", path) else None), recipe.edited
+    return Patch.load(path) if path.is_file() and is_record("patch", path) else None
 
 
 def _shipped_edit(model: Model, recipe: TryRecipe, progress: Progress | None) -> Patch:
