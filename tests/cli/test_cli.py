@@ -255,13 +255,13 @@ def test_edit_keeps_the_folder_of_data_sets_to_itself(run_uwm, tiny_hf, tiny_set
 
 
 def test_eval_requirement_that_is_not_met(run_uwm, tiny_hf, tiny_set):
-    required = ("--require", "GS>=0", "--require", "GS>=100.5", "--require", "P_ts<=-1")
+    required = ("--require", "GS>=0", "--require", "GS>=100.5", "--require", "P_ts<0")
     code, out, err = run_uwm("eval", tiny_hf, "--pairs", tiny_set, *required)
     mixed, err = err.split("\n", 1)
     assert mixed == "uwm: warning: measuring on all splits (calib, test); see --split"
     assert code == 5
     assert "GS" in out  # the figures are shown all the same
-    assert re.fullmatch(r"uwm: error: requirement not met: GS>=100\.5 \(found .*\), P_ts<=-1 \(found .*\)\n", err)
+    assert re.fullmatch(r"uwm: error: requirement not met: GS>=100\.5 \(found .*\), P_ts<0 \(found .*\)\n", err)
 
 
 def test_calib_check(run_uwm, tiny_set):

@@ -6,6 +6,7 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import click
@@ -90,7 +91,7 @@ def given(flag: str) -> bool:
 def flags_given(names: Iterable[str]) -> list[str]:
     """Those of some flags with a value that the running command has, with their values."""
     words, found = click.get_current_context().find_root().obj or [], []
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in pairwise([*words, ""]):
         if word.partition("=")[0].replace("_", "-") in {*names} and word.startswith("--"):
             found += [word] if "=" in word else [word, following]
     return found
