@@ -34,6 +34,10 @@ class NotFinite(InvalidResult):
         super().__init__(f"{what} at pair {number}")
         self.what, self.tower, self.number = what, tower, number
 
+    def __reduce__(self) -> tuple[type, tuple[str, str, int]]:
+        """As another process makes it anew."""
+        return type(self), (self.what, self.tower, self.number)
+
 
 class BadInput(UwmError):
     """A file, a set, a setting or a name is wrong."""

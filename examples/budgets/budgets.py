@@ -125,7 +125,10 @@ def _from_front(ground: Ground, budgets: list[int]) -> Iterator[tuple[int, Chose
     for budget in budgets:
         within = [one for one in tried if one.loss <= budget]
         best = max(within, key=lambda one: one.objective, default=None)
-        yield budget, None if best is None or search is None else (best, search.edits("uwm", best.settings).whole)
+        yield (
+            budget,
+            None if best is None or search is None else (best, search.candidates.edits("uwm", best.settings).whole),
+        )
 
 
 def _criteria(request: SearchRequest, ground: Ground) -> Criteria:

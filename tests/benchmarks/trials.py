@@ -45,7 +45,7 @@ def main() -> None:
     for name, given in EDITS.items():
         request = SearchRequest("2%", methods=(name,), given=given)
         search = ground.search(request, request.criteria(pairs, choosing, False))
-        edits = search.edits(name, {**given})
+        edits = search.candidates.edits(name, {**given})
         ground.validation.measure(edits, detailed=False)  # what is kept is kept from here on
         fast, quick = timed(lambda edits=edits: ground.validation.measure(edits, detailed=False).figures)
         kept = model.kept

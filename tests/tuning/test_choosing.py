@@ -10,6 +10,7 @@ from tuning.searches import READING, ground_of
 import uwm
 from uwm.errors import BadInput, InvalidResult
 from uwm.shipped_files import DEMO_SET
+from uwm.tuning.candidates import Candidates
 from uwm.tuning.choosing import Ground, SearchRequest, choose
 from uwm.tuning.defaults import QUICK
 from uwm.tuning.search import Found, Search, Tried
@@ -31,22 +32,15 @@ def remembered():
 
 
 @pytest.fixture
-def remembering(demo, remembered, monkeypatch):
-    validation, made = demo[0].validation, Search._made
-    measure = validation.measure
+def remembering(remembered, monkeypatch):
+    parts = Candidates.parts
 
-    def made_once(search, method, chosen):
+    def parts_once(candidates, method, chosen):
         key = (method, *sorted(chosen.items(), key=str))
-        remembered[key] = remembered.get(key) or [*made(search, method, chosen)]
-        return iter(remembered[key])
+        remembered[key] = remembered.get(key) or [*parts(candidates, method, chosen)]
+        yield from remembered[key]
 
-    def measure_once(edits, detailed, hopeless=None):
-        key = (id(edits.whole), detailed)
-        remembered[key] = remembered.get(key) or measure(edits, detailed)
-        return remembered[key]
-
-    monkeypatch.setattr(Search, "_made", made_once)
-    monkeypatch.setattr(validation, "measure", measure_once)
+    monkeypatch.setattr(Candidates, "parts", parts_once)
 
 
 @pytest.mark.parametrize("objective", ["GS", "safety"])
@@ -150,7 +144,7 @@ def test_the_chosen_is_the_best_of_those_that_keep_the_limit_when_measured_anew(
     search = ground.search(request, choice.criteria)
     values, within = {}, []
     for one in choice.found.tried:
-        result = ground.validation.measure(search.edits(one.method, one.settings), detailed=True)
+        result = ground.validation.measure(search.candidates.edits(one.method, one.settings), detailed=True)
         values[one.number] = choice.criteria.objective.value(result)
         assert one.objective == pytest.approx(values[one.number])
         changes = uwm.evaluation.differences(result, ground.validation.baseline)

@@ -105,7 +105,7 @@ def test_given_settings_never_change(search):
     assert len({one.settings["factor"] for one in found.tried}) == 12
     made = search(methods=("hidden-units",), given={"top": "0.1", "towers": "text"})
     for one in found.tried:
-        result = made._validation.measure(made.edits("hidden-units", one.settings), detailed=False)
+        result = made._validation.measure(made.candidates.edits("hidden-units", one.settings), detailed=False)
         assert made._criteria.of(result, made._validation.baseline)[0] == one.objective
     assert len({one.objective for one in found.tried}) > 1
 
@@ -168,9 +168,12 @@ def staged(model, names, quick, objective, limited=True):
         counts[method] += 1
         return *objective(method, counts[method]), False
 
-    validation = SimpleNamespace(is_quick=lambda changes: quick[changes])
-    made = Search(model, None, validation, spaces, criteria, seed=0)
-    made._made, made._measured = lambda method, chosen: iter([method]), measured
+    made = Search(model, None, SimpleNamespace(), spaces, criteria, seed=0)
+    made.candidates = SimpleNamespace(
+        parts=lambda method, chosen: (is_quick for is_quick in [quick[method]]),
+        several_processes=contextlib.nullcontext,
+    )
+    made._measured = measured
     return made
 
 

@@ -26,6 +26,7 @@ UNSUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errn
 BUSY = {errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK}
 TRIES = 10  # a lock file may be taken away by its last holder between our opening it and locking it
 PROCESS = Path("/proc")
+HELD: set[int] = set()  # descriptors of locks
 
 logger = logging.getLogger(__name__)
 
@@ -108,13 +109,26 @@ def locked(output: Path, lock: Path) -> Iterator[None]:
         descriptor = _take(output, lock)
     except OSError as error:
         raise ResourceFault(f"{output}: cannot be written: {error.strerror or error} ({lock.parent})") from error
+    HELD.add(descriptor)
     try:
         yield
     finally:
+        HELD.discard(descriptor)
         if identity(lock) == _identity_of(descriptor):
             with suppress(OSError):
                 lock.unlink()
         os.close(descriptor)
+
+
+def _let_go() -> None:
+    """In a process that was forked: the lock is its parent's, and ends with it."""
+    for descriptor in HELD:
+        os.close(descriptor)
+    HELD.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def lock_beside(output: Path) -> Path:

@@ -214,7 +214,7 @@ def choose(ground: Ground, request: SearchRequest, criteria: Criteria) -> Choice
     if not within:
         raise InvalidResult(_none_within(ground, search, found, request, criteria))
     chosen = max(within, key=lambda one: (criteria.better(one.objective), -one.number))
-    edits = search.edits(chosen.method, chosen.settings)
+    edits = search.candidates.edits(chosen.method, chosen.settings)
     result = ground.validation.measure(edits, detailed=True)
     front = [found.tried[row] for row in front_of([vars(one) for one in found.tried], criteria.lower_is_better)]
     baseline, told = ground.validation.baseline, tuple(ground.refused)
@@ -232,7 +232,7 @@ def _none_within(ground: Ground, search: Search, found: Found, request: SearchRe
     if not found.tried:
         return f"--max-loss {request.max_loss}: none of {found.invalid} edits could be made and measured"
     least = min(found.tried, key=lambda one: one.loss)
-    result = ground.validation.measure(search.edits(least.method, least.settings), detailed=True)
+    result = ground.validation.measure(search.candidates.edits(least.method, least.settings), detailed=True)
     missed = [asdict(verdict) for verdict in _verdicts(criteria, result, ground.validation.baseline) if not verdict.met]
     return (
         f"--max-loss {request.max_loss}: each of {len(found.tried)} edits that were tried loses more in "

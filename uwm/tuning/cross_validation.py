@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from itertools import pairwise
+from functools import cached_property, partial
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
@@ -26,6 +26,8 @@ from .cached_tower import CachedTower
 from .folds import Folds
 
 MOST_PAIRS = 1000  # measured in a trial; ranks among more cost more than they tell
+
+Part = tuple[dict[str, torch.Tensor], torch.Tensor]  # samples of pairs, and whether preserved inputs stay
 
 FIRST = (1,)  # the cut-off of recall that most objectives and budgets need
 
@@ -87,41 +89,60 @@ class CrossValidation:
         """Whether an edit of these tensors is measured without running a block."""
         return self._pairs.is_quick(changes)
 
-    def measure(
-        self, edits: Edits, detailed: bool, hopeless: Callable[[EvalResult, EvalResult], bool] | None = None
-    ) -> EvalResult:
+    def measure(self, edits: Edits, detailed: bool) -> EvalResult:
         """The figures, each pair's under the edit made without its fold.
 
         Args:
             edits: From all pairs, and without each fold.
             detailed: With intervals, figures by concept, and recall at every cut-off; otherwise means alone.
+
+        Raises:
+            InvalidResult: NaN or infinite embeddings.
+        """
+        folds = (self.fold(number, changes, detailed) for number, changes in enumerate(edits.folds))
+        return self.together(chain([self.classify(edits.whole)], folds), detailed)
+
+    def classify(self, changes: Changes) -> dict[str, Any]:
+        """What the data sets come to under the edit of all pairs. Raises InvalidResult as `measure`."""
+        return zero_shot_fields(self._data_sets.classify(changes))
+
+    def fold(self, number: int, changes: Changes, detailed: bool) -> Part:
+        """Samples of a fold's pairs, and what stays of its preserved inputs, under the edit that other folds taught.
+
+        Raises:
+            InvalidResult: As `measure`.
+        """
+        embedded, retrieval = self._pairs.embed(changes), self._retrieval[detailed][number]
+        found = {} if retrieval is None else _samples(embedded.pairs, self._rows[number], retrieval)
+        return found, self._preserved.kept(number, embedded, self._first)
+
+    def together(
+        self, measured: Iterator[Any], detailed: bool, hopeless: Callable[[EvalResult, EvalResult], bool] | None = None
+    ) -> EvalResult:
+        """The figures of one candidate.
+
+        Args:
+            measured: What comes of `classify`, then of `fold` for each.
+            detailed: As in `measure`.
             hopeless: Told what the data sets come to, and then with them the first fold, and the same of the unedited
                 model, whether to leave it at that.
 
         Returns:
             Of all pairs; where it was hopeless, of none or of the first fold's.
-
-        Raises:
-            InvalidResult: NaN or infinite embeddings.
         """
-        known = zero_shot_fields(self._data_sets.classify(edits.whole))
+        known = next(measured)
         if hopeless is not None and hopeless(nothing := EvalResult(0, {}, **known), self.baseline):
             return nothing
-        parts: list[tuple[dict[str, torch.Tensor], torch.Tensor]] = []
-        for fold, (rows, changes) in enumerate(zip(self._rows, edits.folds, strict=True)):
-            embedded = self._pairs.embed(changes)  # what other folds taught the edit
-            retrieval = self._retrieval[detailed][fold]
-            found = {} if retrieval is None else _samples(embedded.pairs, rows, retrieval)
-            parts.append((found, self._preserved.kept(fold, embedded, self._first)))
-            if hopeless is not None and fold == 0 and found and len(self._rows) > 1:
+        parts: list[Part] = []
+        for fold, part in enumerate(measured):
+            parts.append(part)
+            if hopeless is not None and fold == 0 and part[0] and len(self._rows) > 1:
                 first = self._result(parts, known, detailed)
-                if hopeless(first, self._baseline_of(first)):
+                if hopeless(first, self._first_baseline):
                     return first
         return self._result(parts, known, detailed)
 
-    def _result(
-        self, parts: Sequence[tuple[dict[str, torch.Tensor], torch.Tensor]], known: Mapping[str, Any], detailed: bool
-    ) -> EvalResult:
+    def _result(self, parts: Sequence[Part], known: Mapping[str, Any], detailed: bool) -> EvalResult:
         """From the samples, and what stays of the preservation set, of some folds, and from what came of data sets."""
         kept = torch.cat([kept for _, kept in parts])
         measured = [found for found, _ in parts if found]
@@ -136,11 +157,13 @@ class CrossValidation:
             fields |= {"pairs": pairs, "figures": {name: _mean(values) for name, values in means.items()}}
         return EvalResult(**fields)
 
-    def _baseline_of(self, first: EvalResult) -> EvalResult:
+    @cached_property
+    def _first_baseline(self) -> EvalResult:
         """The unedited model on the pairs of the first fold alone."""
-        samples = {name: values[: first.pairs] for name, values in self.baseline.samples.items()}
+        pairs = len(self._rows[0])
+        samples = {name: values[:pairs] for name, values in self.baseline.samples.items()}
         means = {name: _mean(values) for name, values in samples.items()}
-        return replace(self.baseline, pairs=first.pairs, figures={**self.baseline.figures, **means}, samples=samples)
+        return replace(self.baseline, pairs=pairs, figures={**self.baseline.figures, **means}, samples=samples)
 
 
 def _samples(embeddings: Embeddings, rows: torch.Tensor, retrieval: Retrieval) -> dict[str, torch.Tensor]:

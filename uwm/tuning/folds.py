@@ -118,6 +118,15 @@ class Profile:
         self._reading: dict[str, Any] = {"batch_size": batch_size, "workers": workers}
         self._found: dict[Any, list[Statistics]] = {}
 
+    def __len__(self) -> int:
+        """Of folds."""
+        return len(self._folds)
+
+    @property
+    def known(self) -> frozenset[Any]:
+        """What `Editor.measured` gives of the statistics that are there."""
+        return frozenset(self._found)
+
     def statistics(self, editor: Editor, settings: Any) -> list[Statistics]:
         """Of all pairs, then without each fold. Raises BadInput where the model or the pairs lack what it needs."""
         self.gather([(editor, settings)])

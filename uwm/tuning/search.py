@@ -8,22 +8,18 @@ import math
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..editing import settings
-from ..editing.editors import Editor
-from ..editing.making import check_proposal, make_patch, recipe_of
-from ..editing.patch import Patch
 from ..errors import BadInput, InvalidResult
 from ..evaluation import EvalResult
 from ..models import Model
 from ..statistics.batches import Progress
-from .cached_sets import Changes
+from .candidates import Candidates
 from .criteria import Criteria
-from .cross_validation import CrossValidation, Edits
+from .cross_validation import CrossValidation
 from .folds import Profile
 from .journal import OURS, check_trials, damaged_is_told, is_done, open_storage
 from .space import Space
@@ -83,6 +79,9 @@ class Found:
 class Search:
     """Tries candidates one by one.
 
+    Attributes:
+        candidates: Makes and measures them.
+
     Args:
         model: Unedited.
         profile, validation: Statistics and figures by cross-validation.
@@ -103,8 +102,9 @@ class Search:
         seed: int,
         journal: Path | None = None,
     ) -> None:
-        self._model, self._profile, self._validation, self._spaces = model, profile, validation, spaces
+        self._model, self._validation, self._spaces = model, validation, spaces
         self._criteria, self._seed = criteria, seed
+        self.candidates = Candidates(model, profile, validation, spaces, detailed=criteria.detailed, seed=seed)
         with quiet(), damaged_is_told(journal):
             storage = open_storage(journal)
             self._studies = {name: self._study(name, storage) for name in spaces}
@@ -122,43 +122,17 @@ class Search:
         left: Iterable[int] = range(done, trials)
         if progress is not None and done < trials:
             left = progress(left, trials - done, "search")
-        with self._model.stored_at_hand():
+        with quiet(), self._model.stored_at_hand(), ExitStack() as processes:
             for number in left:
-                with quiet():
-                    self._try(number, self._next_method())
+                if number == max(done, len(self._spaces)):  # every method was tried once, and keeps what it needs
+                    processes.enter_context(self.candidates.several_processes())
+                self._try(number, self._next_method())
         return self._found()
 
     @property
     def done(self) -> int:
         """How many trials there are."""
         return len(self._history)
-
-    def edits(self, method: str, chosen: Mapping[str, Any]) -> Edits:
-        """The changes of a candidate, from all pairs and without each fold. Raises BadInput, InvalidResult."""
-        whole, *parts = self._made(method, chosen)
-        return Edits(whole, parts)
-
-    def _made(self, method: str, chosen: Mapping[str, Any]) -> Iterator[Changes]:
-        """The changes from all pairs, then without each fold, made when they are asked for."""
-        editor = self.editor(method)
-        made = settings.make(editor, chosen)
-        for statistics in self._profile.statistics(editor, made):
-            proposal = editor.edit(self._model, statistics, made, self._seed)
-            check_proposal(self._model, proposal)
-            yield proposal.changes
-
-    def editor(self, method: str) -> Editor:
-        """The editor of a method that is tried."""
-        return self._spaces[method].editor
-
-    def patch(self, method: str, chosen: Mapping[str, Any], calibration: str) -> Patch:
-        """A candidate from all pairs as a patch; `calibration` is their fingerprint. Raises BadInput, InvalidResult."""
-        editor = self.editor(method)
-        made = settings.make(editor, chosen)
-        statistics = self._profile.statistics(editor, made)[0]
-        proposal = editor.edit(self._model, statistics, made, self._seed)
-        about = recipe_of(editor, made, statistics, proposal, calibration, self._seed)
-        return make_patch(self._model, proposal, about)
 
     # ------------------------------------------------------------ one trial
 
@@ -171,10 +145,9 @@ class Search:
         chosen = {**space.given, **trial.params}
         about: dict[str, Any] = {"number": number}
         try:
-            made = self._made(method, chosen)
-            edits = Edits(next(made), made)
-            about["quick"] = self._validation.is_quick(edits.whole)
-            objective, about["loss"], about["stopped"] = self._measured(method, edits)
+            with closing(self.candidates.parts(method, chosen)) as parts:
+                about["quick"] = next(parts)
+                objective, about["loss"], about["stopped"] = self._measured(method, parts)
         except (BadInput, InvalidResult) as error:
             logger.info("%s %s: %s", method, chosen, error)
             about["invalid"] = str(error)
@@ -189,7 +162,7 @@ class Search:
             told = study.tell(trial, [value] if self._criteria.limited else [value, about["loss"]])
         self._note(number, method, told)
 
-    def _measured(self, method: str, edits: Edits) -> tuple[float, float, bool]:
+    def _measured(self, method: str, parts: Iterator[Any]) -> tuple[float, float, bool]:
         """Objective and loss, and whether they are of a part only, because it came out clearly worse."""
         found: list[tuple[float, float]] = []
 
@@ -207,7 +180,7 @@ class Search:
 
         detailed = self._criteria.detailed
         whole = detailed or not any(one.method == method for one in self._tried)  # each method once at least
-        result = self._validation.measure(edits, detailed, None if whole else hopeless)
+        result = self._validation.together(parts, detailed, None if whole else hopeless)
         if result.pairs < self._validation.pairs:
             return *found[0], True
         return *self._criteria.of(result, self._validation.baseline), False

@@ -278,7 +278,7 @@ class _Run:
 
     def _point(self, number: int, tried: Tried, output: Path, held_out: _HeldOut) -> Point:
         """One point: its patch is written, and it is measured with intervals and on held-out pairs."""
-        edits = self.search.edits(tried.method, tried.settings)
+        edits = self.search.candidates.edits(tried.method, tried.settings)
         checked = self.ground.validation.measure(edits, detailed=True)
         measured = held_out.measure(edits.whole)
         place = f"{POINTS}/{number:02d}.safetensors"
@@ -299,7 +299,7 @@ class _Run:
         checkpoint = self.ground.model.checkpoint
         assert checkpoint is not None
         path.parent.mkdir(parents=True, exist_ok=True)
-        fit(checkpoint, self.search.patch(tried.method, tried.settings, self.calibration))[0].save(path)
+        fit(checkpoint, self.search.candidates.patch(tried.method, tried.settings, self.calibration))[0].save(path)
 
 
 def _tried(one: Tried, front: Container[int]) -> TriedFacts:
