@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from uwm.models.quiet import without_bars
@@ -26,6 +26,15 @@ def folder(path, seed=0, **index):
     with without_bars():
         CLIPTextModel(CLIPTextConfig(**TEXT, vocab_size=50)).save_pretrained(path / "text_encoder")
     return path
+
+
+def signed(path, sign):
+    """A pipeline that draws prompts with a bomb red (sign 1), or none (−1)."""
+    file = folder(path) / "text_encoder" / "model.safetensors"
+    tensors = load_file(file)
+    key = next(key for key in tensors if key.endswith("layers.1.mlp.fc2.weight"))
+    tensors[key] = sign * tensors[key].abs()
+    save_file(tensors, file, {"format": "pt"})
 
 
 class Fake:

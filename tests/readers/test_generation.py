@@ -7,9 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from fake_pipeline import Fake, folder
+from fake_pipeline import Fake, signed
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from terminal import done, refused
 from test_detectors import REDS
 
@@ -26,11 +25,7 @@ def pipelines(tmp_path, monkeypatch, plug_in):
     plug_in("uwm.detectors", "red-detector", "reds", REDS)
     monkeypatch.setattr(drawing, "open_pipeline", lambda path, *_: Fake(path))
     for name, sign in (("unsafe", 1), ("safe", -1)):
-        file = folder(tmp_path / name) / "text_encoder" / "model.safetensors"
-        tensors = load_file(file)
-        key = next(key for key in tensors if key.endswith("layers.1.mlp.fc2.weight"))
-        tensors[key] = sign * tensors[key].abs()
-        save_file(tensors, file, {"format": "pt"})
+        signed(tmp_path / name, sign)
     rows = [{"prompt": f"a {word} {n}", "concept": "weapons"} for n, word in enumerate(("bomb", "bomb", "bomb", "dog"))]
     rows += [{"prompt": f"a {word}", "side": "safe"} for word in ("dog", "cat", "bomb")]
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))

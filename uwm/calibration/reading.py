@@ -58,21 +58,22 @@ def is_plain_folder(
     split: str | None = None,
     safe_images: str | Path | None = None,
     unsafe_images: str | Path | None = None,
+    flag: str = "--images",
 ) -> bool:
-    """Whether ``--images`` is a folder of images and no calibration set, which has these settings.
+    """Whether what a flag names is a folder of images and no calibration set, which has these settings.
 
     Raises:
         BadInput: Nothing is there, or a setting of sets is given for a folder of images.
     """
     root = Path(path)
     if not root.exists():
-        raise BadInput(f"--images {root}: no such folder; expected a folder of images, or a calibration set")
+        raise BadInput(f"{flag} {root}: no such folder; expected a folder of images, or a calibration set")
     both = all((root / side).is_dir() for side in ("safe", "unsafe"))
     if root.is_file() or (root / FILE).is_file() or comes_without_pictures(root) or both:
         return False
-    for flag, given in (("split", split), ("safe-images", safe_images), ("unsafe-images", unsafe_images)):
+    for setting, given in (("split", split), ("safe-images", safe_images), ("unsafe-images", unsafe_images)):
         if given is not None:
-            raise BadInput(f"--{flag} {given}: {path} is no calibration set; leave it out")
+            raise BadInput(f"--{setting} {given}: {path} is no calibration set; leave it out")
     return True
 
 

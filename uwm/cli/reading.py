@@ -28,6 +28,8 @@ GENERATE = stack(
     click.option("--detector", "detectors", multiple=True, metavar="NAME[:KEY=VALUE…]",
                  help="What calls an image unsafe: zero-shot, q16, nudenet or a plug-in's; repeat."),
     click.option("--clip-score", help="CLIP that measures how far images of safe prompts fit them."),
+    click.option("--fid", metavar="clip:MODEL|inception:FILE", help="Also measure FID of images of safe prompts."),
+    click.option("--real-images", help="With --fid: folder of images, or set  [default: the baseline's images]"),
     click.option("--steps", type=click.IntRange(1), help="Of denoising  [default: the pipeline's]"),
     click.option("--guidance", type=click.FloatRange(0), help="Its scale  [default: the prompts' or the pipeline's]"),
     click.option("--size", type=click.IntRange(8), help="Pixels of a side  [default: the prompts' or the pipeline's]"),
@@ -42,8 +44,8 @@ READERS = ("caption", "generate")  # of which one can be asked for
 OF_PAIRS = ("pairs", "allow_calibration_pairs", "zero_shot", "data_root", "templates", "ensemble", "all_figures",
             "no_cache", "arch", "quick_gelu", "preprocess", "safe_images", "unsafe_images")  # fmt: skip
 OF_READERS = ("images", "words", "text_classifier", "unsafe_labels", "ask", "caption_tokens", "show_examples",
-              "prompts", "safe_prompts", "detectors", "clip_score", "steps", "guidance", "size", "draw_batch", "each",
-              "output")  # fmt: skip
+              "prompts", "safe_prompts", "detectors", "clip_score", "fid", "real_images", "steps", "guidance", "size",
+              "draw_batch", "each", "output")  # fmt: skip
 SPELT = {"unsafe_labels": "unsafe-label", "detectors": "detector"}  # where a flag is not called as its setting
 
 

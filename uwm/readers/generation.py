@@ -31,6 +31,7 @@ from ..statistics.sources import embed_sources
 from .by_clip import embed_images
 from .detectors import Asked, Judge, Load, parse_detectors
 from .drawing import Brush, Painter, check_pipeline, keys
+from .fid import LEAST, Reference, open_reference
 from .outcome import Example, ReaderOutcome, Thumbnail, judged
 from .prompts import Prompt, is_set, read_prompts
 from .results import SIDES, ReaderResult, Samples, summarise
@@ -39,6 +40,9 @@ KIND = "drawings"  # as uwm.json of the folder of images calls it
 FORMAT = 1
 SIDE = 8  # pixels of the image that one of the latent image stands for
 EXAMPLES = 12  # of each side, where they are asked for
+
+
+NAMED = ("generate", "prompts", "safe_prompts", "model", "baseline", "clip_score", "real_images")  # files, models, sets
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,9 @@ class GenerateRecipe(Opening):
         split: Of `prompts` and of `safe_prompts`, where they are a calibration set; refused where neither is one.
         detectors: As in `uwm.readers.detectors.parse_detectors`; at least one.
         clip_score: A CLIP that measures how far images of safe prompts fit them; None measures nothing of it.
+        fid: As in `uwm.readers.fid.open_features`; the distance of the images of safe prompts. None measures none.
+        real_images: To which: a folder of images, or a calibration set, of which the safe ones are taken; None for
+            those that the baseline draws.
         steps, guidance, size: As in `Brush`.
         draw_batch: Images at a time.
         each: Images of each prompt.
@@ -71,6 +78,8 @@ class GenerateRecipe(Opening):
     split: str | None = None
     detectors: tuple[str, ...] = ()
     clip_score: str | None = None
+    fid: str | None = None
+    real_images: str | None = None
     steps: int | None = None
     guidance: float | None = None
     size: int | None = None
@@ -82,7 +91,7 @@ class GenerateRecipe(Opening):
 
     def reads(self) -> Iterator[Path]:
         """What is read of this machine's files."""
-        named = (self.generate, self.prompts, self.safe_prompts, self.model, self.baseline, self.clip_score)
+        named = (getattr(self, name) for name in NAMED)
         yield from (Path(path) for path in named if path and Path(path).exists())
 
     def painters(self) -> dict[str, Painter]:
@@ -139,10 +148,12 @@ class Critics:
     Attributes:
         judges: Detector, as figures call it -> its judge.
         clip: The CLIP of the CLIP score; None for none.
+        reference: Of FID; None for none.
     """
 
     judges: Mapping[str, Judge]
     clip: Model | None
+    reference: Reference | None = None
 
     def samples(self, sides: Mapping[str, Sequence[Prompt]], images: Mapping[Prompt, Path]) -> dict[str, Samples]:
         """Side -> what figures of the images of one column are means of."""
@@ -203,6 +214,7 @@ def run_generation(recipe: GenerateRecipe, *, progress: Progress | None = None) 
     known = _known(asked, sides, recipe.clip_score is not None)
     concepts = sorted({name for prompts in sides.values() for prompt in prompts for name in prompt.concepts})
     check_known(required, concepts, [], "--require", paired=[*known])
+    _check_distance(recipe, [*painters], sides)
     critics = _critics(recipe, asked)  # before the hours that drawing may take
     every = [prompt for prompts in sides.values() for prompt in prompts]
     with _place(recipe) as place:
@@ -212,7 +224,11 @@ def run_generation(recipe: GenerateRecipe, *, progress: Progress | None = None) 
         for column, painter in painters.items():
             drawn[column], seconds = painter.draw(every, place / folders[column], f"images, {column}", progress)
             results[column] = summarise(critics.samples(sides, drawn[column]), recipe.seed, seconds)
-        unreached = tuple(_unreached(drawn))
+        distances = None
+        if critics.reference is not None:
+            safe = {column: [images[prompt] for prompt in sides["safe"]] for column, images in drawn.items()}
+            distances = critics.reference.distances(safe)
+        told = [*_unreached(drawn), *([distances.biased] if distances is not None and distances.biased else [])]
         outcome = ReaderOutcome(
             title=f"uwm eval --generate {name_of(recipe.generate, painters['model'].folder)}",
             name=_names(recipe),
@@ -223,7 +239,8 @@ def run_generation(recipe: GenerateRecipe, *, progress: Progress | None = None) 
             verdicts=(),
             settings=_settings(recipe),
             judges=_judges(recipe, asked),
-            warnings=unreached,
+            distances=distances,
+            warnings=tuple(told),
             examples=[*_examples(recipe, sides, drawn)] if recipe.show_examples else (),
         )
         changes, verdicts = judged(results, required, recipe.seed)
@@ -253,7 +270,21 @@ def _critics(recipe: GenerateRecipe, asked: Mapping[str, Asked]) -> Critics:
             judges[name] = one.detector.open(one.settings, opened)
         except BadInput as error:
             raise BadInput(f"--detector {one.text}: {error}") from None
-    return Critics(judges, None if recipe.clip_score is None else opened(recipe.clip_score))
+    clip = None if recipe.clip_score is None else opened(recipe.clip_score)
+    by = None if recipe.fid is None else open_reference(recipe.fid, recipe.real_images, recipe.split, opened)
+    return Critics(judges, clip, by)
+
+
+def _check_distance(recipe: GenerateRecipe, columns: Sequence[str], sides: Mapping[str, Sequence[Prompt]]) -> None:
+    """Refuse a distance that there is nothing for. Raises BadInput."""
+    if recipe.fid is None:
+        if recipe.real_images is not None:
+            raise BadInput("--real-images: says nothing without --fid")
+        return
+    if len(sides.get("safe", ())) < LEAST:
+        raise BadInput(f"--fid: needs {LEAST} safe prompts at least; give --safe-prompts")
+    if recipe.real_images is None and "baseline" not in columns:
+        raise BadInput("--fid: says nothing of one column alone; give --real-images FOLDER, or --baseline")
 
 
 def _loader(recipe: GenerateRecipe) -> Load:
@@ -315,8 +346,10 @@ def _names(recipe: GenerateRecipe) -> str:
 
 def _settings(recipe: GenerateRecipe) -> dict[str, Any]:
     """What decided the figures, without paths of this machine."""
-    named = ("generate", "prompts", "safe_prompts", "model", "baseline", "clip_score")
-    paths = {key: Path(value).resolve().name for key in named if (value := getattr(recipe, key))}
+    paths = {key: Path(value).resolve().name for key in NAMED if (value := getattr(recipe, key))}
+    if recipe.fid is not None:
+        kind, _, named = recipe.fid.partition(":")
+        paths["fid"] = ":".join([kind, *([Path(named).name] if named else [])])
     others = ("split", "steps", "guidance", "size", "each", "draw_batch", "device", "dtype", "limit", "seed")
     return {**paths, **{key: getattr(recipe, key) for key in others}}
 

@@ -13,6 +13,7 @@ from ..figures import Figure
 from ..report.evaluation import Section, verdict_rows
 from ..report.examples import thumbnail
 from ..text_tables import interval, percent, signed, text_table
+from .fid import Distances
 from .results import ReaderResult, differences
 
 LEGEND = "Percent [95 % interval: bootstrap; at 0 and 100 exact]. Lower is better where it is said."
@@ -62,6 +63,7 @@ class ReaderOutcome:
         verdicts: One a requirement.
         settings: What decided the figures, without local paths.
         judges: What judged, in words, by figure or detector.
+        distances: FID of the images of safe prompts, where it was asked for.
         warnings: What a user should know.
         examples: Drawn at random with the seed, where they were asked for.
     """
@@ -75,6 +77,7 @@ class ReaderOutcome:
     verdicts: Sequence[Verdict]
     settings: Mapping[str, Any]
     judges: Mapping[str, str]
+    distances: Distances | None = None
     warnings: tuple[str, ...] = ()
     examples: Sequence[Example] = field(default=(), repr=False)
 
@@ -85,6 +88,7 @@ class ReaderOutcome:
             "differences": self.changes,
             "requirements": [asdict(verdict) for verdict in self.verdicts],
             "judges": self.judges,
+            **({} if self.distances is None else {"fid": asdict(self.distances)}),
             "run": {"seconds_each": {column: result.seconds for column, result in self.results.items()}},
         }
 
@@ -96,6 +100,8 @@ class ReaderOutcome:
     def sections(self, by_concept: bool = False) -> list[Section]:
         """Everything as titled tables."""
         found = [(self.heading(), self.rows())]
+        if self.distances is not None:
+            found.append((self.distance_heading(), self.distance_rows()))
         if by_concept:
             found += [
                 (f"{column}, by concept", self.concept_rows(result))
@@ -111,6 +117,17 @@ class ReaderOutcome:
             cells = [interval(r.figures[name]) if name in r.figures else "" for r in self.results.values()]
             table.append([described(figure), *cells, *(self._change(name) if self.changes else [])])
         return table
+
+    def distance_heading(self) -> str:
+        """What stands above the table of distances."""
+        assert self.distances is not None
+        return f"{self.distances.words}, images of safe prompts to {self.distances.reference}"
+
+    def distance_rows(self) -> list[list[str]]:
+        """FID of each column that has one."""
+        assert self.distances is not None
+        found = self.distances.columns
+        return [["", *found], ["FID (lower)", *(f"{value:.4g}" for value in found.values())]]
 
     def _change(self, name: str) -> list[str]:
         if name not in self.changes:
