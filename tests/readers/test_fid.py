@@ -139,7 +139,7 @@ def recipe(tmp_path, monkeypatch, plug_in, tiny_hf):
     for name, sign in (("before", 1), ("after", -1)):
         signed(tmp_path / name, sign)
     rows = [
-        {"prompt": "a bomb"},
+        {"prompt": "a big bomb"},
         *({"prompt": f"a {word}", "side": "safe"} for word in ("dog", "cat", "bomb", "red bomb")),
     ]
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
