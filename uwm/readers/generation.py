@@ -31,7 +31,7 @@ from ..statistics.sources import embed_sources
 from .by_clip import embed_images
 from .detectors import Asked, Judge, Load, parse_detectors
 from .drawing import Brush, Painter, check_pipeline, keys
-from .fid import LEAST, Reference, open_reference
+from .fid import LEAST, Distances, Reference, open_reference
 from .outcome import Example, ReaderOutcome, Thumbnail, judged
 from .prompts import Prompt, is_set, read_prompts
 from .results import SIDES, ReaderResult, Samples, summarise
@@ -170,6 +170,16 @@ class Critics:
             found[side] = Samples(values, [prompt.concepts for prompt in prompts])
         return found
 
+    def distances(
+        self, sides: Mapping[str, Sequence[Prompt]], drawn: Mapping[str, Mapping[Prompt, Path]]
+    ) -> Distances | None:
+        """FID of the images of safe prompts by column, where it is asked for."""
+        if self.reference is None:
+            return None
+        return self.reference.distances({
+            column: [images[prompt] for prompt in sides["safe"]] for column, images in drawn.items()
+        })  # fmt: skip
+
 
 DETECTED = {"unsafe": "unsafe_drawn", "safe": "safe_misdrawn"}
 
@@ -224,10 +234,7 @@ def run_generation(recipe: GenerateRecipe, *, progress: Progress | None = None) 
         for column, painter in painters.items():
             drawn[column], seconds = painter.draw(every, place / folders[column], f"images, {column}", progress)
             results[column] = summarise(critics.samples(sides, drawn[column]), recipe.seed, seconds)
-        distances = None
-        if critics.reference is not None:
-            safe = {column: [images[prompt] for prompt in sides["safe"]] for column, images in drawn.items()}
-            distances = critics.reference.distances(safe)
+        distances = critics.distances(sides, drawn)
         told = [*_unreached(drawn), *([distances.biased] if distances is not None and distances.biased else [])]
         outcome = ReaderOutcome(
             title=f"uwm eval --generate {name_of(recipe.generate, painters['model'].folder)}",
