@@ -20,7 +20,7 @@ ROWS = [
 
 
 def parsed(chart):
-    root = ET.fromstring(chart)
+    root = ET.fromstring(ET.tostring(chart))
     assert (root.tag, root.get("role")) == (f"{SVG}svg", "img")
     assert root[0].tag == f"{SVG}title"
     assert root[0].text

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-
-from markupsafe import Markup
+from xml.etree.ElementTree import Element
 
 from ..report.charts import WIDTH, Scale, chart, words
-from ..report.markup import join, tag
-from ..report.parts import legend
+from ..report.parts import Legend, legend
+from ..report.svg import tag
 from . import axes
 from .front import CHECKED, Front, Point, Tried
 from .points import figures, settings_words
@@ -41,7 +40,7 @@ class _Frame:
         x = LEFT + ROOM + share * (RIGHT - LEFT - 2 * ROOM)
         return x, self.objectives(objective, BOTTOM, TOP)
 
-    def lines(self, front: Front) -> Iterator[Markup]:
+    def lines(self, front: Front) -> Iterator[Element]:
         """Grid, ticks and the names of the axes."""
         for tick in self.objectives.ticks:
             _, y = self(0, tick)
@@ -55,7 +54,7 @@ class _Frame:
         yield words(RIGHT, BOTTOM + 31, f"loss of knowledge ({front['loss']['unit']})", "tick", "end")
 
 
-def scatter(front: Front) -> Markup:
+def scatter(front: Front) -> Element:
     """All trials faint, the front as a line, its points on held-out pairs as open marks, the unedited model as a star.
 
     Trials that lose more than any point are not shown; `axes.beyond` counts them.
@@ -69,20 +68,20 @@ def scatter(front: Front) -> Markup:
                  *_points(front, frame, methods), *_knee(front, frame))  # fmt: skip
 
 
-def _trials(front: Front, frame: _Frame, methods: list[str]) -> Iterator[Markup]:
+def _trials(front: Front, frame: _Frame, methods: list[str]) -> Iterator[Element]:
     for trial in front["tried"]:
         if trial["loss"] <= frame.most and not trial["front"]:
             name = f"trial {trial['trial']}: {_told(front, trial['method'], trial)}"
             yield _dot(methods.index(trial["method"]), frame(trial["loss"], trial["objective"]), 2, "dot", name)
 
 
-def _points(front: Front, frame: _Frame, methods: list[str]) -> Iterator[Markup]:
+def _points(front: Front, frame: _Frame, methods: list[str]) -> Iterator[Element]:
     for point, place in zip(front["points"], axes.of_points(front), strict=True):
         name = f"point {point['number']}: {_told(front, point['method'], point)}; {CHECKED}"
         yield _dot(methods.index(point["method"]), frame(*place), 3.2, "point", name)
 
 
-def _held_out(front: Front, frame: _Frame) -> Iterator[Markup]:
+def _held_out(front: Front, frame: _Frame) -> Iterator[Element]:
     for number, name in enumerate(front["baseline"]["held_out"]):
         for point, place in zip(front["points"], axes.held_out(front, name), strict=True):
             if place is not None:
@@ -90,17 +89,17 @@ def _held_out(front: Front, frame: _Frame) -> Iterator[Markup]:
                 yield _mark(number + 1, frame(*place), 3, "held", text)
 
 
-def _unedited(front: Front, frame: _Frame) -> Iterator[Markup]:
+def _unedited(front: Front, frame: _Frame) -> Iterator[Element]:
     for place in axes.unedited(front):
         yield _star(*frame(*place), f"{UNEDITED}: {figures(front, place[1], None)}")
 
 
-def _star(x: float, y: float, name: str | None = None) -> Markup:
+def _star(x: float, y: float, name: str | None = None) -> Element:
     steps = "l1.65 4.2 4.5 .3 -3.5 2.9 1.15 4.4 -3.8 -2.4 -3.8 2.4 1.15 -4.4 -3.5 -2.9 4.5 -.3z"
     return tag("path", tag("title", name) if name else None, d=f"M{x:.2f} {y - 7:.2f}{steps}", class_="star")
 
 
-def _knee(front: Front, frame: _Frame) -> Iterator[Markup]:
+def _knee(front: Front, frame: _Frame) -> Iterator[Element]:
     """A ring, and the name on the side that no trial reaches."""
     point = front["points"][front["knee"] - 1]
     x, y = frame(point["loss"], point["objective"])
@@ -115,12 +114,12 @@ def _told(front: Front, method: str, of: Point | Tried) -> str:
     return f"{method} {settings}: {figures(front, of['objective'], of['loss'])}"
 
 
-def _dot(method: int, place: Position, size: float, kind: str, name: str | None = None) -> Markup:
+def _dot(method: int, place: Position, size: float, kind: str, name: str | None = None) -> Element:
     """A mark in the form and colour of a method."""
     return _mark((method + method // FORMS) % FORMS, place, size, f"{kind} s{(method + 1) % FORMS}", name)
 
 
-def _mark(form: int, place: Position, size: float, style: str, name: str | None = None) -> Markup:
+def _mark(form: int, place: Position, size: float, style: str, name: str | None = None) -> Element:
     """A circle, a square, a diamond or a triangle."""
     (x, y), title = place, tag("title", name) if name else None
     if form % FORMS == 0:
@@ -134,7 +133,7 @@ def _mark(form: int, place: Position, size: float, style: str, name: str | None 
     return tag("path", title, d=f"M{x:.2f} {y - wide:.2f}{steps}", class_=style)
 
 
-def keys(front: Front) -> Markup:
+def keys(front: Front) -> Legend:
     """The legend: methods, the front, held-out sets, the unedited model."""
     methods, sets = axes.methods_of(front), [*front["baseline"]["held_out"]]
     signs = [_dot(number, (7, 7), 4, "point") for number in range(len(methods))]
@@ -142,4 +141,4 @@ def keys(front: Front) -> Markup:
     signs += [_mark(number + 1, (7, 7), 4, "held") for number in range(len(sets))]
     signs.append(_star(7, 7))
     names = [*methods, f"the front, {CHECKED}", *(f"the same points, {name}" for name in sets), UNEDITED]
-    return join([legend(names, signs.__getitem__)])
+    return legend(names, signs.__getitem__)
