@@ -53,6 +53,15 @@ def test_scales_cover_the_values_and_zero_with_few_round_ticks(values):
     assert len(steps) == 1
 
 
+@pytest.mark.parametrize(("low", "high"), [(4.1, 49.3), (10, 10), (37, 39), (-3, 20), (99, 100)])
+def test_scales_over_values_need_not_begin_at_zero(low, high):
+    scale = Scale.over(low, high)
+    step = scale.ticks[1] - scale.ticks[0]
+    assert scale.low <= low <= high <= scale.high
+    assert low - scale.low < step
+    assert 2 <= len(scale.ticks) <= 9
+
+
 def test_ticks_are_labelled_in_the_unit():
     root = parsed(dots("t", "d", ROWS, SERIES, Scale.around((-0.1, 0.1), "change in points")))
     assert {"−10", "0", "10", "change in points"} <= set(texts(root))

@@ -17,7 +17,9 @@ from .svg import Child, fit, tag
 WIDTH = 360
 TEXT = 12  # px
 EDGE = 12  # room on the right for half of the last tick's label
+FORMS = 4  # of shapes; colours are as many
 Interval = Sequence[float]  # mean, low, high
+Position = tuple[float, float]  # px
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,14 @@ class Scale:
         ticks = tuple(step * n for n in range(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1))
         return cls(ticks[0], ticks[-1], ticks, unit, factor)
 
+    @classmethod
+    def over(cls, low: float, high: float) -> Scale:
+        """Round ticks from below `low` to above `high`, without those that are far below; labels are the values."""
+        whole = cls.around([low, max(high, low + 0.1)], "", factor=1)
+        step = whole.ticks[1] - whole.ticks[0]
+        ticks = tuple(tick for tick in whole.ticks if tick > low - step)
+        return cls(ticks[0], ticks[-1], ticks, "", factor=1)
+
     def __call__(self, value: float, left: float, right: float) -> float:
         """Where a value lies between two ends, in px."""
         return left + (value - self.low) / (self.high - self.low) * (right - left)
@@ -69,11 +79,11 @@ def _step(span: float) -> float:
     return next(power * m for m in (1, 2, 2.5, 5, 10) if span / (power * m) <= 6)
 
 
-def chart(title: str, description: str, height: float, *body: Child) -> Element:
-    """An SVG of the common width with its accessible name and description."""
+def chart(title: str, description: str, height: float, *body: Child, width: float = WIDTH) -> Element:
+    """An SVG with its accessible name and description."""
     return tag(
         "svg", tag("title", title), tag("desc", description), *body,
-        xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {WIDTH} {height:g}", role="img", width=WIDTH, height=height,
+        xmlns="http://www.w3.org/2000/svg", viewBox=f"0 0 {width:g} {height:g}", role="img", width=width, height=height,
     )  # fmt: skip
 
 
@@ -93,6 +103,26 @@ def mark(series: int, x: float = 7, y: float = 7) -> Element:
     if series % 4 == 2:
         return tag("path", d=f"M{x:.2f} {y - 4.5:.2f}l4.5 4.5l-4.5 4.5l-4.5 -4.5z", class_=style)
     return tag("rect", x=x - 3.5, y=y - 3.5, width=7, height=7, class_=style)
+
+
+def shape(form: int, place: Position, size: float, style: str, name: str | None = None) -> Element:
+    """A circle, a square, a diamond or a triangle."""
+    (x, y), title = place, tag("title", name) if name else None
+    if form % FORMS == 0:
+        return tag("circle", title, cx=x, cy=y, r=size, class_=style)
+    if form % FORMS == 1:
+        return tag("rect", title, x=x - size, y=y - size, width=2 * size, height=2 * size, class_=style)
+    wide = 1.3 * size
+    steps = f"l{wide:.2f} {wide:.2f} -{wide:.2f} {wide:.2f} -{wide:.2f} -{wide:.2f}z"
+    if form % FORMS == 3:
+        steps = f"l{wide:.2f} {2 * wide:.2f} -{2 * wide:.2f} 0z"
+    return tag("path", title, d=f"M{x:.2f} {y - wide:.2f}{steps}", class_=style)
+
+
+def star(x: float, y: float, name: str | None = None) -> Element:
+    """The unedited model."""
+    steps = "l1.65 4.2 4.5 .3 -3.5 2.9 1.15 4.4 -3.8 -2.4 -3.8 2.4 1.15 -4.4 -3.5 -2.9 4.5 -.3z"
+    return tag("path", tag("title", name) if name else None, d=f"M{x:.2f} {y - 7:.2f}{steps}", class_="star")
 
 
 def patch_of(series: int) -> Element:

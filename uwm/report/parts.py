@@ -78,5 +78,7 @@ def _hashes(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield f"{what}: {name}", digest
     if "calibration" in document and (of_set := document["calibration"].get("sha256")):
         yield f"calibration set: {document['calibration']['name']}", of_set
+    for name, digest in document.get("sets_sha256", {}).items():
+        yield f"set: {name}", digest
     if of_pairs := document.get("pairs_sha256"):
         yield "pairs", of_pairs

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from xml.etree.ElementTree import Element
 
-from ..report.charts import WIDTH, Scale, chart, words
+from ..report.charts import FORMS, WIDTH, Position, Scale, chart, shape, star, words
 from ..report.parts import Legend, legend
 from ..report.svg import tag
 from . import axes
@@ -17,8 +17,6 @@ HEIGHT, TOP, BOTTOM = 340, 26.0, 302.0
 LEFT, RIGHT = 34.0, WIDTH - 10.0
 ROOM = 10.0  # px beside the outermost dots
 NAME_ROOM = 74.0  # px on the left of the knee, for its name
-FORMS = 4  # of dots; colours are as many
-Position = tuple[float, float]  # px
 
 
 class _Frame:
@@ -30,10 +28,7 @@ class _Frame:
         knee = axes.stretched(front["points"][front["knee"] - 1]["loss"])
         share = NAME_ROOM / (RIGHT - LEFT)
         self.left = min(self.left, (knee - share * self.right) / (1 - share))
-        self.objectives = Scale.around([low, high], "", factor=1)
-        if low > 0:  # zero need not be shown
-            ticks = [tick for tick in self.objectives.ticks if tick > low - (self.objectives.ticks[1])]
-            self.objectives = Scale(ticks[0], ticks[-1], tuple(ticks), "", factor=1)
+        self.objectives = Scale.over(low, high)
 
     def __call__(self, loss: float, objective: float) -> Position:
         share = (axes.stretched(loss) - self.left) / (self.right - self.left)
@@ -86,17 +81,12 @@ def _held_out(front: Front, frame: _Frame) -> Iterator[Element]:
         for point, place in zip(front["points"], axes.held_out(front, name), strict=True):
             if place is not None:
                 text = f"point {point['number']} on {name}: {figures(front, place[1], place[0])}"
-                yield _mark(number + 1, frame(*place), 3, "held", text)
+                yield shape(number + 1, frame(*place), 3, "held", text)
 
 
 def _unedited(front: Front, frame: _Frame) -> Iterator[Element]:
     for place in axes.unedited(front):
-        yield _star(*frame(*place), f"{UNEDITED}: {figures(front, place[1], None)}")
-
-
-def _star(x: float, y: float, name: str | None = None) -> Element:
-    steps = "l1.65 4.2 4.5 .3 -3.5 2.9 1.15 4.4 -3.8 -2.4 -3.8 2.4 1.15 -4.4 -3.5 -2.9 4.5 -.3z"
-    return tag("path", tag("title", name) if name else None, d=f"M{x:.2f} {y - 7:.2f}{steps}", class_="star")
+        yield star(*frame(*place), f"{UNEDITED}: {figures(front, place[1], None)}")
 
 
 def _knee(front: Front, frame: _Frame) -> Iterator[Element]:
@@ -116,21 +106,7 @@ def _told(front: Front, method: str, of: Point | Tried) -> str:
 
 def _dot(method: int, place: Position, size: float, kind: str, name: str | None = None) -> Element:
     """A mark in the form and colour of a method."""
-    return _mark((method + method // FORMS) % FORMS, place, size, f"{kind} s{(method + 1) % FORMS}", name)
-
-
-def _mark(form: int, place: Position, size: float, style: str, name: str | None = None) -> Element:
-    """A circle, a square, a diamond or a triangle."""
-    (x, y), title = place, tag("title", name) if name else None
-    if form % FORMS == 0:
-        return tag("circle", title, cx=x, cy=y, r=size, class_=style)
-    if form % FORMS == 1:
-        return tag("rect", title, x=x - size, y=y - size, width=2 * size, height=2 * size, class_=style)
-    wide = 1.3 * size
-    steps = f"l{wide:.2f} {wide:.2f} -{wide:.2f} {wide:.2f} -{wide:.2f} -{wide:.2f}z"
-    if form % FORMS == 3:
-        steps = f"l{wide:.2f} {2 * wide:.2f} -{2 * wide:.2f} 0z"
-    return tag("path", title, d=f"M{x:.2f} {y - wide:.2f}{steps}", class_=style)
+    return shape((method + method // FORMS) % FORMS, place, size, f"{kind} s{(method + 1) % FORMS}", name)
 
 
 def keys(front: Front) -> Legend:
@@ -138,7 +114,7 @@ def keys(front: Front) -> Legend:
     methods, sets = axes.methods_of(front), [*front["baseline"]["held_out"]]
     signs = [_dot(number, (7, 7), 4, "point") for number in range(len(methods))]
     signs.append(tag("path", d="M0 7h14", class_="front"))
-    signs += [_mark(number + 1, (7, 7), 4, "held") for number in range(len(sets))]
-    signs.append(_star(7, 7))
+    signs += [shape(number + 1, (7, 7), 4, "held") for number in range(len(sets))]
+    signs.append(star(7, 7))
     names = [*methods, f"the front, {CHECKED}", *(f"the same points, {name}" for name in sets), UNEDITED]
     return legend(names, signs.__getitem__)
