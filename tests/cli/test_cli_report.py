@@ -35,7 +35,7 @@ def test_eval_against_a_baseline(run_uwm, made, tiny_hf, tiny_set, tmp_path):
     assert "On <bdi>tiny-set, test</bdi>: " in page
     found = json.loads(out)
     share = f"{found['requirements'][0]['found']:.1f}"
-    assert f'<td>found {share} %</td><td><strong class="loss">not met</strong></td>' in page
+    assert f'<td>{share} %</td><td><strong class="loss">not met</strong></td>' in page
     mean, low, high = (f"{100 * value:.1f}" for value in found["model"]["figures"]["P_ts"])
     assert f'{mean} <span class="interval">[{low}, {high}]</span>' in page
     for secret in (tiny_set.parent, tiny_hf.parent, made, tmp_path, "a picture of"):

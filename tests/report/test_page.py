@@ -161,7 +161,7 @@ def test_the_gate_is_on_top_with_what_failed_first():
     assert page.sections[0] == "gate"
     assert "FAIL: 1 of 2 requirements not met" in page.text
     table = page.tables["Requirements"]
-    assert table[1:] == [["GS>=4.5", "found 3.0 %", "not met"], ["PU>=1", "found 2.0 %", "met"]]
+    assert table[1:] == [["GS>=4.5", "3.0 %", "not met"], ["PU>=1", "2.0 %", "met"]]
     assert "PASS: 1 of 1 requirements met" in Page(html_report(CASES["two models"] | {"requirements": [met]})).text
 
 

@@ -32,7 +32,8 @@ def _gate(outcome: ReaderOutcome) -> Part | None:
     if not outcome.verdicts:
         return None
     body = [
-        (v.requirement, str(v), "met" if v.met else Cell("not met", "loss")) for v in failed_first(outcome.verdicts)
+        (v.requirement, str(v).removeprefix("found "), "met" if v.met else Cell("not met", "loss"))
+        for v in failed_first(outcome.verdicts)
     ]
     table = Table("Requirements", ("requirement", "found", ""), body)
     sign = SIGNS[1 if all(v.met for v in outcome.verdicts) else -1]

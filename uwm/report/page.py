@@ -129,7 +129,7 @@ def _requirements(document: Manifest) -> Part | None:
     if not verdicts:
         return None
     body = [
-        (v["requirement"], v["text"], "met" if v["met"] else Cell("not met", "loss"))
+        (v["requirement"], v["text"].removeprefix("found "), "met" if v["met"] else Cell("not met", "loss"))
         for v in sorted(verdicts, key=lambda verdict: verdict["met"])
     ]
     outcome = headline([Verdict(v["requirement"], v["found"], v["met"]) for v in verdicts])

@@ -114,7 +114,8 @@ class Cell:
 
     Attributes:
         text: What it says.
-        look: ``interval`` (brackets faint), ``code``, ``name`` (of other people), ``strong``, ``gain`` or ``loss``.
+        look: ``interval``, ``strong``, ``gain`` or ``loss``, all with what is in brackets faint; ``code``, ``name`` (of
+            other people).
     """
 
     text: str

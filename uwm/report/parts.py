@@ -32,8 +32,7 @@ def change_cells(name: str, found: Mapping[str, Any]) -> tuple[object, ...]:
     """The cells of a paired difference, marked where the exact paired test says that it is more than chance."""
     sign = better(name, found)
     text = points(found["difference"]).replace(" points", "")
-    marked = Cell(text, "gain" if sign > 0 else "loss") if sign else text
-    return marked, found["gained"], found["lost"]
+    return Cell(text, {1: "gain", 0: "interval", -1: "loss"}[sign]), found["gained"], found["lost"]
 
 
 def by_set(document: Manifest, content: Callable[[str, Columns], Any]) -> list[dict[str, Any]]:
