@@ -13,7 +13,7 @@ import pytest
 from jinja2 import UndefinedError
 
 import uwm
-from uwm.report.pages import Drawing, Part, Table, made_words, whole_page
+from uwm.report.pages import Drawing, Part, Table, whole_page
 from uwm.report.svg import tag
 
 PACKAGE = Path(uwm.__file__).parent
@@ -68,11 +68,18 @@ def test_every_template_and_style_is_installed():
     assert len(TEMPLATES) >= 6
 
 
-def test_the_line_that_says_when_and_with_what():
-    document = {"versions": {"uwm": "1", "python": "3"}, "run": {"date": "2026-11-26 16:20 UTC"}}
-    assert made_words(document) == "Made on 2026-11-26 16:20 UTC with uwm 1, Python 3."
-    assert made_words({"versions": {"uwm": "1"}}) == "Made with uwm 1."
-    assert made_words({}) == ""
+@pytest.mark.parametrize(
+    ("document", "line"),
+    [
+        ({"versions": {"uwm": "1", "torch": "<2>"}, "run": {"date": "2026-11-26 16:20 UTC"}},
+         ['<p id="made">Made on 2026-11-26 16:20 UTC with uwm 1, torch &lt;2&gt;.</p>']),
+        ({"versions": {"uwm": "1"}, "run": {}}, ['<p id="made">Made with uwm 1.</p>']),
+        ({}, []),
+    ],
+)  # fmt: skip
+def test_one_line_says_when_and_with_what(document, line):
+    page = whole_page("t", "tuning/page.html", [], document)
+    assert [one for one in page.splitlines() if "made" in one and "{" not in one] == line
 
 
 def test_no_command_waits_for_the_template_library():

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..gate import failed_first, headline
 from ..report.document import versions
-from ..report.page import SIGNS
-from ..report.pages import Cell, Part, Table, whole_page
-from ..report.parts import cell, change_cells, provenance
+from ..report.pages import Part, Table, whole_page
+from ..report.parts import cell, change_cells, gate, provenance
 from ..text_tables import percent
 from .outcome import ReaderOutcome, Thumbnail, described
 
@@ -24,20 +22,14 @@ def reader_page(outcome: ReaderOutcome, run: Mapping[str, Any]) -> str:
         run: ``date``, when.
     """
     document = {"settings": outcome.settings, "versions": versions(), "model": {}, "run": run}
-    parts = [_gate(outcome), _figures(outcome), _concepts(outcome), _examples(outcome), provenance(document)]
-    return whole_page(outcome.title, TEMPLATE, parts, document)
-
-
-def _gate(outcome: ReaderOutcome) -> Part | None:
-    if not outcome.verdicts:
-        return None
-    body = [
-        (v.requirement, str(v).removeprefix("found "), "met" if v.met else Cell("not met", "loss"))
-        for v in failed_first(outcome.verdicts)
+    parts = [
+        gate([(v.requirement, str(v), v.met) for v in outcome.verdicts]),
+        _figures(outcome),
+        _concepts(outcome),
+        _examples(outcome),
+        provenance(document),
     ]
-    table = Table("Requirements", ("requirement", "found", ""), body)
-    sign = SIGNS[1 if all(v.met for v in outcome.verdicts) else -1]
-    return Part("gate", "Gate", {"outcome": headline(outcome.verdicts), "sign": sign, "table": table}, top=True)
+    return whole_page(outcome.title, TEMPLATE, parts, document)
 
 
 def _figures(outcome: ReaderOutcome) -> Part:

@@ -13,7 +13,6 @@ from ..calibration import CalibrationSet
 from ..evaluation import EvalResult
 from ..expressions import Verdict
 from ..figures import explain, label
-from ..gate import headline
 from ..manifest import FigureFacts, Manifest
 from ..text_tables import percent
 from . import breakdowns, overview
@@ -22,8 +21,8 @@ from .chosen import chosen
 from .document import evaluation_document
 from .examples import Example, examples_part
 from .findings import Findings, findings
-from .pages import Cell, Part, Table, whole_page
-from .parts import provenance
+from .pages import Part, whole_page
+from .parts import gate, provenance
 from .training import trained
 from .verdict import facts_of, half_lines, verdict_lines
 
@@ -47,7 +46,7 @@ def html_report(document: Manifest, examples: Sequence[Example] = ()) -> str:
         examples: Captions and images to show; without them the page holds none.
     """
     parts = [
-        _requirements(document),
+        gate([(v["requirement"], v["text"], v["met"]) for v in document.get("requirements", ())]),
         _summary(document),
         chosen(document),
         overview.edited(document),
@@ -122,17 +121,3 @@ def _judged(name: str, judged: Findings) -> dict[str, Any]:
         "sentences": judged.sentences,
         "details": [(detail.word, detail.text, SIGNS[detail.sign]) for detail in judged.details],
     }
-
-
-def _requirements(document: Manifest) -> Part | None:
-    verdicts = document.get("requirements")
-    if not verdicts:
-        return None
-    body = [
-        (v["requirement"], v["text"].removeprefix("found "), "met" if v["met"] else Cell("not met", "loss"))
-        for v in sorted(verdicts, key=lambda verdict: verdict["met"])
-    ]
-    outcome = headline([Verdict(v["requirement"], v["found"], v["met"]) for v in verdicts])
-    table = Table("Requirements", ("requirement", "found", ""), body)
-    values = {"outcome": outcome, "sign": SIGNS[-1 if outcome.startswith("FAIL") else 1], "table": table}
-    return Part("gate", "Gate", values, top=True)

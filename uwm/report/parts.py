@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from xml.etree.ElementTree import Element
 
+from ..expressions import Verdict
 from ..figures import LEAST_FIRM_PAIRS
+from ..gate import headline
 from ..manifest import Columns, Manifest
 from ..text_tables import interval
 from .charts import mark, swatch
@@ -21,6 +23,18 @@ Legend = list[tuple[Element, str]]
 def legend(series: Sequence[str], sign: Callable[[int], Element] = mark, shown: Sequence[str] | None = None) -> Legend:
     """The signs of the series; of those `shown` only, where not all are."""
     return [(swatch(sign(n)), name) for n, name in enumerate(series) if shown is None or name in shown]
+
+
+def gate(found: Sequence[tuple[str, str, bool]]) -> Part | None:
+    """Requirements, what was found and whether they are met, those that are not first; None where there are none."""
+    if not found:
+        return None
+    rows = [(name, text.removeprefix("found "), "met" if met else Cell("not met", "loss"))
+            for name, text, met in sorted(found, key=lambda one: one[2])]  # fmt: skip
+    outcome = headline([Verdict(name, None, met) for name, _, met in found])
+    table = Table("Requirements", ("requirement", "found", ""), rows)
+    sign = "loss" if outcome.startswith("FAIL") else "gain"
+    return Part("gate", "Gate", {"outcome": outcome, "sign": sign, "table": table}, top=True)
 
 
 def cell(value: Sequence[float]) -> Cell:

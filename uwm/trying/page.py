@@ -28,20 +28,17 @@ def try_page(tried: Tried, run: dict[str, Any]) -> str:
         "things": "captions" if tried.searched.kind == "text" else "images",
         "searched": tried.searched.name,
         "told": tried.told,
-        "columns": [_column(name, tried) for name in tried.columns],
+        "columns": [
+            {
+                "name": f"{name}: {tried.unsafe(name)} of {len(hits)} unsafe" if tried.told else name,
+                "model": tried.names[name],
+                "hits": [_hit(hit) for hit in hits],
+            }
+            for name, hits in tried.columns.items()
+        ],
     }
     document = {"versions": versions(), "run": run}
     return whole_page(f"What one {values['kind']} finds", TEMPLATE, [Part("found", "First results", values)], document)
-
-
-def _column(name: str, tried: Tried) -> dict[str, Any]:
-    hits = tried.columns[name]
-    return {
-        "name": name,
-        "model": tried.names[name],
-        "count": f"{tried.unsafe(name)} of {len(hits)} unsafe" if tried.told else "",
-        "hits": [_hit(hit) for hit in hits],
-    }
 
 
 def _hit(hit: Hit) -> dict[str, Any]:
