@@ -163,6 +163,7 @@ def test_the_page_has_every_part():
     page = front_page(FRONT)
     titles = re.findall(r"<h2>(.*?)</h2>", page)
     assert titles == ["The front", "How to apply a point", "The points", "Trials", "Settings, versions, hashes"]
+    assert '<p id="made">Made on 2026-11-26 16:20 UTC with uwm 1.2.0, torch 2.9.0.</p>' in page
     assert "held-out (240 pairs)" in page
     assert f"FOLDER --point {FRONT['knee']} -o OUT" in page
     assert "points/01.safetensors" in page

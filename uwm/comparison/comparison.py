@@ -1,4 +1,4 @@
-"""From a recipe to a folder with tables and a plot: `compare(CompareRecipe(...), output)` is `uwm compare`."""
+"""From a recipe to a folder with tables, a page and plots: `compare(CompareRecipe(...), output)` is `uwm compare`."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def compare(
     keep_checkpoints: bool = False,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Run every method with every seed, measure all models on the same sets, and write tables and a plot.
+    """Run every method with every seed, measure all models on the same sets, and write tables, a page and plots.
 
     Args:
         recipe: The settings.
