@@ -68,7 +68,7 @@ def _cell(term: TermFacts | None) -> object:
     if term is None:
         return UNMEASURED
     worst = f" ({term['note']})" if term["note"] and term["found"] is not None else ""
-    return _marked(held([term]), f"{change_words(term)}{worst}: {held([term])}")
+    return _marked(held([term]), f"{held([term])}: {change_words(term)}{worst}")
 
 
 def _marked(verdict: str, text: str) -> Cell:

@@ -16,7 +16,6 @@ from ..figures import explain, label
 from ..manifest import FigureFacts, Manifest
 from ..text_tables import percent
 from . import breakdowns, overview
-from .budget import budget_lines
 from .chosen import chosen
 from .document import evaluation_document
 from .examples import Example, examples_part
@@ -28,7 +27,7 @@ from .verdict import facts_of, half_lines, verdict_lines
 
 TEMPLATE = "report/page.html"
 SIGNS = {1: "gain", 0: "same", -1: "loss"}
-ELSEWHERE = ("WARNING", "VERDICT", "REMAINS", "BUDGET", "CHOSEN")  # lines that the page has above, or in more words
+ELSEWHERE = ("WARNING", "VERDICT", "REMAINS", "CHOSEN")  # lines that the page has above, or in more words
 UNMEASURED = "Zero-shot accuracy was not measured, so the cost in accuracy is not known."
 READING = (
     "In brackets: 95 % intervals of the difference, pair by pair. p: exact paired test (McNemar). What is said to be "
@@ -85,7 +84,6 @@ def _summary(document: Manifest) -> Part:
         "half": half_lines(document),
         "tiles": [*_tiles(document)],
         "lines": [(line.label.capitalize(), line.text) for line in told],
-        "budget": budget_lines(document.get("budget")),
         "sets": [_judged(name, judged) for name, judged in found],
         "notes": [*([] if measured else [UNMEASURED]), READING, CAUTION] if found else [],
     }
