@@ -18,9 +18,6 @@ from .parts import by_set, cell, change_cells, legend
 ROWS = 9  # of bars a chart, so that it fits a page of paper
 
 
-# ---------------------------------------------------------------- similarities
-
-
 def similarities(document: Manifest) -> Part | None:
     """Histograms of the four kinds of query with their own safe and unsafe item, reference beside judged model."""
 
@@ -70,9 +67,6 @@ def _counts(name: str, shown: Columns) -> Table:
     return Table(f"Counts of similarities on {name}", ("cosine", *lines), body, "numbers")
 
 
-# ---------------------------------------------------------------- concepts
-
-
 def concepts(document: Manifest) -> Part | None:
     """Safety by concept, on one scale."""
 
@@ -107,9 +101,6 @@ def _concept_bars(name: str, set_name: str, columns: Columns) -> Iterator[Drawin
         title = f"{label(name)} by concept, {set_name}"
         chart = bars(title, "Numbers in the table below.", rows[start : start + ROWS], list(columns), PERCENT)
         yield Drawing(chart, f"{label(name)}: {explain(name)}")
-
-
-# ---------------------------------------------------------------- zero-shot accuracy
 
 
 def zero_shot(document: Manifest) -> Part | None:
@@ -182,9 +173,6 @@ def _accuracy_changes(document: Manifest, name: str, columns: Columns) -> dict[s
         "charts": [Drawing(dots("Change of zero-shot accuracy", told, rows, series, scale))],
         "table": Table(f"Change of zero-shot accuracy, {name}", head, body, "numbers"),
     }
-
-
-# ---------------------------------------------------------------- neutral cases and label noise
 
 
 def checks(document: Manifest) -> Part | None:

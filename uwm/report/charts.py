@@ -150,9 +150,6 @@ def _axis(scale: Scale, left: float, right: float, top: float, bottom: float) ->
     return [*parts, words((left + right) / 2, bottom + 31, scale.unit, "tick", "middle")]
 
 
-# ---------------------------------------------------------------- intervals
-
-
 def dots(title: str, description: str, rows: Sequence[Row], series: Sequence[str], scale: Scale) -> Element:
     """Dot and whisker: a line of the chart for every row, in it a mark with its interval for every series.
 
@@ -185,9 +182,6 @@ def _whisker(series: int, interval: Interval, y: float, scale: Scale, left: floa
     return [_line(low, y, high, y, f"whisker s{series % 4}"), mark(series, mean, y)]
 
 
-# ---------------------------------------------------------------- bars
-
-
 def bars(title: str, description: str, rows: Sequence[Row], series: Sequence[str], scale: Scale) -> Element:
     """Bars from zero, under each row's name, which may be long; a whisker where low and high are not the mean.
 
@@ -215,9 +209,6 @@ def _bar(series: int, interval: Interval, y: float, scale: Scale, left: float, r
         parts += [_line(high, y + 2, high, y + 8, "whisker edge")]
     parts.append(words(max(high, mean) + 5, y + 9, f"{scale.factor * interval[0]:.1f}", "tick"))
     return parts
-
-
-# ---------------------------------------------------------------- heat map
 
 
 def heat_map(title: str, description: str, shares: Mapping[str, float], top: float) -> Element:
@@ -267,9 +258,6 @@ def _cell(x: float, y: float, size: float, height: float, name: str, share: floa
     return tag("g", tag("title", name), *parts)
 
 
-# ---------------------------------------------------------------- curves
-
-
 def curves(title: str, description: str, values: Sequence[float], marked: int) -> Element:
     """One value an epoch as a line, with a mark on one of the epochs, counted from 1."""
     low, high = min(values), max(values)
@@ -286,9 +274,6 @@ def curves(title: str, description: str, values: Sequence[float], marked: int) -
     body: list[Child] = [words(left - 8, y + 4, f"{value:.4g}", "tick", "end") for value, y in ends]
     body += [_axis(epochs, left, right, top, bottom), tag("path", d=path, class_="curve")]
     return chart(title, description, bottom + 38, *body, mark(1, *points[marked - 1]))
-
-
-# ---------------------------------------------------------------- histograms
 
 
 def histograms(

@@ -77,24 +77,20 @@ def _example(
     return Example(kind, Item(side, getattr(pairs[row], f"{side}_{modality}")), results)
 
 
-# ---------------------------------------------------------------- as a part of the page
-
-
 def examples_part(examples: Sequence[Example]) -> Part | None:
     """Each query and its results, column by column; None without examples."""
     strips = [
         {
             "what": f"{example.query.side} {'text' if isinstance(example.query.content, str) else 'image'}",
             "query": shown(example.query.content, example.query.side),
-            "rows": [(name, [_result(item) for item in found]) for name, found in example.results.items()],
+            "rows": [
+                (name, [shown(i.content, i.side) | {"own": i.own} for i in found])
+                for name, found in example.results.items()
+            ],
         }
         for example in examples
     ]
     return Part("examples", "Examples", strips) if examples else None
-
-
-def _result(item: Item) -> dict[str, Any]:
-    return shown(item.content, item.side) | {"own": item.own}
 
 
 def shown(content: str | Path, side: str) -> dict[str, Any]:

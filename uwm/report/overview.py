@@ -24,9 +24,6 @@ class View(NamedTuple):
     table: Table
 
 
-# ---------------------------------------------------------------- what was edited
-
-
 def edited(document: Manifest) -> Part | None:
     if "layers" not in document:
         return None
@@ -80,9 +77,6 @@ def _number(value: object) -> str:
 def _heat_words(cells: Mapping[str, float]) -> str:
     low, high = min(cells, key=cells.__getitem__), max(cells, key=cells.__getitem__)
     return f"{len(cells)} matrices; from {100 * cells[low]:.2f} % ({low}) to {100 * cells[high]:.2f} % ({high})."
-
-
-# ---------------------------------------------------------------- figures
 
 
 def measured(document: Manifest) -> Part:
