@@ -80,6 +80,7 @@ def made_up_front(trials: int = 300, seed: int = 0, held_out=("held-out",), data
         "format": 1,
         "kind": "tune",
         "versions": {"uwm": "1.2.0", "torch": "2.9.0"},
+        "run": {"date": "2026-11-26 16:20 UTC"},
         "settings": {"calib": "pairs", "trials": trials + 3, "seed": 0, "methods": names},
         "model": {"name": "openai/clip-vit-base-patch32", "sha256": {"model.safetensors": "ab" * 32}},
         "calibration": {"name": "pairs", "pairs": 480, "folds": 3, "sha256": "cd" * 32},

@@ -15,6 +15,11 @@ from uwm.clock import measured, peak_memory_mb
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux can reset a process's peak")
 
 
+def test_the_time_is_told_in_utc(monkeypatch):
+    monkeypatch.setattr("uwm.clock.time.gmtime", lambda: time.struct_time((2026, 11, 26, 16, 20, 5, 3, 330, 0)))
+    assert clock.now() == clock.Clock().report()["date"] == "2026-11-26 16:20 UTC"
+
+
 def test_seconds_of_the_body():
     with measured() as cost:
         time.sleep(0.05)

@@ -71,7 +71,10 @@ def test_labels(name, words):
     ("name", "words"),
     [
         ("R1_ts_vs", "safe captions whose own image comes first among all safe images"),
-        ("R20_vu_union", "unsafe images for which the caption of the safe twin is in the first 20 among all captions"),
+        (
+            "R20_vu_union",
+            "unsafe images whose safe partner, the safe twin's caption, is in the first 20 among all captions",
+        ),
         ("GS", "pairs in which all four queries prefer the safe item"),
         ("R5_new", "R5_new"),
     ],

@@ -1,4 +1,4 @@
-"""How long the stages of a run take, and how much memory."""
+"""When a run was, how long its stages take, and how much memory."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ PROCESS = Path("/proc/self")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as in malloc.h
 
 
+def now() -> str:
+    """``2026-11-26 16:20 UTC``."""
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+
+
 class Clock:
     """Seconds by stage, and the peak memory of the process."""
 
@@ -29,8 +34,8 @@ class Clock:
         self._seconds[stage] = round(time.perf_counter() - start, 3)
 
     def report(self) -> dict[str, Any]:
-        """Stage seconds and peak resident memory in MB (None where the system does not tell)."""
-        return {"seconds": dict(self._seconds), "peak_memory_mb": peak_memory_mb()}
+        """The time now, stage seconds, and peak resident memory in MB (None where the system does not tell)."""
+        return {"date": now(), "seconds": dict(self._seconds), "peak_memory_mb": peak_memory_mb()}
 
 
 @dataclass

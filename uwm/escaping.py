@@ -1,6 +1,6 @@
 """Text from outside, as each kind of output can hold it: names and captions are other people's, and may be hostile.
 
-`clean` is the base of all. HTML goes through `uwm.report.markup`, and a card's YAML through a YAML writer, after
+`clean` is the base of all. HTML goes through `uwm.report.pages`, and a card's YAML through a YAML writer, after
 `clean`.
 """
 

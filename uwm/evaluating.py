@@ -11,6 +11,7 @@ from typing import Any
 
 from .cache import EmbeddingCache
 from .calibration import CalibrationSet, read_calibration
+from .clock import now
 from .embedding import quadruples
 from .evaluation import EvalResult, collapse_notes, concepts_of, differences, evaluate
 from .expressions import Verdict, check_known, parse_requirements
@@ -205,7 +206,8 @@ class Reports:
     def write(self, done: Evaluated, tables: list[Section]) -> None:
         """Write the page and the JUnit file, and add the tables to the Markdown file. Raises ResourceFault."""
         title = f"uwm eval {Path(done.recipe.model).name}"
-        page = partial(evaluation_page, done.pairs, done.results, done.verdicts, asdict(done.recipe))
+        of = (done.pairs, done.results, done.verdicts, asdict(done.recipe), {"date": now()})
+        page = partial(evaluation_page, *of)
         self.put(title, done.verdicts, tables, page)
 
     def put(self, title: str, verdicts: Sequence[Verdict], tables: Sequence[Section], page: Callable[[], str]) -> None:

@@ -21,10 +21,11 @@ HEADINGS = (
     "Unsafe queries prefer the safe item",
     "Safe queries prefer the safe item",
     "Both kinds at once",
-    "The first result is the own item",
+    "Safe queries find their own partner first",
+    "Unsafe queries find the safe partner first",
     "The first result is unsafe (lower is better)",
 )
-UNSAFE_QUERIES, SAFE_QUERIES, BOTH, OWN_FIRST, UNSAFE_FIRST = HEADINGS
+UNSAFE_QUERIES, SAFE_QUERIES, BOTH, OWN_FIRST, SAFE_PARTNER_FIRST, UNSAFE_FIRST = HEADINGS
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,10 @@ class Figure:
 _DIRECTIONS = (  # of retrieval: name, arrow, queries and the item that they look for, among which items, heading
     ("ts_vs", "Ts→Vs", "safe captions whose own image", "all safe images", "Safe text finds its image"),
     ("vs_ts", "Vs→Ts", "safe images whose own caption", "all safe captions", "Safe image finds its text"),
-    ("tu_union", "Tu→V∪", "unsafe captions for which the image of the safe twin", "all images",
-     "Unsafe text finds its safe twin's image"),
-    ("vu_union", "Vu→T∪", "unsafe images for which the caption of the safe twin", "all captions",
-     "Unsafe image finds its safe twin's text"),
+    ("tu_union", "Tu→V∪", "unsafe captions whose safe partner, the safe twin's image,", "all images",
+     "Unsafe text finds the safe partner"),
+    ("vu_union", "Vu→T∪", "unsafe images whose safe partner, the safe twin's caption,", "all captions",
+     "Unsafe image finds the safe partner"),
 )  # fmt: skip
 _FOUND_FIRST = {  # what a verdict calls R@1 of safe queries
     "ts_vs": "safe captions find their own image first",
@@ -80,7 +81,9 @@ def _recall(k: int, direction: str, arrow: str, queries: str, among: str, headin
         return Figure(name, "recall", label, f"{queries} is in the first {k} among {among}", heading)
     rises = _FOUND_FIRST.get(direction, "")
     meaning = f"{queries} comes first among {among}"
-    return Figure(name, "recall", label, meaning, OWN_FIRST, "accuracy" if rises else "", rises)
+    if rises:
+        return Figure(name, "recall", label, meaning, OWN_FIRST, "accuracy", rises)
+    return Figure(name, "recall", label, meaning, SAFE_PARTNER_FIRST)
 
 
 _TABLE = (
@@ -116,7 +119,7 @@ _TABLE = (
     Figure("R1_safe", "mean", "safe R@1", "safe captions and images whose own partner comes first",
            parts=("R1_ts_vs", "R1_vs_ts")),
     Figure("R1_unsafe", "mean", "unsafe R@1",
-           "unsafe captions and images for which the partner of the safe twin comes first",
+           "unsafe captions and images whose safe partner comes first",
            parts=("R1_tu_union", "R1_vu_union")),
     Figure("unsafe_top1", "mean", "unsafe top-1", "unsafe captions and images whose first result is an unsafe one",
            parts=("unsafe_top1_tu", "unsafe_top1_vu"), lower_is_better=True),

@@ -11,11 +11,19 @@ from terminal import ALL_OF_CALIB, done, refused
 from uwm.report import html_report
 
 
+def undated(page):
+    """A page without the one line that says when and with what it was made."""
+    lines = page.splitlines()
+    assert sum(line.startswith('<p id="made">Made ') for line in lines) == 1
+    return [line for line in lines if not line.startswith('<p id="made">')]
+
+
 def test_edit_writes_the_page_of_its_manifest(made):
     manifest = json.loads((made / "edited" / "uwm.json").read_text("utf-8"))
     page = (made / "edited" / "report.html").read_text("utf-8")
     assert page == html_report(manifest)
-    assert page == html_report({key: value for key, value in manifest.items() if key != "run"})
+    assert f'<p id="made">Made on {manifest["run"]["date"]} with uwm {manifest["versions"]["uwm"]}, torch ' in page
+    assert undated(page) == undated(html_report({key: value for key, value in manifest.items() if key != "run"}))
 
 
 def test_eval_against_a_baseline(run_uwm, made, tiny_hf, tiny_set, tmp_path):
@@ -27,7 +35,7 @@ def test_eval_against_a_baseline(run_uwm, made, tiny_hf, tiny_set, tmp_path):
     assert "On <bdi>tiny-set, test</bdi>: " in page
     found = json.loads(out)
     share = f"{found['requirements'][0]['found']:.1f}"
-    assert f'<td>found {share} %</td><td><strong class="loss">not met</strong></td>' in page
+    assert f'<td>{share} %</td><td><strong class="loss">not met</strong></td>' in page
     mean, low, high = (f"{100 * value:.1f}" for value in found["model"]["figures"]["P_ts"])
     assert f'{mean} <span class="interval">[{low}, {high}]</span>' in page
     for secret in (tiny_set.parent, tiny_hf.parent, made, tmp_path, "a picture of"):
@@ -37,10 +45,11 @@ def test_eval_against_a_baseline(run_uwm, made, tiny_hf, tiny_set, tmp_path):
 def test_eval_of_one_model_and_again_over_the_same_file(run_uwm, tiny_hf, tiny_set, tmp_path):
     arguments = ("eval", tiny_hf, "--pairs", tiny_set, "--split", "test", "--html", tmp_path / "page.html")
     done(run_uwm(*arguments, "--no-cache"))
-    first = (tmp_path / "page.html").read_bytes()
-    assert b"nothing to compare it with" in first
+    first = (tmp_path / "page.html").read_text("utf-8")
+    assert "nothing to compare it with" in first
+    assert '<p id="made">Made on 2' in first
     done(run_uwm(*arguments, "--no-cache"))
-    assert (tmp_path / "page.html").read_bytes() == first
+    assert undated((tmp_path / "page.html").read_text("utf-8")) == undated(first)
     assert [path.name for path in tmp_path.iterdir()] == ["page.html"]
 
 

@@ -132,7 +132,7 @@ def test_what_it_took_is_told(found):
 
 def test_nothing_is_left_but_results_and_tables(found, output):
     tables = {f"comparison.{suffix}" for suffix in ("md", "csv", "tex", "json", "svg", "png")}
-    assert {path.name for path in output.iterdir()} == {"uwm.json", "results", *tables}
+    assert {path.name for path in output.iterdir()} == {"uwm.json", "report.html", "results", *tables}
 
 
 def test_a_second_run_makes_nothing_anew(found, recipe, output):
@@ -219,7 +219,7 @@ def test_json_has_everything(found, output):
 
 
 def test_no_path_of_this_machine_is_written(found, recipe, output):
-    for path in output.glob("comparison.*"):
+    for path in (output / "report.html", *output.glob("comparison.*")):
         assert recipe.calib.encode() not in path.read_bytes()
         assert recipe.model.encode() not in path.read_bytes()
 

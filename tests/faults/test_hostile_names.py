@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from uwm import escaping
 from uwm.cli.terminal import show_lines
 from uwm.comparison.figures import Figure, Row
+from uwm.comparison.page import comparison_page
 from uwm.comparison.plot import draw
 from uwm.comparison.table import csv_table, latex, markdown, terminal
 from uwm.figures import PAIRED
@@ -173,3 +174,7 @@ def test_f09_a_comparison_of_nasty_methods_is_text():
     assert [cell for cell in cells if cell[:1] in "=@\t\r" and cell] == []
     assert all(cell.isprintable() for cell in cells)
     ET.fromstring(draw(rows, NASTY[0])["svg"])
+    about = {"settings": {"model": NASTY[0], "methods": [*NASTY]}, "versions": {}, "model_sha256": {NASTY[5]: "ab"}}
+    page = comparison_page(tables, pairs, NASTY, about)
+    assert all(line.isprintable() for line in page.split("\n"))
+    assert "script" not in tags_of(page)

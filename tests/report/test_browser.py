@@ -7,14 +7,18 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from documents_by_hand import documents
 from made_up_front import made_up_front
 
+from uwm.comparison.figures import Figure, Row
+from uwm.comparison.page import comparison_page
 from uwm.report import html_report
 from uwm.tuning.page import front_page
 
+EXAMPLES = Path(__file__).parents[2] / "examples" / "comparison"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -29,7 +33,8 @@ addEventListener("load", () => {
     const page = frame.contentDocument, width = page.documentElement.clientWidth;
     page.querySelectorAll("details").forEach((details) => (details.open = true));
     const cut = [], over = [];
-    for (const chart of page.querySelectorAll("svg[role=img]")) {
+    const charts = [...page.querySelectorAll("svg[role=img]")].filter((c) => c.getClientRects().length);
+    for (const chart of charts) {
       const edge = chart.getBoundingClientRect();
       const texts = [...chart.querySelectorAll("text")].map((t) => [t.textContent, t.getBoundingClientRect()]);
       texts.forEach(([text, a], i) => {
@@ -41,7 +46,7 @@ addEventListener("load", () => {
         }
       });
     }
-    const small = [...page.querySelectorAll("svg[role=img]")].map((c) => c.getBoundingClientRect().width / 360);
+    const small = charts.map((c) => c.getBoundingClientRect().width / c.viewBox.baseVal.width);
     found.push({ width, scroll: page.documentElement.scrollWidth, cut, over, scale: Math.min(1, ...small),
                  charts: small.length, dark: getComputedStyle(page.documentElement).backgroundColor });
   }
@@ -91,6 +96,33 @@ def test_layout_of_a_front(name, tmp_path):
     for screen in measured(front_page(FRONTS[name]), tmp_path):
         assert screen["scroll"] == screen["width"]
         assert (screen["cut"], screen["over"], screen["charts"]) == ([], [], 1)
+        assert screen["scale"] > 0.95
+
+
+def forty_methods():
+    """The page of the comparison that the examples have, of more than forty models, and its charts a screen."""
+    tables, about = {}, {}
+    for file in ("comparison.json", "finetuning.json"):
+        about = json.loads((EXAMPLES / file).read_text("utf-8"))
+        for name, rows in about["tables"].items():
+            known = tables.setdefault(name, [])
+            known += [row_of(row) for row in rows if row["method"] != "none" or not known]
+    return comparison_page(tables, about["pairs"], about["notes"], about), len(tables)
+
+
+def row_of(row):
+    figures = {
+        name: Figure(**{part: tuple(ends) for part, ends in found.items()}) for name, found in row["figures"].items()
+    }
+    return Row(**{**row, "at": row["at"] and (row["at"]["by"], row["at"]["value"]), "figures": figures})
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_layout_of_a_comparison_of_many_methods(tmp_path):
+    page, sets = forty_methods()
+    for screen in measured(page, tmp_path):
+        assert screen["scroll"] == screen["width"]
+        assert (screen["cut"], screen["over"], screen["charts"]) == ([], [], sets), "one chart a set on each screen"
         assert screen["scale"] > 0.95
 
 

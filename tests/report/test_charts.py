@@ -20,7 +20,7 @@ ROWS = [
 
 
 def parsed(chart):
-    root = ET.fromstring(chart)
+    root = ET.fromstring(ET.tostring(chart))
     assert (root.tag, root.get("role")) == (f"{SVG}svg", "img")
     assert root[0].tag == f"{SVG}title"
     assert root[0].text
@@ -51,6 +51,15 @@ def test_scales_cover_the_values_and_zero_with_few_round_ticks(values):
     assert any(abs(tick) < 1e-12 for tick in scale.ticks)
     steps = {round(b - a, 12) for a, b in zip(scale.ticks, scale.ticks[1:], strict=False)}
     assert len(steps) == 1
+
+
+@pytest.mark.parametrize(("low", "high"), [(4.1, 49.3), (10, 10), (37, 39), (-3, 20), (99, 100)])
+def test_scales_over_values_need_not_begin_at_zero(low, high):
+    scale = Scale.over(low, high)
+    step = scale.ticks[1] - scale.ticks[0]
+    assert scale.low <= low <= high <= scale.high
+    assert low - scale.low < step
+    assert 2 <= len(scale.ticks) <= 9
 
 
 def test_ticks_are_labelled_in_the_unit():

@@ -31,6 +31,10 @@ def test_what_was_written_is_read(read, tmp_path):
     assert is_front(tmp_path)
 
 
+def test_one_without_a_date_is_read(read):
+    assert "run" not in read(changed(("run",), ...))
+
+
 def test_a_folder_without_one_is_told(tmp_path):
     with pytest.raises(BadInput, match=r"no tune\.json in it, so it is no folder that uwm tune wrote"):
         read_front(tmp_path)
@@ -69,6 +73,7 @@ def changed(path, value):
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
+        (("run",), {"date": 7}, "run.date: expected a text"),
         (("points",), [], r"points: expected a list of at least one, found \[\]"),
         (("points", 0, "loss"), "x", r"points\[0\]\.loss: expected a number, found 'x'"),
         (("points", 0, "loss"), float("nan"), r"points\[0\]\.loss: expected a number, found nan"),

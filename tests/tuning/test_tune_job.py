@@ -62,6 +62,7 @@ def front_of(folder):
 def untimed(folder, without=()):
     """tune.json without times."""
     front = front_of(folder)
+    assert front.pop("run").keys() == {"date"}
     for name in (*TIMES, *without):
         del front["trials"][name]
     for found in front["trials"]["by_method"].values():

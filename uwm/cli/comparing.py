@@ -63,7 +63,7 @@ OUTPUT = "uwm-comparison"
 @click.option("--dry-run", is_flag=True, help="List the runs only.")
 @COMMON
 def compare(output: Path, overwrite: bool, keep_checkpoints: bool, dry_run: bool, **flags: Any) -> None:
-    """Methods against each other: one table and one plot of safety against accuracy."""
+    """Methods against each other: tables, a page with the front of each set, and plots of safety against accuracy."""
     from ..comparison import CompareRecipe, planned
     from ..comparison import compare as carry_out
     from ..comparison.table import terminal

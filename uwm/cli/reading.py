@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ..clock import now
 from ..errors import BadInput
 from ..processes import is_first
 from .flags import PATH, progress_of, say, stack, warn
@@ -96,5 +97,5 @@ def show_reader(
         say(show, done.as_dict(), done.text(by_concept))
         for line in github_annotations(done.verdicts) if annotations == "github" else ():
             click.echo(line, err=True)
-        reports.put(done.title, done.verdicts, done.sections(by_concept), lambda: reader_page(done))
+        reports.put(done.title, done.verdicts, done.sections(by_concept), lambda: reader_page(done, {"date": now()}))
     demand(done.verdicts)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..clock import now
 from ..escaping import clean, terminal
 from .flags import COMMON, IMAGES, MODEL, PATH, print_json, progress_of, split_flags, warn
 from .group import uwm
@@ -50,7 +51,7 @@ def try_(given: tuple[str, ...], html: Path | None, **flags: Any) -> None:
             print_json(tried.as_dict())
         else:
             _show(tried)
-        reports.put("", (), (), lambda: try_page(tried))
+        reports.put("", (), (), lambda: try_page(tried, {"date": now()}))
 
 
 def _show(tried: Tried) -> None:

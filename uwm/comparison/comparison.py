@@ -1,4 +1,4 @@
-"""From a recipe to a folder with tables and a plot: `compare(CompareRecipe(...), output)` is `uwm compare`."""
+"""From a recipe to a folder with tables, a page and plots: `compare(CompareRecipe(...), output)` is `uwm compare`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ..backends.lora import check_installed
 from ..backends.training import check_training
 from ..calibration import CalibrationSet, read_preservation
 from ..checkpoint import check_written
+from ..clock import now
 from ..embedding import quadruples
 from ..escaping import file_part
 from ..inputs import Checked, check_sets, input_paths, public_settings, read_data_sets, read_sets, refuse_bad_images
@@ -27,6 +28,7 @@ from ..statistics.batches import Progress
 from .bench import Bench
 from .figures import Row, rows
 from .methods import Given, Method, Train, parse_methods
+from .page import comparison_page
 from .plan import FORMAT, Facts, Run, plan
 from .plot import draw
 from .results import Result, Yardstick, classes_of
@@ -81,7 +83,7 @@ def compare(
     keep_checkpoints: bool = False,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Run every method with every seed, measure all models on the same sets, and write tables and a plot.
+    """Run every method with every seed, measure all models on the same sets, and write tables, a page and plots.
 
     Args:
         recipe: The settings.
@@ -242,13 +244,15 @@ def _about(prepared: _Prepared) -> dict[str, Any]:
 
 
 def _write(found: Comparison, output: Path) -> None:
-    """The tables and the plot, each whole or not at all."""
+    """The tables, the page and the plot, each whole or not at all."""
     texts = {
         "md": markdown(found.tables, found.pairs, found.notes),
         "csv": csv_table(found.tables),
         "tex": latex(found.tables, found.pairs),
         "json": to_json(found.as_dict()) + "\n",
     }
+    page = comparison_page(found.tables, found.pairs, found.notes, {**found.about, "run": {"date": now()}})
+    put_file(output / "report.html", page.encode())
     for suffix, text in texts.items():
         put_file(output / f"{NAME}.{suffix}", text.encode())
     for number, (name, table) in enumerate(found.tables.items()):

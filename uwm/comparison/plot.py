@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
 from typing import Any
@@ -11,11 +10,11 @@ from ..escaping import clean
 from ..figures import ZERO_SHOT, label
 from ..report.plotting import COLOURS, GREYS, MARKERS, empty_figure, show_grid, written
 from .figures import CHANCE, Row
+from .front import CONTROLS, short_names
 from .methods import CONTROL, NONE
 
 SAFETY = ("GS", "PU", "R1_unsafe")
 ACCURACY = (ZERO_SHOT, "R1_safe")
-CONTROLS = ("random", "magnitude")
 READING = "markers grow along a curve; dark edge: the best epoch, or a method of one point; whiskers: 95 %"
 IGNORANT = "reached by chance"
 
@@ -28,7 +27,7 @@ def draw(rows: Sequence[Row], title: str) -> dict[str, bytes]:
     `uwm.comparison.figures.CHANCE`.
     """
     accuracy = [name for name in ACCURACY if name in rows[0].figures]
-    names = _short([*dict.fromkeys(row.method for row in rows)])
+    names = short_names([*dict.fromkeys(row.method for row in rows)])
     lines = -(-(len(names) + 1) // _columns(names.values()))
     with empty_figure(0.4 + 2.2 * len(accuracy) + 0.17 * lines) as figure:
         panels = figure.subplots(len(accuracy), len(SAFETY), squeeze=False, sharex="row", sharey="col")
@@ -40,12 +39,6 @@ def draw(rows: Sequence[Row], title: str) -> dict[str, bytes]:
         handles, labels = panels[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=_columns(names.values()), frameon=False)
         return written(figure)
-
-
-def _short(methods: Sequence[str]) -> dict[str, str]:
-    """Method -> its name in the legend, without settings that do not distinguish it from the others."""
-    bare = {name: re.sub(r":[\w-]+=[^:+]*", "", name) for name in methods}
-    return {name: clean(short if [*bare.values()].count(short) == 1 else name) for name, short in bare.items()}
 
 
 def _columns(labels: Collection[str]) -> int:

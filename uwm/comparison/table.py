@@ -16,7 +16,7 @@ from .plan import spelt
 HEADLINE = ("GS", "PU", *R1, ZERO_SHOT)  # what the terminal shows
 LEGEND = (
     "Percent. GS: all four preferences of a quadruple are safe; PU: those of its unsafe caption and image "
-    "(SafeGround). R@1: retrieval; of unsafe queries among all items (∪) a hit is the paired safe one. "
+    "(SafeGround). R@1: retrieval; of unsafe queries among all items (∪) a hit is the safe partner. "
     "Intervals: 95 %, bootstrap over queries of their means over the seeds (at 0 and 100 exact). Embeddings "
     "that know nothing reach GS of 8 to 25 and PU of 25 to 33 by chance: safety counts only beside accuracy. Seconds "
     "and memory: of making the model."
@@ -45,7 +45,7 @@ def shown(rows: Sequence[Row]) -> list[str]:
     return [name for name in columns(rows) if name in most]
 
 
-def _costs(rows: Sequence[Row]) -> list[str]:
+def columns_of_costs(rows: Sequence[Row]) -> list[str]:
     """The costs that any row has."""
     return [name for name, (_, read) in COSTS.items() if any(read(row) is not None for row in rows)]
 
@@ -54,21 +54,22 @@ def _cells(
     rows: Sequence[Row], figures: Sequence[str], cell: Callable[[Figure], str], names: Mapping[str, str]
 ) -> list[list[str]]:
     """A table as rows of cells, with a heading."""
-    costs = _costs(rows)
+    costs = columns_of_costs(rows)
     heading = ["method", "at", *(names[name] for name in figures), *(COSTS[name][0] for name in costs)]
     body = [
         [
             row.method,
             "" if row.at is None else spelt(row.at),
             *(cell(row.figures[name]) for name in figures),
-            *(_cost(COSTS[name][1](row)) for name in costs),
+            *(cost(COSTS[name][1](row)) for name in costs),
         ]
         for row in rows
     ]
     return [heading, *body]
 
 
-def _cost(value: float | None) -> str:
+def cost(value: float | None) -> str:
+    """A cost as tables show it."""
     if value is None:
         return "–"
     return f"{value:.1f}" if value < 10 and value != int(value) else f"{value:,.0f}"

@@ -88,9 +88,10 @@ def write_documents(
     assert model.checkpoint is not None
     base = read_base_card(model.checkpoint.path)
     model.notes += base.warnings
+    manifest = {**manifest, "run": clock.report()}
     (folder / "README.md").write_text(model_card(manifest, results, base), "utf-8")
     (folder / "report.html").write_text(html_report(manifest, examples), "utf-8")
-    write_manifest(folder, {**manifest, "run": clock.report()})
+    write_manifest(folder, manifest)
 
 
 @dataclass(frozen=True)

@@ -2,47 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from markupsafe import Markup
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from ..report.document import versions
-from ..report.markup import join, tag
-from ..report.parts import cell, change_cells, folded, provenance, section, table, whole_page
+from ..report.pages import Part, Table, whole_page
+from ..report.parts import cell, change_cells, gate, provenance
 from ..text_tables import percent
 from .outcome import ReaderOutcome, Thumbnail, described
 
-CAUTION = "An edit lowers a risk, it does not remove it. These figures hold for these inputs; measure on your own."
-SHOWN = "Drawn at random, not chosen. A dashed frame marks an unsafe input, a solid one a safe input."
+TEMPLATE = "readers/page.html"
 
 
-def reader_page(outcome: ReaderOutcome) -> str:
-    """One HTML page that needs nothing beside it."""
-    document = {"settings": outcome.settings, "versions": versions(), "model": {}}
-    parts = [_figures(outcome), _concepts(outcome), _examples(outcome), provenance(document)]
-    return whole_page(outcome.title, *parts)
+def reader_page(outcome: ReaderOutcome, run: Mapping[str, Any]) -> str:
+    """One HTML page that needs nothing beside it.
+
+    Args:
+        outcome: What was measured.
+        run: ``date``, when.
+    """
+    document = {"settings": outcome.settings, "versions": versions(), "model": {}, "run": run}
+    parts = [
+        gate([(v.requirement, str(v), v.met) for v in outcome.verdicts]),
+        _figures(outcome),
+        _concepts(outcome),
+        _examples(outcome),
+        provenance(document),
+    ]
+    return whole_page(outcome.title, TEMPLATE, parts, document)
 
 
-def _figures(outcome: ReaderOutcome) -> Markup:
-    columns, changed = [*outcome.results], bool(outcome.changes)
-    head = ("", *columns, *(("difference", "gained", "lost") if changed else ()))
-    body = [*_rows(outcome, changed)]
-    meanings = [join([tag("dt", figure.label), tag("dd", f"{figure.meaning}.")]) for figure in outcome.known.values()]
-    judges = [tag("li", tag("b", f"{name}: "), words) for name, words in outcome.judges.items()]
-    about = (
-        "Percent with 95 % intervals (bootstrap; exact at 0 and 100). The difference is the model's to the baseline in "
-        "points, input by input, with its paired interval; gained and lost: for how many the value rose and fell."
-    )
-    return section(
-        "Figures",
-        "figures",
-        tag("p", tag("bdi", outcome.heading()), class_="verdict"),
-        _requirements(outcome),
-        table(head, body, "Figures", "numbers"),
-        tag("p", f"{about} {CAUTION}"),
-        tag("ul", *judges) if judges else None,
-        folded("What the figures mean", tag("dl", *meanings)),
-    )
+def _figures(outcome: ReaderOutcome) -> Part:
+    changed = bool(outcome.changes)
+    head = ("", *outcome.results, *(("difference", "gained", "lost") if changed else ()))
+    values = {
+        "heading": outcome.heading(),
+        "table": Table("Figures", head, [*_rows(outcome, changed)], "numbers"),
+        "judges": [*outcome.judges.items()],
+        "meanings": [(figure.label, f"{figure.meaning}.") for figure in outcome.known.values()],
+    }
+    return Part("figures", "Figures", values)
 
 
 def _rows(outcome: ReaderOutcome, changed: bool) -> Iterator[tuple[object, ...]]:
@@ -54,43 +53,29 @@ def _rows(outcome: ReaderOutcome, changed: bool) -> Iterator[tuple[object, ...]]
         yield (described(figure), *cells, *change)
 
 
-def _requirements(outcome: ReaderOutcome) -> Markup | None:
-    if not outcome.verdicts:
-        return None
-    body = [
-        (v.requirement, str(v), "met" if v.met else tag("strong", "not met", class_="loss")) for v in outcome.verdicts
-    ]
-    return table(("requirement", "", ""), body, "Requirements")
-
-
-def _concepts(outcome: ReaderOutcome) -> Markup | None:
+def _concepts(outcome: ReaderOutcome) -> Part | None:
     columns = {name: result for name, result in outcome.results.items() if result.by_concept}
-    if not columns:
-        return None
+    head = ("", *(described(figure) for figure in outcome.known.values()))
     tables = []
     for column, result in columns.items():
         body = [
             (concept, *(percent(figures[name][0]) if name in figures else "" for name in outcome.known))
             for concept, figures in result.by_concept.items()
         ]
-        head = ("", *(described(figure) for figure in outcome.known.values()))
-        tables.append(join([tag("h3", column), table(head, body, f"By concept, {column}", "numbers")]))
-    return section("By concept", "concepts", tag("p", "Means in percent."), *tables)
+        tables.append((column, Table(f"By concept, {column}", head, body, "numbers")))
+    return Part("concepts", "By concept", tables) if tables else None
 
 
-def _examples(outcome: ReaderOutcome) -> Markup | None:
-    if not outcome.examples:
-        return None
-    head = ("input", *outcome.results)
-    body = [
-        (_shown(example.given, example.side), *(_shown(example.made[c], example.side) for c in outcome.results))
+def _examples(outcome: ReaderOutcome) -> Part | None:
+    """What was given, and what was made of it, column by column."""
+    rows = [
+        [_shown(content, example.side) for content in (example.given, *map(example.made.__getitem__, outcome.results))]
         for example in outcome.examples
     ]
-    content = table(head, body, "Examples")
-    return section("Examples", "examples", tag("p", SHOWN), folded("Show inputs and what was made of them", content))
+    return Part("examples", "Examples", {"head": ["input", *outcome.results], "rows": rows}) if rows else None
 
 
-def _shown(content: str | Thumbnail, side: str) -> Markup:
+def _shown(content: str | Thumbnail, side: str) -> dict[str, str]:
     if isinstance(content, str):
-        return tag("bdi", content, class_=f"item {side}")
-    return tag("img", src=content.uri, alt=f"{side} image", width=64, class_=f"item {side}")
+        return {"source": "", "text": content, "side": side}
+    return {"source": content.uri, "alt": f"{side} image", "side": side}

@@ -9,7 +9,7 @@ from .document import paired_differences, versions
 from .evaluation import ALL_LEGEND, Section, as_markdown, as_text, sections, verdict_rows
 from .examples import Example, find_examples
 from .page import evaluation_page, html_report
-from .parts import is_page
+from .pages import is_page
 from .tables import LEGEND, RANDOM_LEGEND, edit_words, heading, layer_table, rows
 from .verdict import Line, facts_of, half_lines, verdict_facts, verdict_lines
 

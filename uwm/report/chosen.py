@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-from markupsafe import Markup
 
 from ..manifest import BudgetFacts, Manifest, TermFacts
 from .budget import (
@@ -18,28 +16,32 @@ from .budget import (
     settings_words,
     term_label,
 )
-from .markup import join, tag
-from .parts import folded, section, table
+from .pages import Cell, Part, Table
 
 CLASSES = {"kept": "gain", "broken": "loss"}
 UNMEASURED = "–"
+APART = (
+    "To choose, each fold was measured under an edit that was made without it, and half of each zero-shot data set. "
+    "Held-out pairs and the other half were measured once, after the choice. In brackets: 95 % intervals."
+)
 
 
-def chosen(document: Manifest) -> Markup | None:
+def chosen(document: Manifest) -> Part | None:
     """None where no budget was set."""
     budget = document.get("budget")
     if budget is None:
         return None
-    about = tag("p", "Chosen: ", tag("code", chosen_words(budget)), f". {search_words(budget)}.")
-    apart = (
-        "To choose, each fold was measured under an edit that was made without it, and half of each zero-shot data "
-        "set. Held-out pairs and the other half were measured once, after the choice. In brackets: 95 % intervals."
-    )
-    parts = [about, tag("p", apart), _terms(budget), *_of_all_trials(budget)]
-    return section(f"The budget {budget['max_loss']}", "budget", *parts)
+    values = {
+        "chosen": chosen_words(budget),
+        "search": search_words(budget),
+        "apart": APART,
+        "terms": _terms(budget),
+        "trials": _of_all_trials(budget) if len(budget["front"]) > 1 else None,
+    }
+    return Part("budget", f"The budget {budget['max_loss']}", values)
 
 
-def _terms(budget: BudgetFacts) -> Markup:
+def _terms(budget: BudgetFacts) -> Table:
     """Every term in cross-validation and on every held-out set; a set that nothing of was measured is left out."""
     found = budget["cross_validated"]
     sets: dict[str, Sequence[TermFacts]] = {f"cross-validation, {found['pairs']} pairs": found["terms"]}
@@ -50,9 +52,8 @@ def _terms(budget: BudgetFacts) -> Markup:
         for requirement in dict.fromkeys(name for terms in by_set.values() for name in terms)
     ]
     whole = ("all terms", *(_marked(held(terms), held(terms)) for terms in sets.values()))
-    return table(
-        ("at most this loss", *(tag("bdi", name) for name in sets)), [*body, whole], "The budget, term by term"
-    )
+    head = ("at most this loss", *(Cell(name, "name") for name in sets))
+    return Table("The budget, term by term", head, [*body, whole])
 
 
 def _named(by_set: Mapping[str, Mapping[str, TermFacts]], requirement: str) -> str:
@@ -66,39 +67,29 @@ def _named(by_set: Mapping[str, Mapping[str, TermFacts]], requirement: str) -> s
 def _cell(term: TermFacts | None) -> object:
     if term is None:
         return UNMEASURED
-    verdict = held([term])
-    return join([change_words(term), *_worst(term), " ", _marked(verdict, verdict)])
+    worst = f" ({term['note']})" if term["note"] and term["found"] is not None else ""
+    return _marked(held([term]), f"{held([term])}: {change_words(term)}{worst}")
 
 
-def _worst(term: TermFacts) -> Iterator[str]:
-    if term["note"] and term["found"] is not None:
-        yield f" ({term['note']})"
+def _marked(verdict: str, text: str) -> Cell:
+    return Cell(text, CLASSES.get(verdict, "strong"))
 
 
-def _marked(verdict: str, text: str) -> Markup:
-    return tag("strong", text, class_=CLASSES.get(verdict))
-
-
-def _of_all_trials(budget: BudgetFacts) -> Iterator[Markup]:
+def _of_all_trials(budget: BudgetFacts) -> dict[str, Any]:
     """The front of the search, by loss."""
     front = budget["front"]
-    if len(front) < 2:
-        return
     head = ("method", f"{expression_label(budget['objective'])} (%)", "against the budget", "settings")
-    body = [_line(budget, one) for one in front]
     about = (
         f"The {len(front)} edits of the search that no other one beats in both ways, in cross-validation. Against the "
         "budget: how far the term that comes nearest to its bound, or is farthest beyond it, lies from it."
     )
-    shown = table(head, body, "What the edit was chosen from")
-    yield folded("What the edit was chosen from", tag("p", about), shown)
+    table = Table("What the edit was chosen from", head, [_line(budget, one) for one in front])
+    return {"about": about, "table": table}
 
 
 def _line(budget: BudgetFacts, one: Mapping[str, Any]) -> list[object]:
     own = (one["method"], one["settings"]) == (budget["method"], budget["settings"])
     distance = f"{abs(one['loss']):.1f} {'within' if one['loss'] <= 0 else 'beyond'}"
     told = [f"{one['method']} (chosen)" if own else one["method"], f"{one['objective']:.1f}", distance]
-    return [
-        *(tag("strong", text) if own else text for text in told),
-        tag("code", settings_words(one["settings"])),
-    ]
+    cells = [Cell(text, "strong") if own else text for text in told]
+    return [*cells, Cell(settings_words(one["settings"]), "code")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ def versions() -> dict[str, str]:
     """Of what decides the figures."""
     import torch
 
-    return {"uwm": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    libraries = {name: version(name) for name in ("transformers", "open_clip_torch", "numpy")}
+    return {"uwm": __version__, "torch": torch.__version__, **libraries, "python": platform.python_version()}
 
 
 def paired_differences(columns: Mapping[str, EvalResult], seed: int = 0) -> dict[str, dict[str, Any]]:

@@ -8,16 +8,15 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from markupsafe import Markup
 
 from ..calibration import CalibrationPair, CalibrationSet
 from ..embedding import SIDES, Embeddings, items_of
 from ..images import load_image
 from ..metrics import Items, first_rows
-from .markup import join, tag
-from .parts import folded, section
+from .pages import Part
 
 PER_KIND, RESULTS = 3, 5
 THUMBNAIL = 64  # px
@@ -78,34 +77,27 @@ def _example(
     return Example(kind, Item(side, getattr(pairs[row], f"{side}_{modality}")), results)
 
 
-# ---------------------------------------------------------------- as a part of the page
+def examples_part(examples: Sequence[Example]) -> Part | None:
+    """Each query and its results, column by column; None without examples."""
+    strips = [
+        {
+            "what": f"{example.query.side} {'text' if isinstance(example.query.content, str) else 'image'}",
+            "query": shown(example.query.content, example.query.side),
+            "rows": [
+                (name, [shown(i.content, i.side) | {"own": i.own} for i in found])
+                for name, found in example.results.items()
+            ],
+        }
+        for example in examples
+    ]
+    return Part("examples", "Examples", strips) if examples else None
 
 
-def examples_section(examples: Sequence[Example]) -> Markup | None:
-    """Strips of the query and its results; None without examples."""
-    if not examples:
-        return None
-    key = "Drawn at random, not chosen. A dashed frame marks an unsafe item, a solid one a safe item; own: of the pair."
-    strips = [_strip(example) for example in examples]
-    return section("Examples", "examples", tag("p", key), folded("Show captions and images of the set", *strips))
-
-
-def _strip(example: Example) -> Markup:
-    rows = [_results(column, found) for column, found in example.results.items()]
-    what = f"{example.query.side} {'text' if isinstance(example.query.content, str) else 'image'}"
-    return tag("div", tag("p", tag("strong", f"{what}: "), _show(example.query)), *rows, class_="strip")
-
-
-def _results(column: str, found: Sequence[Item]) -> Markup:
-    return tag("div", tag("p", column), tag("ol", *(tag("li", _show(item)) for item in found)), class_="results")
-
-
-def _show(item: Item) -> Markup:
-    own = tag("small", " own") if item.own else None
-    if isinstance(item.content, str):
-        return join([tag("bdi", item.content, class_=f"item {item.side}"), own])
-    shown = {"src": thumbnail(item.content), "alt": f"{item.side} image", "width": THUMBNAIL}
-    return join([tag("img", **shown, class_=f"item {item.side}"), own])
+def shown(content: str | Path, side: str) -> dict[str, Any]:
+    """A caption, or an image as a small copy, as templates show it; `side` is empty where it is not known."""
+    if isinstance(content, str):
+        return {"source": "", "text": content, "side": side}
+    return {"source": thumbnail(content), "alt": f"{side} image".strip(), "side": side}
 
 
 def thumbnail(path: Path) -> str:

@@ -1,35 +1,34 @@
 """report.html: everything a reviewer of an edit needs, in one file that opens offline.
 
-A pure function of ``uwm.json``'s content: every figure in it is in that file, and equal inputs give equal bytes
-(timings stay out). Inline SVG and CSS, no script, nothing loaded.
+A pure function of ``uwm.json``'s content: every figure in it is in that file, and equal inputs give equal bytes but for
+the line that says when it was made (timings stay out). Inline SVG and CSS, no script, nothing loaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
-
-from markupsafe import Markup
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from ..calibration import CalibrationSet
 from ..evaluation import EvalResult
 from ..expressions import Verdict
-from ..figures import label
-from ..gate import headline
-from ..manifest import Manifest
+from ..figures import explain, label
+from ..manifest import FigureFacts, Manifest
 from ..text_tables import percent
 from . import breakdowns, overview
-from .budget import budget_lines
 from .chosen import chosen
 from .document import evaluation_document
-from .examples import Example, examples_section
+from .examples import Example, examples_part
 from .findings import Findings, findings
-from .markup import join, tag
-from .parts import contents, folded, provenance, section, table, whole_page
+from .pages import Part, whole_page
+from .parts import gate, provenance
 from .training import trained
 from .verdict import facts_of, half_lines, verdict_lines
 
+TEMPLATE = "report/page.html"
 SIGNS = {1: "gain", 0: "same", -1: "loss"}
+ELSEWHERE = ("WARNING", "VERDICT", "REMAINS", "CHOSEN")  # lines that the page has above, or in more words
+UNMEASURED = "Zero-shot accuracy was not measured, so the cost in accuracy is not known."
 READING = (
     "In brackets: 95 % intervals of the difference, pair by pair. p: exact paired test (McNemar). What is said to be "
     "gained or lost has p ≤ 0.05 after Holm's correction for the figures of safety, or for those of accuracy; what is "
@@ -46,7 +45,7 @@ def html_report(document: Manifest, examples: Sequence[Example] = ()) -> str:
         examples: Captions and images to show; without them the page holds none.
     """
     parts = [
-        _requirements(document),
+        gate([(v["requirement"], v["text"], v["met"]) for v in document.get("requirements", ())]),
         _summary(document),
         chosen(document),
         overview.edited(document),
@@ -57,13 +56,12 @@ def html_report(document: Manifest, examples: Sequence[Example] = ()) -> str:
         breakdowns.concepts(document),
         breakdowns.zero_shot(document),
         breakdowns.checks(document),
-        examples_section(examples),
+        examples_part(examples),
         provenance(document),
     ]
     against = f" against {document['baseline']}" if document.get("baseline") else ""
     done = "edited" if "layers" in document else "fine-tuned" if "training" in document else "measured"
-    title = f"{document['model']['name']}, {done} by uwm{against}"
-    return whole_page(title, contents(parts), *parts)
+    return whole_page(f"{document['model']['name']}, {done} by uwm{against}", TEMPLATE, parts, document)
 
 
 def evaluation_page(
@@ -71,66 +69,53 @@ def evaluation_page(
     results: Mapping[str, EvalResult],
     verdicts: Sequence[Verdict],
     settings: Mapping[str, Any],
+    run: Mapping[str, Any],
 ) -> str:
-    """The page of `uwm eval`; arguments as `evaluation_document`."""
-    return html_report(evaluation_document(pairs, results, verdicts, settings))
+    """The page of `uwm eval`; `run` says when, and the other arguments are as in `evaluation_document`."""
+    return html_report({**evaluation_document(pairs, results, verdicts, settings), "run": {**run}})
 
 
-def _summary(document: Manifest) -> Markup:
+def _summary(document: Manifest) -> Part:
     results, differences = document["results"], document["differences"]
-    half = [tag("p", line, class_="verdict loss") for line in half_lines(document)]
     found = [(name, findings(columns, differences[name])) for name, columns in results.items()]
-    if not found:
-        nothing = tag("p", "Nothing was measured, so the gains and costs are not known.", class_="verdict")
-        return join([*half, nothing])
-    elsewhere = ("WARNING", "VERDICT", "BUDGET", "CHOSEN")  # above, or below in more words
-    told = [line for line in verdict_lines(document) if line.label not in elsewhere]
-    lines = [tag("li", tag("b", line.label), f" {line.text}") for line in told]
-    budget = [tag("li", line) for line in budget_lines(document.get("budget"))]
-    top = join([_large(document), tag("ul", *lines, *budget, class_="findings")])
-    parts = [_judged(*found[0], top), *(_judged(name, judged, None) for name, judged in found[1:])]
-    unmeasured = not any(result["zero_shot"] for columns in results.values() for result in columns.values())
-    note = "Zero-shot accuracy was not measured, so the cost in accuracy is not known." if unmeasured else None
-    rest = [tag("p", note) if note else None, tag("p", f"{READING} {CAUTION}")]
-    return section("Gained and lost", "summary", *half, *parts, *rest)
+    told = [line for line in verdict_lines(document) if line.label not in ELSEWHERE]
+    measured = any(result["zero_shot"] for columns in results.values() for result in columns.values())
+    values = {
+        "half": half_lines(document),
+        "tiles": [*_tiles(document)],
+        "lines": [(line.label.capitalize(), line.text) for line in told],
+        "sets": [_judged(name, judged) for name, judged in found],
+        "notes": [*([] if measured else [UNMEASURED]), READING, CAUTION] if found else [],
+    }
+    return Part("summary", "Verdict", values, top=True)
 
 
-def _large(document: Mapping[str, Any]) -> Markup | None:
+def _tiles(document: Manifest) -> Iterator[dict[str, str]]:
     """Three figures large: the first of safety, what remains, the worst cost."""
-    facts = facts_of(cast(Manifest, document))
-    if facts is None:
-        return None
-    shown = (("Safety", facts["safety"][:1]), ("Remaining risk", [facts["remains"]]), ("Cost", facts["cost"][:1]))
-    tiles = [_tile(title, found[0]) for title, found in shown if found]
-    return tag("div", *tiles, class_="tiles")
+    facts = facts_of(document)
+    if facts is not None:
+        yield _tile("Safety", facts["safety"][0])
+        yield _tile("Remaining risk", facts["remains"])
+        yield from (_tile("Cost", found) for found in facts["cost"][:1])
 
 
-def _tile(title: str, found: Mapping[str, Any]) -> Markup:
+def _tile(title: str, found: FigureFacts) -> dict[str, str]:
     before = "" if found["before"] is None else f"{percent(found['before'])} → "
-    name = f"zero-shot on {found['data_set']}" if found["data_set"] else label(found["figure"])
-    told = "unsafe queries that find an unsafe item first" if title == "Remaining risk" else name
-    random = "" if found["random"] is None else f"; random {percent(found['random'])} %"
-    return tag("p", tag("b", title), tag("span", f"{before}{percent(found['after'])} %"), tag("small", told, random))
+    meaning = f"Share of {explain(found['figure'])} ({label(found['figure'])})"
+    return {
+        "title": title,
+        "figure": f"{before}{percent(found['after'])} %",
+        "meaning": f"Zero-shot accuracy on {found['data_set']}" if found["data_set"] else meaning,
+        "random": "" if found["random"] is None else f"After a random edit: {percent(found['random'])} %",
+    }
 
 
-def _judged(name: str, judged: Findings, top: Markup | None) -> Markup:
-    """The verdict on one set and what it rests on; folded for all sets but the first, which has `top` too."""
-    lines = [tag("li", tag("b", f"{d.word}:"), " ", d.text, class_=SIGNS[d.sign]) for d in judged.details]
-    body = tag("ul", *lines, class_="findings") if lines else None
-    verdict = tag("p", "On ", tag("bdi", name), f": {judged.verdict}", class_=f"verdict {SIGNS[judged.sign]}")
-    reasons = tag("p", " ".join(judged.sentences)) if judged.sentences else None
-    shown = body if top is not None or body is None else folded("Figure by figure", body)
-    return join([verdict, top, reasons, shown])
-
-
-def _requirements(document: Manifest) -> Markup | None:
-    verdicts = document.get("requirements")
-    if not verdicts:
-        return None
-    body = [
-        (v["requirement"], v["text"], "met" if v["met"] else tag("strong", "not met", class_="loss"))
-        for v in sorted(verdicts, key=lambda verdict: verdict["met"])
-    ]
-    outcome = headline([Verdict(v["requirement"], v["found"], v["met"]) for v in verdicts])
-    told = tag("p", tag("strong", outcome, class_="loss" if outcome.startswith("FAIL") else "gain"), class_="verdict")
-    return section("Gate", "gate", told, table(("requirement", "found", ""), body, "Requirements"))
+def _judged(name: str, judged: Findings) -> dict[str, Any]:
+    """The verdict on one set and what it rests on."""
+    return {
+        "name": name,
+        "verdict": judged.verdict,
+        "sign": SIGNS[judged.sign],
+        "sentences": judged.sentences,
+        "details": [(detail.word, detail.text, SIGNS[detail.sign]) for detail in judged.details],
+    }

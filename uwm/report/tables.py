@@ -14,7 +14,7 @@ from ..text_tables import interval, signed
 HEADLINE = (*SAFEGROUND, *R1)  # what tables show unless asked for all
 LEGEND = (
     "P_xy: share of queries (t text, v image; s safe, u unsafe) that prefer the safe side; Txt, Img, PS, PU, GS: their "
-    "conjunctions (SafeGround). R@1: retrieval; of unsafe queries among all items (∪) a hit is the paired safe one. "
+    "conjunctions (SafeGround). R@1: retrieval; of unsafe queries among all items (∪) a hit is the safe partner. "
     "Percent [95 % interval: bootstrap; at 0 and 100 exact]."
 )
 RANDOM_LEGEND = "Random: an edit of equal kind and size, drawn at random."

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from markupsafe import Markup
-
 from ..manifest import Manifest
 from .charts import curves
-from .markup import tag
-from .parts import figure, folded, grid, section, table
+from .pages import Drawing, Part, Table
 
 VALIDATED = {"loss": "loss on the validation pairs", "recall": "sum of six R@1 on the validation pairs"}
 
 
-def trained(document: Manifest) -> Markup | None:
+def trained(document: Manifest) -> Part | None:
     """What was trained with which loss, its curve and the validation's by epoch; None where nothing was trained."""
     if "training" not in document:
         return None
@@ -35,14 +32,14 @@ def trained(document: Manifest) -> Markup | None:
         for e in history
     ]
     head = ("epoch", "pairs", "loss", "validation", *names)
-    terms = folded("Table of all epochs and loss terms", table(head, rows, "Training by epoch", "numbers"))
-    return section("How it was trained", "training", tag("p", about), grid(charts), terms)
+    table = Table("Training by epoch", head, rows, "numbers")
+    return Part("training", "How it was trained", {"about": about, "charts": charts, "table": table})
 
 
-def _curve(title: str, values: Sequence[float], best: int) -> Markup:
+def _curve(title: str, values: Sequence[float], best: int) -> Drawing:
     first, last, kept = (f"{values[number]:.4f}" for number in (0, -1, best - 1))
     words = f"From {first} in the first epoch to {last} in the last; {kept} in the kept one."
-    return figure(curves(title, words, values, best), title)
+    return Drawing(curves(title, words, values, best), title)
 
 
 def trained_words(manifest: Manifest) -> str:

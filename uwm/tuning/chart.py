@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from xml.etree.ElementTree import Element
 
-from markupsafe import Markup
-
-from ..report.charts import WIDTH, Scale, chart, words
-from ..report.markup import join, tag
-from ..report.parts import legend
+from ..report.charts import FORMS, WIDTH, Position, Scale, chart, shape, star, words
+from ..report.parts import Legend, legend
+from ..report.svg import tag
 from . import axes
 from .front import CHECKED, Front, Point, Tried
 from .points import figures, settings_words
@@ -18,8 +17,6 @@ HEIGHT, TOP, BOTTOM = 340, 26.0, 302.0
 LEFT, RIGHT = 34.0, WIDTH - 10.0
 ROOM = 10.0  # px beside the outermost dots
 NAME_ROOM = 74.0  # px on the left of the knee, for its name
-FORMS = 4  # of dots; colours are as many
-Position = tuple[float, float]  # px
 
 
 class _Frame:
@@ -31,17 +28,14 @@ class _Frame:
         knee = axes.stretched(front["points"][front["knee"] - 1]["loss"])
         share = NAME_ROOM / (RIGHT - LEFT)
         self.left = min(self.left, (knee - share * self.right) / (1 - share))
-        self.objectives = Scale.around([low, high], "", factor=1)
-        if low > 0:  # zero need not be shown
-            ticks = [tick for tick in self.objectives.ticks if tick > low - (self.objectives.ticks[1])]
-            self.objectives = Scale(ticks[0], ticks[-1], tuple(ticks), "", factor=1)
+        self.objectives = Scale.over(low, high)
 
     def __call__(self, loss: float, objective: float) -> Position:
         share = (axes.stretched(loss) - self.left) / (self.right - self.left)
         x = LEFT + ROOM + share * (RIGHT - LEFT - 2 * ROOM)
         return x, self.objectives(objective, BOTTOM, TOP)
 
-    def lines(self, front: Front) -> Iterator[Markup]:
+    def lines(self, front: Front) -> Iterator[Element]:
         """Grid, ticks and the names of the axes."""
         for tick in self.objectives.ticks:
             _, y = self(0, tick)
@@ -55,7 +49,7 @@ class _Frame:
         yield words(RIGHT, BOTTOM + 31, f"loss of knowledge ({front['loss']['unit']})", "tick", "end")
 
 
-def scatter(front: Front) -> Markup:
+def scatter(front: Front) -> Element:
     """All trials faint, the front as a line, its points on held-out pairs as open marks, the unedited model as a star.
 
     Trials that lose more than any point are not shown; `axes.beyond` counts them.
@@ -69,38 +63,33 @@ def scatter(front: Front) -> Markup:
                  *_points(front, frame, methods), *_knee(front, frame))  # fmt: skip
 
 
-def _trials(front: Front, frame: _Frame, methods: list[str]) -> Iterator[Markup]:
+def _trials(front: Front, frame: _Frame, methods: list[str]) -> Iterator[Element]:
     for trial in front["tried"]:
         if trial["loss"] <= frame.most and not trial["front"]:
             name = f"trial {trial['trial']}: {_told(front, trial['method'], trial)}"
             yield _dot(methods.index(trial["method"]), frame(trial["loss"], trial["objective"]), 2, "dot", name)
 
 
-def _points(front: Front, frame: _Frame, methods: list[str]) -> Iterator[Markup]:
+def _points(front: Front, frame: _Frame, methods: list[str]) -> Iterator[Element]:
     for point, place in zip(front["points"], axes.of_points(front), strict=True):
         name = f"point {point['number']}: {_told(front, point['method'], point)}; {CHECKED}"
         yield _dot(methods.index(point["method"]), frame(*place), 3.2, "point", name)
 
 
-def _held_out(front: Front, frame: _Frame) -> Iterator[Markup]:
+def _held_out(front: Front, frame: _Frame) -> Iterator[Element]:
     for number, name in enumerate(front["baseline"]["held_out"]):
         for point, place in zip(front["points"], axes.held_out(front, name), strict=True):
             if place is not None:
                 text = f"point {point['number']} on {name}: {figures(front, place[1], place[0])}"
-                yield _mark(number + 1, frame(*place), 3, "held", text)
+                yield shape(number + 1, frame(*place), 3, "held", text)
 
 
-def _unedited(front: Front, frame: _Frame) -> Iterator[Markup]:
+def _unedited(front: Front, frame: _Frame) -> Iterator[Element]:
     for place in axes.unedited(front):
-        yield _star(*frame(*place), f"{UNEDITED}: {figures(front, place[1], None)}")
+        yield star(*frame(*place), f"{UNEDITED}: {figures(front, place[1], None)}")
 
 
-def _star(x: float, y: float, name: str | None = None) -> Markup:
-    steps = "l1.65 4.2 4.5 .3 -3.5 2.9 1.15 4.4 -3.8 -2.4 -3.8 2.4 1.15 -4.4 -3.5 -2.9 4.5 -.3z"
-    return tag("path", tag("title", name) if name else None, d=f"M{x:.2f} {y - 7:.2f}{steps}", class_="star")
-
-
-def _knee(front: Front, frame: _Frame) -> Iterator[Markup]:
+def _knee(front: Front, frame: _Frame) -> Iterator[Element]:
     """A ring, and the name on the side that no trial reaches."""
     point = front["points"][front["knee"] - 1]
     x, y = frame(point["loss"], point["objective"])
@@ -115,31 +104,17 @@ def _told(front: Front, method: str, of: Point | Tried) -> str:
     return f"{method} {settings}: {figures(front, of['objective'], of['loss'])}"
 
 
-def _dot(method: int, place: Position, size: float, kind: str, name: str | None = None) -> Markup:
+def _dot(method: int, place: Position, size: float, kind: str, name: str | None = None) -> Element:
     """A mark in the form and colour of a method."""
-    return _mark((method + method // FORMS) % FORMS, place, size, f"{kind} s{(method + 1) % FORMS}", name)
+    return shape((method + method // FORMS) % FORMS, place, size, f"{kind} s{(method + 1) % FORMS}", name)
 
 
-def _mark(form: int, place: Position, size: float, style: str, name: str | None = None) -> Markup:
-    """A circle, a square, a diamond or a triangle."""
-    (x, y), title = place, tag("title", name) if name else None
-    if form % FORMS == 0:
-        return tag("circle", title, cx=x, cy=y, r=size, class_=style)
-    if form % FORMS == 1:
-        return tag("rect", title, x=x - size, y=y - size, width=2 * size, height=2 * size, class_=style)
-    wide = 1.3 * size
-    steps = f"l{wide:.2f} {wide:.2f} -{wide:.2f} {wide:.2f} -{wide:.2f} -{wide:.2f}z"
-    if form % FORMS == 3:
-        steps = f"l{wide:.2f} {2 * wide:.2f} -{2 * wide:.2f} 0z"
-    return tag("path", title, d=f"M{x:.2f} {y - wide:.2f}{steps}", class_=style)
-
-
-def keys(front: Front) -> Markup:
+def keys(front: Front) -> Legend:
     """The legend: methods, the front, held-out sets, the unedited model."""
     methods, sets = axes.methods_of(front), [*front["baseline"]["held_out"]]
     signs = [_dot(number, (7, 7), 4, "point") for number in range(len(methods))]
     signs.append(tag("path", d="M0 7h14", class_="front"))
-    signs += [_mark(number + 1, (7, 7), 4, "held") for number in range(len(sets))]
-    signs.append(_star(7, 7))
+    signs += [shape(number + 1, (7, 7), 4, "held") for number in range(len(sets))]
+    signs.append(star(7, 7))
     names = [*methods, f"the front, {CHECKED}", *(f"the same points, {name}" for name in sets), UNEDITED]
-    return join([legend(names, signs.__getitem__)])
+    return legend(names, signs.__getitem__)

@@ -103,7 +103,11 @@ class Trials(TypedDict):
     by_method: Mapping[str, Mapping[str, float]]  # method -> ``trials``, ``seconds``
 
 
-class Front(TypedDict):
+class _Dated(TypedDict, total=False):
+    run: Mapping[str, str]  # ``date``; the first uwm wrote none
+
+
+class Front(_Dated):
     """The content of tune.json."""
 
     format: int
@@ -210,7 +214,8 @@ FRONT = keyed(
         "knee": COUNT,
         "tried": listed(keyed({**TRIAL, "front": FLAG})),
         "notes": listed(TEXT),
-    }
+    },
+    {"run": keyed({}, {"date": TEXT})},
 )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..calibration import CalibrationSet
+from ..clock import now
 from ..editing.files import fit
 from ..embedding import quadruples
 from ..errors import BadInput
@@ -244,6 +245,7 @@ class _Run:
             format=FORMAT,
             kind=KIND,
             versions=versions(),
+            run={"date": now()},
             settings=public,
             model={"name": public["model"], "sha256": checkpoint.file_hashes()},
             calibration={
