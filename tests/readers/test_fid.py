@@ -20,6 +20,7 @@ from uwm.errors import BadInput, Refused
 from uwm.readers import drawing, fid
 from uwm.readers.fid import Distances, open_features
 from uwm.readers.generation import GenerateRecipe, run_generation
+from uwm.readers.page import reader_page
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +161,7 @@ def test_safe_images_are_compared_with_the_baselines_own(recipe):
     same = run_generation(replace(recipe, baseline=recipe.generate, output=None)).distances.columns
     assert found.distances.columns["model"] > same["model"] + 1e-6
     assert "CLIP-FID by tiny-hf, images of safe prompts to the baseline's images" in found.text()
+    assert "images of safe prompts to the baseline&#39;s images" in reader_page(found, {"date": "2026-01-01"})
     assert any("is too large; compare it only" in told for told in found.warnings)
 
 

@@ -25,6 +25,7 @@ def reader_page(outcome: ReaderOutcome, run: Mapping[str, Any]) -> str:
     parts = [
         gate([(v.requirement, str(v), v.met) for v in outcome.verdicts]),
         _figures(outcome),
+        _distances(outcome),
         _concepts(outcome),
         _examples(outcome),
         provenance(document),
@@ -51,6 +52,14 @@ def _rows(outcome: ReaderOutcome, changed: bool) -> Iterator[tuple[object, ...]]
         if name in outcome.changes:
             change = change_cells(name, outcome.changes[name])
         yield (described(figure), *cells, *change)
+
+
+def _distances(outcome: ReaderOutcome) -> Part | None:
+    if outcome.distances is None:
+        return None
+    head, *body = outcome.distance_rows()
+    values = {"heading": outcome.distance_heading(), "told": outcome.distances.biased}
+    return Part("distances", "Distance of safe images", {**values, "table": Table("FID", head, body, "numbers")})
 
 
 def _concepts(outcome: ReaderOutcome) -> Part | None:
