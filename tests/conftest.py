@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # what is shown of progress has tests of its own
 if "PYTEST_XDIST_WORKER" in os.environ:  # two processes with two threads each would wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

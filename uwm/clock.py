@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .stages import stage as begin
+
 PROCESS = Path("/proc/self")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as in malloc.h
 
@@ -22,13 +24,21 @@ def now() -> str:
 
 
 class Clock:
-    """Seconds by stage, and the peak memory of the process."""
+    """Seconds by stage, and the peak memory of the process.
 
-    def __init__(self) -> None:
+    Args:
+        progress: Is told when a stage begins, see `uwm.stages.stage`.
+    """
+
+    def __init__(self, progress: Any = None) -> None:
         self._seconds: dict[str, float] = {}
+        self._progress = progress
 
     @contextlib.contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
+    def __call__(self, stage: str, told: str = "", steps: int = 1) -> Iterator[None]:
+        """Around a stage; `told` is what it is called to users, where the progress is told by this."""
+        if told:
+            begin(self._progress, told, steps)
         start = time.perf_counter()
         yield
         self._seconds[stage] = round(time.perf_counter() - start, 3)

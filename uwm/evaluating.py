@@ -23,6 +23,7 @@ from .models import Model, load
 from .outputs import MANIFEST, OutputFile, OutputText, appended_file, output_file, refuse_one_place
 from .report import Section, as_markdown, evaluation_page, is_page, sections, verdict_facts
 from .shipped_files import DEMO_MODEL
+from .stages import finish, plan, stage
 from .statistics.batches import Progress
 
 APART = "pairs apart from calibration"  # what every gate requires
@@ -134,15 +135,22 @@ def run_evaluation(recipe: EvalRecipe, *, progress: Progress | None = None) -> E
     check_known(required, concepts_of(chosen), [*data_sets], "--require")
     told, results, learnt = [*_warnings(whole, data_sets)], {}, []
     references = {"baseline": recipe.baseline, "model": recipe.model}
+    measured = 4.0 * len(chosen) + sum(map(len, data_sets.values())) + 1
+    asked = [column for column, reference in references.items() if reference is not None]
+    stages = [{f"loading the {column}": 0.2 * measured, column: measured} for column in asked]
+    plan(progress, {name: weight for each in stages for name, weight in each.items()})
     for column, reference in references.items():
         if reference is not None:
+            stage(progress, f"loading the {column}", 0)
             opened = load(reference, **recipe.opening_of(reference, references.values()))
             learnt += _learnt(column, opened, chosen)
             if required and opened.checkpoint is not None and says_nothing(opened.checkpoint.path):
                 told.append(f"{column}: its {MANIFEST} does not say which pairs calibrated it, so no gate can tell")
+            stage(progress, column, 2 + len(data_sets))
             results[column] = _measure(recipe, opened, chosen, data_sets, progress)
             notes = (*model_warnings(opened, {"pairs": chosen}, data_sets), *opened.notes)
             told += [f"{column}: {note}" for note in notes]
+    finish(progress)
     told += collapse_notes(results)
     model, baseline = results["model"], results.get("baseline")
     changes = {} if baseline is None else differences(model, baseline, recipe.seed)

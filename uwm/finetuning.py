@@ -37,6 +37,7 @@ from .manifest import Manifest, TrainingFacts
 from .models import Model, load
 from .models.student import check_trainable
 from .outputs import OutputFolder, output_folder
+from .stages import finish, plan
 from .statistics.batches import Progress
 
 
@@ -120,20 +121,25 @@ def _carry_out(
     progress: Progress | None,
 ) -> Finetuned:
     """What `finetune` does after the checks, with the lock of the output held."""
-    clock = Clock()
-    with clock("read"):
+    clock = Clock(progress)
+    with clock("read", "reading the sets"):
         calibration, held_out = read_sets(recipe)
         refuse_bad_images([calibration, *held_out.values()], recipe.workers)
         pairs, validation = _split(recipe, calibration)
         data_sets = read_data_sets(recipe)
         checked = check_sets(recipe, pairs, held_out, data_sets, validation=[validation])
-    with clock("load"):
+    column = sum(4 * len(one) for one in held_out.values()) + sum(map(len, data_sets.values())) + 1
+    training = 12 * len(pairs) * settings.epochs + 1  # forward, and twice that back, of four inputs
+    few = 0.02 * training
+    plan(progress, {"reading the sets": few, "loading the model": few, "training": training, "before": column,
+                    "after": column})  # fmt: skip
+    with clock("load", "loading the model"):
         model = load_model(replace(recipe, dtype="float32"))  # the frozen reference
         check_trainable(model)
         reached = check_sets_with(recipe, model, {"calibration": calibration, **held_out}, data_sets)
         _try_output(recipe, model, pairs, place)
     state = state_file(place.output) if place is not None else None
-    with clock("train"):
+    with clock("train", "training"):
         how: dict[str, Any] = {"seed": recipe.seed, "computing": recipe.computing(), "state": state}
         trained = train(model, pairs, validation, backend, settings, progress=progress, **how)
     manifest = describe_inputs(recipe, model, calibration, {"both": len(pairs)}, calibration.fingerprint())
@@ -148,6 +154,7 @@ def _carry_out(
     if state is not None:
         state.unlink(missing_ok=True)
     manifest["run"] = clock.report()
+    finish(progress)
     notes = () if place is None else place.notes
     remarks = [*notes, *warnings(model, (*checked.told, *reached), results)]
     if trained.resumed_from:

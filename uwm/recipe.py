@@ -46,12 +46,16 @@ from .outputs import OutputFolder, output_folder
 from .repeating import Recorded
 from .report import Example, find_examples
 from .shipped_files import DEMO_SET
+from .stages import finish, plan
 from .statistics.batches import Progress
 from .statistics.embeddings import PairEmbeddings
 from .statistics.sources import keep_for
 from .tuning.budgets import Budget
 from .tuning.choosing import SearchRequest
 from .tuning.defaults import OBJECTIVE, TRIALS
+
+READ, LOAD, CHOOSE, PROFILE, WRITE = "reading the sets", "loading the model", "choosing", "profiling", "writing"
+BEFORE = "before"  # the unedited model's column
 
 NOTHING = Recorded()
 DEMO_MASS = 0.1  # chosen on the split val by calibration/build/choose_demo.py
@@ -106,19 +110,21 @@ def _carry_out(
     recorded: Recorded,
 ) -> Outcome:
     """What `run` does after the checks, with the lock of the output held."""
-    clock = Clock()
-    with clock("read"):
+    clock = Clock(progress)
+    with clock("read", READ):
         sets = read_all(recipe, recipe.preserve)
         recorded.check_sets(sets)
         demand_pairs(recipe.require_towers, sets.calibration)
         budget = None if request is None else Budget.of(request, sets, recipe.seed)
-    with clock("load"):
+    plan(progress, _stages(recipe, request, sets, place is not None))
+    with clock("load", LOAD):
         model, reached = _load(recipe, sets, recorded)
     if budget is not None:
-        with clock("choose"):
+        with clock("choose", CHOOSE, 8):
             choice = budget.choose(recipe, model, progress)
             recipe = replace(recipe, method=choice.chosen.method, settings=choice.chosen.settings)
-    with clock("edit"):
+        plan(progress, _stages(recipe, request, sets, place is not None))
+    with clock("edit", PROFILE):
         kept = PairEmbeddings()
         fitted = make_edits(recipe, model, sets.calibration, progress, sets.preserve, also=[kept])
         edit, noise = fitted.edits[recipe.method or DEFAULT], label_noise_of(kept, fitted.calibration)
@@ -135,15 +141,27 @@ def _carry_out(
         manifest["budget"] = budget.facts(choice, results)
         made = (*budget.told, *choice.told, *made)
     if place is not None:
-        with clock("write"), place.make() as folder:
+        with clock("write", WRITE), place.make() as folder:
             manifest["output_sha256"] = _write_weights(folder, model, edit.patch, recipe.also_export)
             recorded.check_output(manifest["output_sha256"])
             write_documents(folder, model, manifest, results, clock, examples)
     manifest["run"] = clock.report()
+    finish(progress)
     told = (*edit.proposal.warnings, *measured_by(recipe.purpose), *made)
     told += (*warnings(model, (*sets.checked.told, *reached), results),)
     told = told if place is None else (*place.notes, *told)
     return Outcome(edit.patch, results, manifest, told)
+
+
+def _stages(recipe: Recipe, request: SearchRequest | None, sets: Sets, written: bool) -> dict[str, float]:
+    """The stages of a run, and how long each takes beside the others: by the inputs that go through the model."""
+    profile = 4 * len(sets.calibration) + 1
+    column = sum(4 * len(pairs) for pairs in sets.held_out.values()) + sum(map(len, sets.data_sets.values())) + 1
+    few = 0.1 * profile
+    search = 0 if request is None else 2 * profile + 10 * request.trials
+    name = recipe.method or "the chosen edit"
+    columns = dict.fromkeys((BEFORE, name, _control(name), *recipe.beside), column)
+    return {READ: few, LOAD: few, CHOOSE: search, PROFILE: profile, **columns, WRITE: few * written}
 
 
 def _load(recipe: Recipe, sets: Sets, recorded: Recorded) -> tuple[Model, tuple[str, ...]]:
@@ -238,13 +256,18 @@ def demo_recipe(**given: Any) -> Recipe:
     )
 
 
+def _control(name: str) -> str:
+    """The column of the control of a method."""
+    return "random" if name != "random" else "random again"
+
+
 def _columns(model: Model, edits: Mapping[str, Edit]) -> Iterator[tuple[str, AbstractContextManager[Model]]]:
     """The unedited model, the edit under its method's name, its control, and the methods beside it."""
     keep_for(model, [patch.changes for edit in edits.values() for patch in (edit.patch, edit.control)])
     (name, edit), *others = edits.items()
-    yield "before", nullcontext(model)
+    yield BEFORE, nullcontext(model)
     yield name, patched(model, edit.patch)
-    yield "random" if name != "random" else "random again", patched(model, edit.control)
+    yield _control(name), patched(model, edit.control)
     yield from ((other, patched(model, beside.patch)) for other, beside in others)
 
 
@@ -256,7 +279,7 @@ def _examples(
         return []
     name = next(iter(results))
     pairs, embeddings = quadruples(held_out[name]), {}
-    for column, patch in (("before", None), (edit.editor.name, edit.patch)):
+    for column, patch in ((BEFORE, None), (edit.editor.name, edit.patch)):
         with nullcontext() if patch is None else patched(model, patch):
             embeddings[column] = embed(model, pairs, batch_size=recipe.batch_size, workers=recipe.workers)
     return find_examples(pairs, embeddings, recipe.seed)

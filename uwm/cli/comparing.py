@@ -18,12 +18,12 @@ from .flags import (
     PRESERVE,
     ZERO_SHOT,
     Numbers,
-    progress_of,
     say,
     split_flags,
     warn,
 )
 from .group import uwm
+from .progress import progress_of
 
 OUTPUT = "uwm-comparison"
 

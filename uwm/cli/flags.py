@@ -22,6 +22,7 @@ from ..schema import LARGEST
 from ..tuning import defaults
 from .completion import completed
 from .config_file import check_values, read_toml, unknown_variables, variables
+from .progress import begin
 
 
 class Verb(click.Command):
@@ -33,6 +34,7 @@ class Verb(click.Command):
         if isinstance(group, click.Group) and not context.params.get("quiet") and is_first():
             for line in unknown_variables(os.environ, variables(group)):
                 click.echo(f"uwm: warning: {clean(line)}", err=True)
+        begin(context)
         return super().invoke(context)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -385,15 +387,3 @@ def print_json(value: Any) -> None:
     from ..records import to_json
 
     click.echo(json_text(to_json(value)))
-
-
-def progress_of(show: dict[str, bool]) -> Callable | None:
-    off = show["quiet"] or show["no_progress"] or not sys.stderr.isatty()
-    if off or os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS", "").upper() in ("1", "ON", "YES", "TRUE"):
-        return None
-    from tqdm import tqdm
-
-    def wrap(items: Iterable, total: int, name: str) -> Iterable:
-        return tqdm(items, total=total, desc=name, leave=False, file=sys.stderr)
-
-    return wrap

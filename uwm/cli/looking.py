@@ -10,9 +10,10 @@ import click
 from ..errors import BadInput
 from ..escaping import lines, terminal
 from ..processes import is_first
-from .flags import COMMON, GATE, IMAGES, MODEL, ZERO_SHOT, print_json, progress_of, say, split_flags, warn
+from .flags import COMMON, GATE, IMAGES, MODEL, ZERO_SHOT, print_json, say, split_flags, warn
 from .group import uwm
 from .next_steps import after_evaluation
+from .progress import progress_of
 from .reading import CAPTION, GENERATE, SHOWN, reader_of, settings_of, show_reader
 from .terminal import gate_lines, show_lines
 

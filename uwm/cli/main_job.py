@@ -28,7 +28,6 @@ from .flags import (
     WRITE,
     ZERO_SHOT,
     print_json,
-    progress_of,
     split_flags,
     take_settings,
     target,
@@ -36,6 +35,7 @@ from .flags import (
 )
 from .group import uwm
 from .next_steps import after_edit, done_line, edit_done
+from .progress import progress_of
 from .terminal import show_lines
 
 DEMO_OUTPUT = "uwm-demo"

@@ -11,7 +11,8 @@ import click
 from ..clock import now
 from ..errors import BadInput
 from ..processes import is_first
-from .flags import PATH, progress_of, say, stack, warn
+from .flags import PATH, say, stack, warn
+from .progress import progress_of
 
 CAPTION = stack(
     click.option("--caption", help="Captioner that reads the vision tower: a folder of LLaVA's family."),

@@ -24,13 +24,13 @@ from .flags import (
     SCORING,
     SELECT,
     WRITE,
-    progress_of,
     resolved,
     say,
     split_flags,
     warn,
 )
 from .group import uwm
+from .progress import progress_of
 
 
 @uwm.command()

@@ -20,7 +20,6 @@ from .flags import (
     WRITE,
     ZERO_SHOT,
     print_json,
-    progress_of,
     split_flags,
     target,
     warn,
@@ -28,6 +27,7 @@ from .flags import (
 from .group import uwm
 from .main_job import show_results
 from .next_steps import OUTPUT, done_line, measured_on_more, training_done
+from .progress import progress_of
 from .terminal import again, show_lines
 
 

@@ -10,8 +10,9 @@ import click
 
 from ..clock import now
 from ..escaping import clean, terminal
-from .flags import COMMON, IMAGES, MODEL, PATH, print_json, progress_of, split_flags, warn
+from .flags import COMMON, IMAGES, MODEL, PATH, print_json, split_flags, warn
 from .group import uwm
+from .progress import progress_of
 from .terminal import WIDTH, show_lines
 
 if TYPE_CHECKING:

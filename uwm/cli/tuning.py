@@ -23,13 +23,13 @@ from .flags import (
     TUNED,
     ZERO_SHOT,
     print_json,
-    progress_of,
     split_flags,
     take_settings,
     warn,
 )
 from .group import uwm
 from .main_job import names
+from .progress import progress_of
 from .terminal import show_lines
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from ..calibration import CalibrationSet
 from ..evaluation import EvalResult, evaluate
 from ..knowledge import DataSet
 from ..models import Model
+from ..stages import stage
 from ..statistics.batches import Progress
 from .reading import Inputs
 
@@ -33,6 +34,7 @@ def measure(
     sets = {name: pairs for name, pairs in held_out.items() if any(p.has_text and p.has_image for p in pairs.pairs)}
     results: dict[str, dict[str, EvalResult]] = {name: {} for name in sets}
     for column, state in columns:
+        stage(progress, column, 2 * len(sets) + len(data_sets))
         with state as model:
             if len(model.modalities) < 2:
                 return {}

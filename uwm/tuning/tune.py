@@ -33,6 +33,7 @@ from ..manifest import Manifest, read_manifest, write_manifest
 from ..outputs import MANIFEST, filled_folder, link_note
 from ..report import versions
 from ..report.plotting import check_plotting
+from ..stages import finish, plan, stage
 from ..statistics.batches import Progress
 from ..version import __version__
 from .budgets import Budget
@@ -109,7 +110,11 @@ def _carry_out(
 ) -> Tuned:
     """What `tune` does after the checks, with the lock of the folder held."""
     known = _known_search(output)
+    stage(progress, "reading the sets", 0)
     sets = read_all(recipe, recipe.preserve)
+    few = 0.02 * recipe.trials
+    plan(progress, {"reading the sets": few, "loading the model": few, "profiling": 10 * few + 10,
+                    "searching": recipe.trials, "measuring the front": 10})  # fmt: skip
     budget = Budget.of(request, sets, recipe.seed)
     key = _key(recipe, model_path, sets)
     if not overwrite and known not in (None, key):
@@ -117,21 +122,26 @@ def _carry_out(
             f"{output}: holds a search with other settings, another model or other sets; choose another output, or "
             "pass --overwrite to begin anew"
         )
+    stage(progress, "loading the model", 0)
     model = load_model(recipe, keep=True)
     sets.check_images(model, recipe.workers)
     reached = check_sets_with(recipe, model, {"calibration": sets.calibration, **sets.held_out}, sets.data_sets)
+    stage(progress, "profiling", 8)
     ground = budget.ground(recipe, model, progress)
     _open(output, key, overwrite)
     write_front(output, _searched(recipe, budget, ground, sets, output))
+    finish(progress)
     return Tuned(read_front(output), (*model.notes, *sets.checked.told, *reached, *budget.told, *ground.refused))
 
 
 def _searched(recipe: TuneRecipe, budget: Budget, ground: Ground, sets: Sets, output: Path) -> Front:
     """The search, and its front measured on held-out pairs."""
     search = ground.search(budget.request, budget.criteria, output / JOURNAL)
+    stage(ground.progress, "searching")
     begun, before = time.perf_counter(), search.done
     found = search.run(recipe.trials, ground.progress)
     rate = _rate(found, before, time.perf_counter() - begun)
+    stage(ground.progress, "measuring the front", 8)
     measured = _HeldOut(ground, sets.held_out, budget.measuring)
     return _Run(recipe, budget, ground, search, found, sets.calibration.fingerprint()).front(output, measured, rate)
 
