@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ import uwm
 from uwm import recipe as recipes
 from uwm.calibration.lacking import lacking
 from uwm.label_noise import describe, label_noise, not_run
+from uwm.models import hugging_face
 
 FLAGS = "add --safe-images FOLDER --unsafe-images FOLDER"
 WHY = f"ViSU-Text_train.json has captions only, and no folders of images were given; {FLAGS}"
@@ -143,3 +145,21 @@ def test_checks_that_could_not_run_do_not_count_as_passed():
     assert sum("not run: " in line for line in told) == 3
     found = label_noise(captions, [*"0123"], [*"aaab"]).as_dict()
     assert (found["checked"], found["judged"]["astray"], not_run(found).keys()) == (3, 3, {"picture", "caption"})
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("tokenizer_config.json", "no tokenizer in this folder"),
+        ("preprocessor_config.json", "no image preprocessor in this folder"),
+    ],
+)
+def test_what_reads_the_pairs_is_checked_before_the_weights_are_loaded(
+    run_uwm, tiny_hf, tiny_set, tmp_path, monkeypatch, file, words
+):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_hf, model)
+    for name in ("tokenizer.json", "vocab.json", "merges.txt", file) if "tokenizer" in file else (file,):
+        (model / name).unlink(missing_ok=True)
+    monkeypatch.setattr(hugging_face, "fill", lambda *_, **__: pytest.fail("the weights were loaded"))
+    refused(run_uwm("edit", model, "--calib", tiny_set, "-o", tmp_path / "out"), 2, words)

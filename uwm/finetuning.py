@@ -134,7 +134,7 @@ def _carry_out(
     plan(progress, {"reading the sets": few, "loading the model": few, "training": training, "before": column,
                     "after": column})  # fmt: skip
     with clock("load", "loading the model"):
-        model = load_model(replace(recipe, dtype="float32"))  # the frozen reference
+        model = load_model(replace(recipe, dtype="float32"), reads=calibration)  # the frozen reference
         check_trainable(model)
         reached = check_sets_with(recipe, model, {"calibration": calibration, **held_out}, data_sets)
         _try_output(recipe, model, pairs, place)

@@ -166,7 +166,7 @@ def _stages(recipe: Recipe, request: SearchRequest | None, sets: Sets, written: 
 
 def _load(recipe: Recipe, sets: Sets, recorded: Recorded) -> tuple[Model, tuple[str, ...]]:
     """The model, and what it cannot tell apart in the sets. Raises UwmError."""
-    model = load_model(recipe, keep=True)
+    model = load_model(recipe, keep=True, reads=sets.calibration)
     assert model.checkpoint is not None
     recorded.check_model(model)
     model.leave_unread(unread_for(recipe.purpose, model.checkpoint))

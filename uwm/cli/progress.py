@@ -99,18 +99,25 @@ class Bar(Stages):
     def __init__(self) -> None:
         super().__init__()
         self._bar: Any = None
+        self._written = ""  # before there is a bar
 
     def loading(self) -> None:
         """Before tqdm is there."""
-        click.echo(f"{LOADING} …\r", err=True, nl=False)
+        self._written = f"{LOADING} …"
+        click.echo(f"{self._written}\r", err=True, nl=False)
+
+    def _erase(self) -> None:
+        if self._written:
+            click.echo(f"{' ' * len(self._written)}\r", err=True, nl=False)
+        self._written = ""
 
     def _show(self, name: str, within: float) -> None:
         if self._bar is None:
             from tqdm import tqdm
 
-            click.echo(f"{' ' * len(LOADING)}  \r", err=True, nl=False)
+            self._erase()
             how: dict[str, Any] = {"bar_format": FORMAT, "smoothing": 0, "miniters": 0, "dynamic_ncols": True}
-            self._bar = tqdm(total=1.0, leave=False, file=sys.stderr, **how)
+            self._bar = tqdm(total=1.0, desc=name, leave=False, file=sys.stderr, **how)
         self._bar.set_description_str(name, refresh=False)
         fraction = self._fraction(within)
         if fraction < self._bar.n:  # another iterable, without a plan
@@ -120,9 +127,8 @@ class Bar(Stages):
             self._bar.refresh()
 
     def close(self) -> None:
-        if self._bar is None:
-            click.echo(f"{' ' * len(LOADING)}  \r", err=True, nl=False)
-        else:
+        self._erase()
+        if self._bar is not None:
             self._bar.close()
         self._bar = None
 

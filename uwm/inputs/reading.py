@@ -113,9 +113,17 @@ def input_paths(inputs: Inputs, preserve: str | None = None) -> list[Path]:
     return [model, *(Path(path) for path in others if path)]
 
 
-def load_model(inputs: Inputs, keep: bool = False) -> Model:
-    """`uwm.load` with the job's settings; `keep` of its work what fits, where it is measured again and again."""
-    model = load(inputs.model, **inputs.opening())
+def load_model(inputs: Inputs, keep: bool = False, reads: CalibrationSet | None = None) -> Model:
+    """`uwm.load` with the job's settings.
+
+    Args:
+        inputs: The settings.
+        keep: Of the model's work what fits, where it is measured again and again.
+        reads: Pairs that will go through it: what reads captions and images is checked before the weights are loaded.
+    """
+    pairs = () if reads is None else reads.pairs
+    there = {"text": any(pair.has_text for pair in pairs), "vision": any(pair.has_image for pair in pairs)}
+    model = load(inputs.model, **inputs.opening(), reads=[kind for kind, is_there in there.items() if is_there])
     model.kept = Kept() if keep else None
     return model
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -172,21 +172,40 @@ class HuggingFaceModel(Model):
             raise BadInput(f"{where}: the image preprocessor fails on these images ({reason(error)})") from None
 
     def _side(self, loader: Callable[..., Any], what: str, files: tuple[str, ...]) -> Any:
-        """Load a side file of the folder; transformers would make one up where there is none."""
         folder = self._folders[what]
         if folder is None:
             raise BadInput(f"this model has no folder to read its {what} from; pass preprocessed PairBatch tensors")
-        if not any((folder / name).is_file() for name in files):
-            raise BadInput(
-                f"{folder}: no {what} in this folder (none of {', '.join(files)}); copy the original's there"
-            )
-        for path in (folder / name for name in files if files is PROCESSOR_FILES):
-            if path.is_file():
-                check_preprocessor(path)
-        try:
-            return loader(str(folder), local_files_only=True, trust_remote_code=False)
-        except unusable() as error:
-            raise BadInput(f"{folder}: the {what} cannot be used ({reason(error)})") from None
+        return _side_of(folder, loader, what, files)
+
+
+def check_sides(folder: Path, modalities: Iterable[str]) -> None:
+    """Refuse what a folder lacks to read captions (``text``) or images (``vision``).
+
+    Raises:
+        BadInput: Its tokenizer or its image preprocessor is missing, or cannot be used.
+    """
+    from transformers import AutoImageProcessor, AutoTokenizer
+
+    sides: dict[str, Any] = {
+        "text": (AutoTokenizer, "tokenizer", TOKENIZER_FILES),
+        "vision": (AutoImageProcessor, "image preprocessor", PROCESSOR_FILES),
+    }
+    for modality in modalities:
+        kind, what, files = sides[modality]
+        _side_of(folder, kind.from_pretrained, what, files)
+
+
+def _side_of(folder: Path, loader: Callable[..., Any], what: str, files: tuple[str, ...]) -> Any:
+    """Load a side file of a folder; transformers would make one up where there is none. Raises BadInput."""
+    if not any((folder / name).is_file() for name in files):
+        raise BadInput(f"{folder}: no {what} in this folder (none of {', '.join(files)}); copy the original's there")
+    for path in (folder / name for name in files if files is PROCESSOR_FILES):
+        if path.is_file():
+            check_preprocessor(path)
+    try:
+        return loader(str(folder), local_files_only=True, trust_remote_code=False)
+    except unusable() as error:
+        raise BadInput(f"{folder}: the {what} cannot be used ({reason(error)})") from None
 
 
 class NaFlexModel(HuggingFaceModel):
@@ -253,8 +272,16 @@ def _activations(config: Any) -> set[str]:
     return {part.hidden_act for part in parts if part is not None} or {config.hidden_act}
 
 
-def open_folder(checkpoint: Checkpoint) -> Model:
-    """Build what the folder's config.json describes and fill it from the checkpoint. Raises BadInput."""
+def open_folder(checkpoint: Checkpoint, reads: Iterable[str] = ()) -> Model:
+    """Build what the folder's config.json describes and fill it from the checkpoint.
+
+    Args:
+        checkpoint: Of the folder.
+        reads: As in `uwm.load`; checked of a whole CLIP.
+
+    Raises:
+        BadInput: The folder cannot be used.
+    """
     from .inside import open_inside
 
     if (checkpoint.path / "model_index.json").is_file():
@@ -267,6 +294,7 @@ def open_folder(checkpoint: Checkpoint) -> Model:
         whole = kind in WHOLE and any(not _belongs(key, tower.prefix) for key in checkpoint.entries)
         alone = None if whole else tower
         module = _module(_config(folder, kind), checkpoint, folder, whole, tower=alone)
+        check_sides(folder, reads if whole else ())
         fill(module, checkpoint, tower=alone)
         which = NaFlexModel if kind == "siglip2" else HuggingFaceModel
         return which(module, checkpoint, tokenizer=folder, processor=folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -35,6 +36,7 @@ def load(
     revision: str | None = None,
     cache_dir: str | None = None,
     offline: bool = False,
+    reads: Iterable[str] = (),
 ) -> Model:
     """Open a model.
 
@@ -48,6 +50,8 @@ def load(
         key: Which entry of a training checkpoint holds the weights, where there are several.
         device: ``auto``, ``cpu``, ``cuda[:N]`` or ``mps``.
         dtype: ``auto`` (float32), ``float32``, ``bfloat16`` or ``float16``: what the model computes in.
+        reads: What will be read with it, ``text`` or ``vision``: a CLIP's folder whose tokenizer or image preprocessor
+            cannot be used is refused before its weights are read.
 
     Raises:
         BadInput: Not found, damaged, not CLIP-like, or activation or preprocessing is not known or contradicted.
@@ -61,7 +65,7 @@ def load(
     _refuse_nonfinite(checkpoint)
     arch, quick_gelu, preprocess = _of_bare(str(reference), checkpoint, arch, quick_gelu, preprocess)
     with network(allowed=not offline):
-        model = _built(checkpoint, arch, quick_gelu, preprocess)
+        model = _built(checkpoint, arch, quick_gelu, preprocess, reads)
     model.offline, model.cache_dir = offline, cache_dir
     model.notes += beside(checkpoint)
     if quick_gelu is not None and quick_gelu != model.quick_gelu:
@@ -70,10 +74,14 @@ def load(
     return model
 
 
-def _built(checkpoint: Checkpoint, arch: str | None, quick_gelu: bool | None, preprocess: str | None) -> Model:
+def _built(
+    checkpoint: Checkpoint, arch: str | None, quick_gelu: bool | None, preprocess: str | None, reads: Iterable[str]
+) -> Model:
     if checkpoint.layout.library == "open_clip":
         return OpenClipModel.open(checkpoint, arch, quick_gelu, preprocess)
-    return open_folder(checkpoint) if checkpoint.path.is_dir() else open_bare(checkpoint, arch, quick_gelu, preprocess)
+    if checkpoint.path.is_dir():
+        return open_folder(checkpoint, reads)
+    return open_bare(checkpoint, arch, quick_gelu, preprocess)
 
 
 def _of_bare(

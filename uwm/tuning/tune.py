@@ -123,7 +123,7 @@ def _carry_out(
             "pass --overwrite to begin anew"
         )
     stage(progress, "loading the model", 0)
-    model = load_model(recipe, keep=True)
+    model = load_model(recipe, keep=True, reads=sets.calibration)
     sets.check_images(model, recipe.workers)
     reached = check_sets_with(recipe, model, {"calibration": sets.calibration, **sets.held_out}, sets.data_sets)
     stage(progress, "profiling", 8)
