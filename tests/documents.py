@@ -100,9 +100,10 @@ def parsed(arguments: list[str]) -> dict[str, Any]:
     """
     if arguments[0] in ("--help", "--version", "-h"):
         return {}
-    name, verb, rest = uwm.resolve_command(click.Context(uwm, info_name="uwm"), arguments)
+    program = click.Context(uwm, info_name="uwm", **uwm.context_settings)
+    name, verb, rest = uwm.resolve_command(program, arguments)
     assert verb is not None
-    context = click.Context(verb, info_name=name, **verb.context_settings)
+    context = click.Context(verb, parent=program, info_name=name, **verb.context_settings)
     given, left, _ = verb.make_parser(context).parse_args(list(rest))
     if left:
         raise click.UsageError(f"unexpected arguments {left}")
