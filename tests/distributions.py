@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 EXAMPLES = tuple(ROOT / "examples" / name for name in ("third_party_backend", "third_party_editor"))
 # entry point group -> what the modules call its object
-OBJECTS = {"uwm.backends": "BACKEND", "uwm.editors": "EDITOR", "uwm.detectors": "DETECTOR"}
+OBJECTS = {"uwm.backends": "BACKEND", "uwm.editors": "EDITOR", "uwm.detectors": "DETECTOR", "uwm.trackers": "TRACKER"}
 
 
 def install(target: Path, *sources: Path) -> None:

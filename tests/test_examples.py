@@ -109,11 +109,11 @@ def test_the_gate_for_ci_runs_as_it_stands(tmp_path):
     assert (tmp_path / "summary.md").read_text("utf-8").count("| not met |") == failed
 
 
-READERS = (ROOT / "README.md").read_text("utf-8").partition("## What reads the encoders")[2].split("```")[1]
+READERS = (ROOT / "examples" / "guides" / "readers.md").read_text("utf-8").split("```")[1]
 
 
 @pytest.mark.parametrize("reader", ["--caption", "--generate"])
-def test_the_readme_s_commands_on_readers_run_as_they_stand(reader, tmp_path):
+def test_the_guide_s_commands_on_readers_run_as_they_stand(reader, tmp_path):
     """On a few pairs and prompts."""
     if reader == "--generate" and find_spec("diffusers") is None:
         pytest.skip("diffusers is not installed")

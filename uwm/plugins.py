@@ -11,7 +11,8 @@ from typing import Any
 from .errors import BadInput
 
 OURS = "uwm"  # the distribution
-GROUPS = ("uwm.editors", "uwm.backends", "uwm.detectors")  # the first two share names: `uwm compare` takes both
+# The first two share names: `uwm compare` takes both.
+GROUPS = ("uwm.editors", "uwm.backends", "uwm.detectors", "uwm.trackers")
 
 logger = logging.getLogger(__name__)
 

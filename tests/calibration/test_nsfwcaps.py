@@ -150,3 +150,21 @@ def test_not_utf8(tmp_path):
     (tmp_path / "x.csv").write_bytes(b"caption,nsfw_caption\ncaf\xe9,b\n")
     with pytest.raises(BadInput, match="not UTF-8 at byte 24"):
         read_calibration(tmp_path / "x.csv")
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv"])
+def test_a_folder_with_one_file_and_its_pictures_is_read(suffix, tmp_path):
+    """As the guide says: the file is called NSFWCaps…, the pictures lie in safe_images/ and unsafe_images/."""
+    file = write(tmp_path, suffix, ROWS)
+    for name in ("safe_images/aa.jpg", "unsafe_images/aa.png"):
+        (tmp_path / name).parent.mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    assert read_calibration(tmp_path).pairs == read_calibration(file).pairs
+    assert read_calibration(tmp_path).pairs[0].unsafe_image == tmp_path / "unsafe_images" / "aa.png"
+
+
+def test_a_folder_with_two_files_is_refused(tmp_path):
+    for suffix in (".json", ".csv"):
+        write(tmp_path, suffix, ROWS)
+    with pytest.raises(BadInput, match=r"NSFWCaps\.csv and NSFWCaps\.json are both NSFWCaps; name one of the files"):
+        read_calibration(tmp_path)

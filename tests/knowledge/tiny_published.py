@@ -81,7 +81,7 @@ def caltech101(root: Path, _) -> Read:
     return pairs("Faces easy", "dalmatian")
 
 
-def _cifar(folder: Path, kind: type, labels: str, names: list[str], monkeypatch) -> Read:
+def _cifar(folder: Path, kind: type, labels: str, names: list[str], monkeypatch, more: int = 0) -> Read:
     """Batches as the archives hold them; torchvision is told their hashes, and checks them like the real ones'."""
     folder.mkdir(parents=True)
 
@@ -93,7 +93,10 @@ def _cifar(folder: Path, kind: type, labels: str, names: list[str], monkeypatch)
         return {"data": np.stack([np.full(3072, 8 * s, np.uint8) for s in shades]), labels: targets}
 
     train = [[name, dump(name, batch([30], [0]))] for name, _ in kind.train_list]
-    test = [[name, dump(name, batch([1, 2, 3], [1, 0, 1]))] for name, _ in kind.test_list]
+    test = [
+        [name, dump(name, batch([1, 2, 3, *range(more)], [1, 0, 1, *more * [0, 1]][: 3 + more]))]
+        for name, _ in kind.test_list
+    ]
     meta = {"md5": dump(kind.meta["filename"], {kind.meta["key"]: names})}
     monkeypatch.setattr(kind, "train_list", train)
     monkeypatch.setattr(kind, "test_list", test)
@@ -101,9 +104,9 @@ def _cifar(folder: Path, kind: type, labels: str, names: list[str], monkeypatch)
     return [(names[1].replace("_", " "), 1), (names[0].replace("_", " "), 2), (names[1].replace("_", " "), 3)]
 
 
-def cifar10(root: Path, monkeypatch) -> Read:
+def cifar10(root: Path, monkeypatch, more: int = 0) -> Read:
     kind = torchvision.datasets.CIFAR10
-    return _cifar(root / "cifar-10-batches-py", kind, "labels", ["airplane", "frog"], monkeypatch)
+    return _cifar(root / "cifar-10-batches-py", kind, "labels", ["airplane", "frog"], monkeypatch, more)
 
 
 def cifar100(root: Path, monkeypatch) -> Read:

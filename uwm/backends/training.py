@@ -23,6 +23,7 @@ from ..models import Model
 from ..models.student import hugging_face_copy, recompute_activations
 from ..processes import in_order, in_rounds, is_own, own_part
 from ..statistics.batches import Progress, embed_inputs
+from ..tracking import note
 from .feeding import Batch, Feeder, student_embeddings
 from .lora import Adapter, insert, own_draws, put_back
 from .protocol import Backend, Computing, Objective, TrainingSettings
@@ -256,6 +257,7 @@ class _Run:
         for value in found.values():
             self._check_finite(value, f"in step {self.now.step + 1}")
         self._update()
+        note(self.now.step + 1, {f"train/{name}": value for name, value in found.items()})
         for name, value in {**found, "pairs": 1}.items():
             self.now.sums[name] = self.now.sums.get(name, 0.0) + value * len(rows)
 
@@ -333,6 +335,7 @@ class _Run:
         entry = {"epoch": epoch, "pairs": int(pairs), "loss": means.pop("loss"), "terms": means, "validation": value}
         now.history.append(entry | {"seconds": round(now.seconds + time.perf_counter() - start, 3)})
         logger.info("%s: epoch %d, loss %.4f, validation %.4f", self.name, epoch, entry["loss"], value)
+        note(now.step, {"train/epoch": epoch, "train/validation": value})
         now.sums, now.seconds = {}, 0.0
         badness = -value if self.settings.stop_on == "recall" else value
         if badness < now.best_value:

@@ -18,6 +18,7 @@ from .pairs import CalibrationPair
 from .roots import ImageRoots, demand_some, generated, images_of
 from .strict import ImageFolder, check_text, parse_json, read_objects
 
+NAMES = "NSFWCaps*"  # of a file in a folder
 SUFFIXES = (".json", ".jsonl", ".csv")
 COLUMNS = {  # field of a pair -> what files call it; the first are the published names
     "safe_text": ("caption", "safe_caption"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import BadInput
 from .folders import read_folders
 from .native import FILE, read_native
-from .nsfwcaps import SUFFIXES, read_nsfwcaps
+from .nsfwcaps import NAMES, SUFFIXES, read_nsfwcaps
 from .pairs import CalibrationPair, CalibrationSet
 from .roots import find_roots
 from .visu import FILES, ID, read_visu
@@ -26,7 +26,7 @@ def read_calibration(
 
     Args:
         path: A folder with ``pairs.jsonl`` (the native form), with ``safe/`` and ``unsafe/`` paired by file stem, or
-            with ``ViSU-Text_*.json``; or a file of ViSU-Text or NSFWCaps.
+            with ``ViSU-Text_*.json``, or with one file of NSFWCaps, named ``NSFWCaps*``; or a file of either.
         split: Only the pairs of this split.
         limit: At most this many pairs.
         safe_images, unsafe_images: Where the pictures of ViSU-Text and NSFWCaps lie  [default: the folders
@@ -80,7 +80,19 @@ def is_plain_folder(
 def _caption_files(path: Path) -> list[Path]:
     if path.is_file():
         return [] if path.name == FILE else [path]
-    return [] if (path / FILE).is_file() else sorted(path.glob(FILES))
+    if (path / FILE).is_file():
+        return []
+    return sorted(path.glob(FILES)) or _nsfwcaps_of(path)
+
+
+def _nsfwcaps_of(folder: Path) -> list[Path]:
+    """The one file of NSFWCaps in a folder, or none. Raises BadInput where there are several."""
+    found = sorted(file for file in folder.glob(NAMES) if file.suffix in SUFFIXES and file.is_file())
+    if len(found) > 1:
+        raise BadInput(
+            f"{folder}: {' and '.join(file.name for file in found)} are both NSFWCaps; name one of the files"
+        )
+    return found
 
 
 def _read(path: Path, safe_images: str | Path | None, unsafe_images: str | Path | None) -> list[CalibrationPair]:
@@ -95,7 +107,7 @@ def _read(path: Path, safe_images: str | Path | None, unsafe_images: str | Path 
     if (folder / "safe").is_dir() or (folder / "unsafe").is_dir():
         return read_folders(folder)
     if folder.is_dir():
-        raise BadInput(f"{path}: neither {FILE} nor the folders safe/ and unsafe/ are in it, nor {FILES}")
+        raise BadInput(f"{path}: neither {FILE} nor the folders safe/ and unsafe/ are in it, nor {FILES} or {NAMES}")
     raise BadInput(
         f"{path}: no such folder; a calibration set is a folder with {FILE} or safe/ and unsafe/, or a file of "
         "ViSU-Text or NSFWCaps"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,6 +25,10 @@ from .flags import (
 )
 from .group import uwm
 from .progress import progress_of
+from .tracking import TRACK, tracked
+
+if TYPE_CHECKING:
+    from ..comparison.figures import Row
 
 OUTPUT = "uwm-comparison"
 
@@ -61,8 +66,11 @@ OUTPUT = "uwm-comparison"
 @click.option("--overwrite", is_flag=True, help="Make everything in it anew.")
 @click.option("--keep-checkpoints", is_flag=True, help="Leave the fine-tuned models in it.")
 @click.option("--dry-run", is_flag=True, help="List the runs only.")
+@TRACK
 @COMMON
-def compare(output: Path, overwrite: bool, keep_checkpoints: bool, dry_run: bool, **flags: Any) -> None:
+def compare(
+    output: Path, overwrite: bool, keep_checkpoints: bool, dry_run: bool, track: str | None, **flags: Any
+) -> None:
     """Methods against each other: tables, a page with the front of each set, and plots of safety against accuracy."""
     from ..comparison import CompareRecipe, planned
     from ..comparison import compare as carry_out
@@ -75,8 +83,22 @@ def compare(output: Path, overwrite: bool, keep_checkpoints: bool, dry_run: bool
         say(show, {"runs": runs}, lines(f"{'done' if r['done'] else 'to do'}  {r['run']}" for r in runs))
         return
     with workspace(output, [output]) as place:
-        found = carry_out(
-            recipe, place, overwrite=overwrite, keep_checkpoints=keep_checkpoints, progress=progress_of(show)
-        )
+        how: dict[str, Any] = {"keep_checkpoints": keep_checkpoints, "progress": progress_of(show)}
+        with tracked(track, "compare", recipe, live=False) as followed:
+            found = carry_out(recipe, place, overwrite=overwrite, **how)
+            followed.ends(_measured(found.tables))
     warn(show, found.warnings)
     say(show, found.as_dict(), f"{terminal(found.tables, found.pairs)}\n\nwritten to {clean(str(output))}")
+
+
+def _measured(tables: Mapping[str, list[Row]]) -> dict[str, dict[str, Any]]:
+    """Set -> every row of its table -> result."""
+    return {
+        name: {
+            row.method if row.at is None else f"{row.method} {row.at[0]} {row.at[1]:g}": {
+                "figures": {figure: found.value for figure, found in row.figures.items()}
+            }
+            for row in table
+        }
+        for name, table in tables.items()
+    }

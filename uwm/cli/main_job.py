@@ -37,6 +37,7 @@ from .group import uwm
 from .next_steps import after_edit, done_line, edit_done
 from .progress import progress_of
 from .terminal import show_lines
+from .tracking import TRACK, tracked
 
 DEMO_OUTPUT = "uwm-demo"
 BESIDE = "repel"
@@ -84,6 +85,7 @@ def names(text: str) -> tuple[str, ...]:
 @EXAMPLES
 @ALL_FIGURES
 @EXPORT
+@TRACK
 @COMMON
 def edit(
     output: Path | None,
@@ -91,6 +93,7 @@ def edit(
     dry_run: bool,
     show_examples: bool,
     all_figures: bool,
+    track: str | None,
     source: Path | None,
     **flags: Any,
 ) -> None:
@@ -102,7 +105,7 @@ def edit(
     from ..recipe import Recipe
 
     if source is not None:
-        _repeat(source, flags, target(output, dry_run), overwrite, show_examples, all_figures)
+        _repeat(source, flags, target(output, dry_run), overwrite, show_examples, all_figures, track)
         return
     for name, said in (("model", "argument 'MODEL'"), ("calib", "option '--calib'")):
         if flags[name] is None:
@@ -113,11 +116,17 @@ def edit(
     settings, show = split_flags(flags)
     output = target(output, dry_run)
     recipe = Recipe(**settings, settings=chosen, beside=names(beside))
-    _run(recipe, output, overwrite, show_examples, all_figures, show)
+    _run("edit", recipe, output, overwrite, show_examples, all_figures, show, track)
 
 
 def _repeat(
-    source: Path, flags: dict[str, Any], output: Path | None, overwrite: bool, show_examples: bool, all_figures: bool
+    source: Path,
+    flags: dict[str, Any],
+    output: Path | None,
+    overwrite: bool,
+    show_examples: bool,
+    all_figures: bool,
+    track: str | None,
 ) -> None:
     """`uwm edit --from`: what was given by hand goes before what is recorded, or is refused."""
     from ..repeating import repeat
@@ -126,7 +135,7 @@ def _repeat(
     settings, show = split_flags(flags)
     given = {name: v for name, v in settings.items() if context.get_parameter_source(name) != ParameterSource.DEFAULT}
     recipe, recorded = repeat(source, given)
-    _run(recipe, output, overwrite, show_examples, all_figures, show, recorded)
+    _run("edit", recipe, output, overwrite, show_examples, all_figures, show, track, recorded)
 
 
 @uwm.command()
@@ -145,24 +154,35 @@ def _repeat(
 @EXAMPLES
 @ALL_FIGURES
 @EXPORT
+@TRACK
 @COMMON
-def demo(output: Path, overwrite: bool, dry_run: bool, show_examples: bool, all_figures: bool, **flags: Any) -> None:
+def demo(
+    output: Path,
+    overwrite: bool,
+    dry_run: bool,
+    show_examples: bool,
+    all_figures: bool,
+    track: str | None,
+    **flags: Any,
+) -> None:
     """The main job on the shipped model and set, offline, in under two minutes."""
     from ..recipe import demo_recipe
 
     chosen, beside = take_settings(flags), names(flags.pop("beside"))
     settings, show = split_flags(flags)
     recipe = demo_recipe(**settings, settings=chosen, beside=beside)
-    _run(recipe, target(output, dry_run), overwrite, show_examples, all_figures, show)
+    _run("demo", recipe, target(output, dry_run), overwrite, show_examples, all_figures, show, track)
 
 
 def _run(
+    verb: str,
     recipe: Any,
     output: Path | None,
     overwrite: bool,
     show_examples: bool,
     all_figures: bool,
     show: dict[str, bool],
+    track: str | None,
     recorded: Any = None,
 ) -> None:
     from ..recipe import NOTHING, run
@@ -170,7 +190,9 @@ def _run(
 
     place = output if is_first() else None
     how: dict[str, Any] = {"overwrite": overwrite, "show_examples": show_examples, "progress": progress_of(show)}
-    outcome = run(recipe, place, **how, recorded=recorded or NOTHING)
+    with tracked(track, verb, recipe) as followed:
+        outcome = run(recipe, place, **how, recorded=recorded or NOTHING)
+        followed.ends(outcome.manifest["results"], outcome.manifest.get("verdict"))
     if not is_first():
         return
     warn(show, outcome.warnings)

@@ -29,6 +29,7 @@ from .main_job import show_results
 from .next_steps import OUTPUT, done_line, measured_on_more, training_done
 from .progress import progress_of
 from .terminal import again, show_lines
+from .tracking import TRACK, tracked
 
 
 def _backends() -> Iterable[str]:
@@ -63,9 +64,16 @@ def _backends() -> Iterable[str]:
 @MODEL
 @WRITE
 @ALL_FIGURES
+@TRACK
 @COMMON
 def finetune(
-    output: Path | None, overwrite: bool, dry_run: bool, targets: str | None, all_figures: bool, **flags: Any
+    output: Path | None,
+    overwrite: bool,
+    dry_run: bool,
+    targets: str | None,
+    all_figures: bool,
+    track: str | None,
+    **flags: Any,
 ) -> None:
     """Train with LoRA by a published method; the output is a checkpoint like any other."""
     from ..finetuning import FinetuneRecipe, state_file
@@ -76,8 +84,10 @@ def finetune(
     output = target(output, dry_run)
     settings["targets"] = tuple(name.strip() for name in (targets or "").split(",") if name.strip())
     recipe = FinetuneRecipe(**settings)
-    with nullcontext() if output is None else workspace(output, [state_file(output)]) as place:
+    shared = nullcontext() if output is None else workspace(output, [state_file(output)])
+    with shared as place, tracked(track, "finetune", recipe) as followed:
         done = run(recipe, place, overwrite=overwrite, progress=progress_of(show))
+        followed.ends(done.manifest["results"], done.manifest.get("verdict"))
     warn(show, done.warnings)
     if show["as_json"]:
         print_json({**done.manifest, "output": None if output is None else str(output)})

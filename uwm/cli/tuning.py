@@ -31,6 +31,7 @@ from .group import uwm
 from .main_job import names
 from .progress import progress_of
 from .terminal import show_lines
+from .tracking import TRACK, tracked
 
 if TYPE_CHECKING:
     from ..report import Line
@@ -70,8 +71,9 @@ OUTPUT = "uwm-tune"
 )
 @click.option("--overwrite", is_flag=True, help="Begin a search that is there anew.")
 @ALL_FIGURES
+@TRACK
 @COMMON
-def tune(output: Path, overwrite: bool, **flags: Any) -> None:
+def tune(output: Path, overwrite: bool, track: str | None, **flags: Any) -> None:
     """Search the trade-offs of safety against loss of knowledge.
 
     Writes a table, plots, a page and a patch for each trade-off; `uwm apply MODEL DIR --point knee` takes one. May be
@@ -86,8 +88,9 @@ def tune(output: Path, overwrite: bool, **flags: Any) -> None:
     chosen, methods = take_settings(flags), names(flags.pop("methods"))
     settings, show = split_flags(flags)
     recipe = TuneRecipe(**settings, methods=methods, settings=chosen)
-    with workspace(output, [output]) as place:
+    with workspace(output, [output]) as place, tracked(track, "tune", recipe) as followed:
         found = carry_out(recipe, place, overwrite=overwrite, progress=progress_of(show))
+        followed.ends(_measured(found.front), _verdict(found.front))
     warn(show, found.warnings)
     if show["as_json"]:
         print_json({**found.front, "output": str(output)})
@@ -99,8 +102,7 @@ def tune(output: Path, overwrite: bool, **flags: Any) -> None:
 
 def _lines(front: Front, model: str, output: Path) -> Iterator[Line]:
     """What the search found, the verdict on its knee, and how to take that point."""
-    from ..report import Line, verdict_facts, verdict_lines
-    from ..tuning.front import CHECKED
+    from ..report import Line, verdict_lines
     from ..tuning.points import settings_words
 
     trials, knee = front["trials"], next(p for p in front["points"] if p["number"] == front["knee"])
@@ -109,13 +111,28 @@ def _lines(front: Front, model: str, output: Path) -> Iterator[Line]:
         f"{trials['done']} trials on {front['calibration']['pairs']} pairs, {trials['per_minute']:.0f} a minute: "
         f"{len(front['points'])} edits on the front; written to {output}",
     )
+    words = settings_words(front, knee["method"], knee["settings"])
+    yield Line("KNEE", f"point {knee['number']}: {knee['method']} {words}".rstrip())
+    if verdict := _verdict(front):
+        yield from verdict_lines({"verdict": verdict})
+    yield Line("NEXT", shlex.join(["uwm", "apply", model, str(output), "--point", "knee", "-o", "OUT"]))
+
+
+def _verdict(front: Front) -> Any:
+    """What may be claimed of the knee, on the first held-out set; None where that is nothing."""
+    from ..report import verdict_facts
+    from ..tuning.front import CHECKED
+
+    knee = next(point for point in front["points"] if point["number"] == front["knee"])
     name = next(iter(front["baseline"]["held_out"]), CHECKED)
     before = front["baseline"]["held_out"].get(name, front["baseline"]["cross_validated"])
     there = knee["held_out"].get(name, knee["cross_validated"])
     columns = {"before": before, knee["method"]: there}
-    words = settings_words(front, knee["method"], knee["settings"])
-    yield Line("KNEE", f"point {knee['number']}: {knee['method']} {words}".rstrip())
-    differences = {name: {knee["method"]: {"before": there["changes"]}}}
-    if verdict := verdict_facts({name: columns}, differences):
-        yield from verdict_lines({"verdict": verdict})
-    yield Line("NEXT", shlex.join(["uwm", "apply", model, str(output), "--point", "knee", "-o", "OUT"]))
+    return verdict_facts({name: columns}, {name: {knee["method"]: {"before": there["changes"]}}})
+
+
+def _measured(front: Front) -> dict[str, dict[str, Any]]:
+    """Set -> ``before`` and every point of the front -> result, on held-out pairs."""
+    points = {f"point-{point['number']}": point["held_out"] for point in front["points"]}
+    columns = {"before": front["baseline"]["held_out"], **points}
+    return {name: {column: found[name] for column, found in columns.items()} for name in front["baseline"]["held_out"]}

@@ -20,6 +20,7 @@ from .open_clip_models import OpenClipModel, _silenced
 
 PIXEL_LIMIT = 0.005  # of the pixels' standard deviation: rounding is under 0.002, another interpolation over 0.006
 EMBEDDING_LIMIT = 1e-4
+GUIDE = "examples/guides/your-model.md, 'The other layout'"
 ROUNDED_EMBEDDING_LIMIT = 0.05  # in 16 bits
 
 CAPTIONS = {
@@ -176,7 +177,7 @@ def _images_apart(ours: Reader, theirs: Reader, side: int) -> list[str]:
         return []
     return [
         f"the libraries read some images differently whatever their settings, by a share of the pixels' spread: "
-        f"{', '.join(apart)}; README, 'The other layout', says why and what to do"
+        f"{', '.join(apart)}; {GUIDE}, says why and what to do"
     ]
 
 
@@ -201,7 +202,7 @@ def _captions_apart(ours: Reader, theirs: Reader, to: str) -> list[str]:
     if not apart:
         return []
     why = "open_clip cleans captions and transformers does not" if to == "open_clip" else "no setting carries them over"
-    return [f"captions become other tokens where they hold {', '.join(apart)}: {why}; README, 'The other layout'"]
+    return [f"captions become other tokens where they hold {', '.join(apart)}: {why}; {GUIDE}, says what to do"]
 
 
 def _differing(ours: Reader, texts: list[str], theirs: Reader, their_texts: list[str]) -> list[int]:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from ..errors import BadInput
-from ..shipped_files import DEMO_MODEL
+from ..shipped_files import DEMO_MODEL, only_in_checkout
 from .hub import fetch, wanted
 from .registry import PREFIX, download, registered
 
@@ -38,6 +38,11 @@ def resolve(
     path = Path(reference)
     if not text.startswith(HUB_PREFIX) and (path.exists() or path.is_symlink()):
         return path
+    if only_in_checkout(path):  # before the Hub is asked: anybody may have taken the name there
+        raise BadInput(
+            f"{reference}: no such folder; it comes with a checkout of uwm, in calibration/, and not with the "
+            "installed package; run this in a checkout, or give the folder's path"
+        )
     found = HUB.fullmatch(text)
     if found is None and text.startswith(HUB_PREFIX):
         raise BadInput(f"{text}: expected {HUB_PREFIX}ORG/NAME or {HUB_PREFIX}ORG/NAME@REVISION")

@@ -17,6 +17,7 @@ from ..errors import BadInput, InvalidResult
 from ..evaluation import EvalResult
 from ..models import Model
 from ..statistics.batches import Progress
+from ..tracking import note
 from .candidates import Candidates
 from .criteria import Criteria
 from .cross_validation import CrossValidation
@@ -160,6 +161,7 @@ class Search:
                 trial.set_constraint("loss", about["loss"])
             value = self._criteria.better(objective)
             told = study.tell(trial, [value] if self._criteria.limited else [value, about["loss"]])
+            note(number, {f"trials/{method}/objective": objective, f"trials/{method}/loss": about["loss"]})
         self._note(number, method, told)
 
     def _measured(self, method: str, parts: Iterator[Any]) -> tuple[float, float, bool]:
