@@ -134,10 +134,11 @@ def _bounded() -> None:
 def _run(target: Target, seed: int, end: float, current: mmap.mmap, writer: int) -> None:
     first, taken, failed = seed, 0, {}
     while seed == first or time.monotonic() < end:
-        data = target.draw(random.Random(seed))
-        current[:16] = seed.to_bytes(8, "little") + min(len(data), LARGEST).to_bytes(8, "little")
-        current[16 : 16 + min(len(data), LARGEST)] = data[:LARGEST]
+        data = b""
         try:
+            data = target.draw(random.Random(seed))
+            current[:16] = seed.to_bytes(8, "little") + min(len(data), LARGEST).to_bytes(8, "little")
+            current[16 : 16 + min(len(data), LARGEST)] = data[:LARGEST]
             taken += attempt(target, data)
         except Exception as error:
             failed.setdefault(_place(error), (seed, f"{type(error).__name__}: {error}"[:300], data.hex()))
