@@ -42,20 +42,20 @@ class Verb:
         """What follows the program's name."""
         return [self.name, inputs / "model", "--calib", inputs / "set", *self.words(inputs, earlier), "-o", out]
 
-    def check_parts(self, out: Path, old: Bytes | None, whole: list[Bytes]) -> None:
+    def check_parts(self, out: Path, old: Bytes | None, whole: Bytes) -> None:
         """Every file of a folder that is filled is that of the earlier output or of an undisturbed run, or is whole."""
         for name, data in (result_of(out) if out.is_dir() else {}).items():
-            known = [old or {}, *whole]
+            known = [old or {}, whole]
             right = any(data == one.get(name) for one in known) or re.fullmatch(self.parts, name)
             assert right or TEMPORARY.fullmatch(Path(name).name), f"half a file: {name}"
         lost = [name for name in old or {} if not (out / name).is_file()]
         changing = self.last is not None and not (out / self.last).is_file()  # killed between the renames
         assert not lost or changing, f"of the earlier output, {lost} is gone"
 
-    def difference(self, out: Path, whole: list[Bytes]) -> list[str]:
+    def difference(self, out: Path, whole: Bytes) -> list[str]:
         """The names of files that are not as an undisturbed run leaves them."""
         found = result_of(out)
-        return [name for name in {*found, *whole[0]} if found.get(name) not in [one.get(name) for one in whole]]
+        return sorted(name for name in {*found, *whole} if found.get(name) != whole.get(name))
 
 
 SETS = ("--eval-split", "test")
@@ -126,12 +126,6 @@ def _without(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without(inner) for key, inner in value.items() if key not in TIMES}
     return [_without(inner) for inner in value] if isinstance(value, list) else value
-
-
-def agree(found: Bytes, whole: list[Bytes]) -> bool:
-    """Whether an output is that of an undisturbed run: every file that is the same in two of them is the same here."""
-    stable = [name for name, data in whole[0].items() if all(one.get(name) == data for one in whole)]
-    return found.keys() == whole[0].keys() and all(found[name] == whole[0][name] for name in stable)
 
 
 def strays(place: Path) -> list[str]:
