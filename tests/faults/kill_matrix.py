@@ -147,6 +147,8 @@ def learn(ground: Ground, verb: Verb) -> None:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
         code = called(verb.arguments(ground.inputs, out, earlier=True))
     demand(code == 0, f"{verb.name} ended with {code}: {said.getvalue()}")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as before the program listened
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     ground.earlier[verb.name] = out.rename(ground.root / f"earlier-{verb.name}")
     ended = run(ground, verb.arguments(ground.inputs, out), log)
     demand(ended.code == 0, f"undisturbed {verb.name} ended with {ended.code}: {ended.text}")

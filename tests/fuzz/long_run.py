@@ -24,7 +24,7 @@ from fuzz.every import every_target
 from fuzz.targets import Target, attempt
 
 SECONDS = 4.0  # that a kind with a share of 1 runs at a time
-MEMORY = 2 << 30  # bytes beyond what the process has; a picture of 64 megapixels takes 1 GB
+MEMORY = 2 << 30  # bytes beyond what the process has; a picture of 64 megapixels takes 1.5 GB
 SHARED = Path("/dev/shm")
 LARGEST = 1 << 22  # bytes of an input that is kept where the process dies
 
