@@ -6,12 +6,12 @@ import csv
 import io
 import json
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
-import tomllib
 from fuzz.mutations import mutated_bytes, mutated_json
 from fuzz.targets import Finding, Target, refusal
 from PIL import Image
@@ -26,6 +26,11 @@ from uwm.comparison.settings import CompareRecipe
 from uwm.errors import BadInput, Refused
 from uwm.escaping import one_line
 from uwm.readers.prompts import read_prompts
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 WORDS = ["", " ", "a", "a dog", "é", "\ud800", "\0", "\x1b[31m", "x" * 3000, "::error::", "=1+1", "../a.png",
     "/etc/passwd",
