@@ -44,9 +44,13 @@ def golden() -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="session")
 def tiny_hf(tmp_path_factory) -> Path:
     """A Hugging Face CLIP folder with random weights, and the demo model's tokenizer and preprocessor."""
+    return write_tiny_hf(tmp_path_factory.mktemp("models") / "tiny-hf")
+
+
+def write_tiny_hf(folder: Path) -> Path:
+    """The folder of `tiny_hf`."""
     from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
-    folder = tmp_path_factory.mktemp("models") / "tiny-hf"
     shutil.copytree(SHIPPED / "demo-clip", folder, ignore=shutil.ignore_patterns("*.safetensors"))
     tokenizer = AutoTokenizer.from_pretrained(str(SHIPPED / "demo-clip"))
     shared = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "hidden_act": "quick_gelu"}
@@ -103,12 +107,16 @@ def tiny_open_clip(tiny_hf, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_set(tmp_path_factory) -> Path:
     """A native calibration set of 24 pairs: random pictures, captions of uneven length, splits calib and test."""
-    folder = tmp_path_factory.mktemp("sets") / "tiny-set"
+    return write_tiny_set(tmp_path_factory.mktemp("sets") / "tiny-set")
+
+
+def write_tiny_set(folder: Path, pairs: int = 24, calib: int = 16) -> Path:
+    """The folder of `tiny_set`, or a smaller one: the first `calib` pairs are of the split calib."""
     (folder / "images").mkdir(parents=True)
     rng = np.random.default_rng(3)
     lines = []
-    for i in range(24):
-        row = {"id": f"{i:04d}", "concept": ("weapons", "death")[i % 2], "split": "calib" if i < 16 else "test"}
+    for i in range(pairs):
+        row = {"id": f"{i:04d}", "concept": ("weapons", "death")[i % 2], "split": "calib" if i < calib else "test"}
         for side in ("safe", "unsafe"):
             words = rng.choice(WORDS, size=rng.integers(1, 6))
             row[f"{side}_text"] = f"a picture of {' and '.join(words)} number {i}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import threading
+import tracemalloc
 import warnings
 import zlib
 
@@ -207,3 +208,40 @@ def test_threads_leave_the_warning_filters_alone(tmp_path, monkeypatch):
     first.join()
     second.join()
     assert warnings.filters == before
+
+
+# ---------------------------------------------------------------- what fuzzing found
+
+
+def test_f76_a_chunk_that_promises_gigabytes_takes_no_memory(tmp_path):
+    Image.new("RGB", (5, 4)).save(tmp_path / "x.png")
+    data = (tmp_path / "x.png").read_bytes()
+    place = data.index(b"IDAT") - 4
+    (tmp_path / "x.png").write_bytes(data[:place] + b"\xbb\0\0\x16" + data[place + 4 :])
+    tracemalloc.start()
+    try:
+        load_image(tmp_path / "x.png")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 10_000_000
+
+
+def test_a_file_larger_than_any_picture_is_refused(tmp_path, monkeypatch):
+    Image.new("RGB", (5, 4)).save(tmp_path / "x.png")
+    monkeypatch.setattr(images, "MAX_FILE", 50)
+    with pytest.raises(BadInput, match="x.png: no regular file, or more than 0 MB"):
+        load_image(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("kind", ["EPS", "TGA", "PCX", "ICO"])
+def test_a_format_that_no_set_has_is_refused_whatever_its_name(tmp_path, kind):
+    """Pillow hands an EPS to Ghostscript, another program."""
+    Image.new("RGB", (16, 16)).save(tmp_path / "x.png", kind)
+    with pytest.raises(BadInput, match="not a picture that can be read, expected JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM"):
+        load_image(tmp_path / "x.png")
+
+
+def test_a_portable_pixmap_is_read(tmp_path):
+    Image.new("RGB", (5, 4), (1, 2, 3)).save(tmp_path / "x.ppm")
+    assert load_image(tmp_path / "x.ppm").getpixel((0, 0)) == (1, 2, 3)

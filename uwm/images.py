@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import os
+import stat
+import struct
 import threading
 import warnings
+import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +19,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from .errors import BadInput
 
 MAX_PIXELS = 64_000_000
+MAX_FILE = 1 << 30  # bytes; 64 megapixels of 16 bit in four channels are half of it
 MAX_RATIO = 200  # of the longer to the shorter side, at which preprocessing takes the memory of a large picture
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # not all of Pillow's: it hands EPS to Ghostscript
+DAMAGED = (  # what Pillow's readers raise of a damaged file, beside OSError and SyntaxError
+    ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, EOFError, AssertionError,
+    struct.error, zlib.error,
+)  # fmt: skip
 _FILTERS = threading.Lock()
 BACKGROUND = (255, 255, 255)  # what transparent pictures are laid on
 
@@ -39,12 +50,12 @@ def load_image(path: Path) -> Image.Image:
                 )
             return _as_rgb(ImageOps.exif_transpose(opened), path)
     except UnidentifiedImageError:
-        raise BadInput(f"{path}: not a picture that Pillow can read") from None
+        raise BadInput(f"{path}: not a picture that can be read, expected {', '.join(FORMATS)}") from None
     except FileNotFoundError:
         raise BadInput(f"{path}: no such picture") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise BadInput(f"{path}: far more pixels than any model needs; scale it down") from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, *DAMAGED) as error:
         raise BadInput(f"{path}: damaged picture ({error})") from None
 
 
@@ -63,10 +74,18 @@ def bad_images(paths: Iterable[Path], workers: int = 2) -> list[str]:
 
 
 def _open(path: Path) -> Image.Image:
-    """Read the header, with Pillow's warning of too many pixels as an error; filters are global, hence the lock."""
+    """Read the header, with Pillow's warning of too many pixels as an error; filters are global, hence the lock.
+
+    The file is read whole before: Pillow would ask for as much memory as a chunk says that it has.
+    """
+    with path.open("rb") as stream:
+        found = os.fstat(stream.fileno())
+        if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_FILE:
+            raise BadInput(f"{path}: no regular file, or more than {MAX_FILE >> 20} MB, which no picture has")
+        data = stream.read()
     with _FILTERS, warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        return Image.open(path)
+        return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
 def _as_rgb(image: Image.Image, path: Path) -> Image.Image:

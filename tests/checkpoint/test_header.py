@@ -275,3 +275,17 @@ def test_rearranged_headers_are_never_read_otherwise_than_by_safetensors():
             tree = mutate(generator, tree)
         accepted += assert_not_laxer(safetensors_bytes(tree, DATA))
     assert accepted > 20
+
+
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ('{"dtype":"U8","shape":[-0],"data_offsets":[0,0]}', "-0 where a whole number stands"),
+        (r'{"dtype":"U8","shape":[0],"data_offsets":[0,0],"\ud800":1}', "half of a surrogate pair"),
+    ],
+)
+def test_a_number_or_text_that_the_library_refuses_is_refused(entry, says):
+    data = safetensors_bytes(f'{{"a":{entry}}}')
+    with pytest.raises(safetensors.SafetensorError):
+        safetensors.deserialize(data)
+    refused(data, says)

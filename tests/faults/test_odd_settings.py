@@ -27,6 +27,10 @@ TOMLS = {
     "a number of thousands of digits": ("seed = 1" + "0" * 9000, "not valid TOML"),
     "lists in lists": ("seed = " + "[" * 9000, "not valid TOML"),
     "a seed past 63 bits": ("seed = 9223372036854775808", "not in the range"),
+    "a number for a switch": ("strict = 0.5", "strict: expected true or false, found 0.5"),
+    "a number for a path": ("output = 5", "output: expected a text, found 5"),
+    "true for a path": ("output = true", "output: expected a text, found True"),
+    "a NUL": (r'calib = "\u0000"', "calib: expected a text, a number"),
     "no UTF-8": (b"seed = '\xff'", "not UTF-8 at byte 8"),
 }
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from fuzz.mutations import NAMES, mutated_bytes, mutated_json, mutated_tensors, record_bytes
+from fuzz.targets import Target
 from made_up_front import made_up_front
 from random_patches import EVERY_SLOT, patch_of, scores_of
 from tiny_files import hf_folder
@@ -295,15 +296,14 @@ def _cache(root: Path) -> Kind:
 ALLOWED = (BadInput, InvalidResult, Refused)  # the last two: scores of which nothing is chosen, a path that leaves
 
 
-def attempt(kind: Kind, data: bytes, rng: random.Random) -> bool:
-    """Change a record and read it: it is refused, or reads the same every time; whether it was read.
+def check(kind: Kind, data: bytes) -> bool:
+    """Read what may be no record any more: it is refused, or reads the same every time; whether it was read.
 
     Args:
         kind: Of the record.
-        data: A valid one.
-        rng: Draws the change.
+        data: A changed one.
     """
-    kind.path.write_bytes(kind.mutate(data, rng))
+    kind.path.write_bytes(data)
     try:
         first = kind.read(kind.path)
     except ALLOWED as error:
@@ -313,3 +313,13 @@ def attempt(kind: Kind, data: bytes, rng: random.Random) -> bool:
         kind.path.write_bytes(first)
     assert kind.read(kind.path) == first
     return True
+
+
+def targets(root: Path) -> list[Target]:
+    """Every kind, as a fuzzer takes it."""
+    root.mkdir(exist_ok=True)
+
+    def of(kind: Kind, data: bytes) -> Target:
+        return Target(kind.name, 0.3, lambda rng: kind.mutate(data, rng), lambda changed: check(kind, changed))
+
+    return [of(kind, kind.path.read_bytes()) for kind in kinds(root)]

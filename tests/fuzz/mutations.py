@@ -114,8 +114,9 @@ def _spoil(tensor: torch.Tensor, rng: random.Random) -> None:
     """Put an odd value into one place."""
     flat = tensor.view(-1)
     if len(flat):
-        odd = [float("nan"), float("inf"), -1.0, 3e38] if tensor.is_floating_point() else [-1, 0, 2**62]
-        value = rng.choice(odd)
+        real = tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool
+        bounds = [0, 1] if real else [0, torch.iinfo(tensor.dtype).min, torch.iinfo(tensor.dtype).max]
+        value = rng.choice([float("nan"), float("inf"), -1.0, 3e38] if tensor.is_floating_point() else bounds)
         flat[rng.randrange(len(flat))] = bool(value) if tensor.dtype == torch.bool else value
 
 

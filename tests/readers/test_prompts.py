@@ -109,3 +109,9 @@ def test_what_is_wrong_is_named_with_file_and_line(name, content, words, tmp_pat
         (tmp_path / name).write_bytes(content.encode("latin-1"))
     with pytest.raises(BadInput, match=words):
         read_prompts(tmp_path / name, "unsafe")
+
+
+def test_a_guidance_beyond_all_floats_is_refused(tmp_path):
+    (tmp_path / "own.jsonl").write_text(f'{{"prompt": "a", "guidance": 1{"0" * 400}}}')
+    with pytest.raises(BadInput, match="own.jsonl:1: guidance is 1000.*…, expected a number from 0"):
+        read_prompts(tmp_path / "own.jsonl", "safe")

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
 import shutil
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from terminal import done, hashes, refused
+from terminal import bytes_below, done, hashes, refused
 
 import uwm
 from uwm.editing.live import patched
 from uwm.editing.patch import Patch
-from uwm.errors import BadInput, UwmError
+from uwm.errors import BadInput, ResourceFault, UwmError
 from uwm.outputs import places
 from uwm.statistics.batches import embed_inputs
 from uwm.tuning import tune as jobs
+from uwm.tuning import writing
 from uwm.tuning.search import Search
 from uwm.tuning.tune import TuneRecipe, tune
 
@@ -68,6 +73,11 @@ def untimed(folder, without=()):
     for found in front["trials"]["by_method"].values():
         del found["seconds"]
     return front
+
+
+def written_below(folder):
+    """Every file but the journal, which a search that is gone on with adds to."""
+    return {name: data for name, data in bytes_below(folder).items() if name != "study.journal"}
 
 
 # ---------------------------------------------------------------- what is written
@@ -181,9 +191,9 @@ def test_stopped_in_a_trial_and_started_again_it_ends_as_if_it_had_not_been_stop
     assert hashes(tmp_path / "front" / "points") == hashes(folder / "points")
 
 
-def test_stopped_while_points_are_written_no_point_can_be_taken_for_another(
-    recipe, copy, monkeypatch, tiny_hf, run_uwm
-):
+def test_stopped_while_points_are_written_the_earlier_front_is_whole(recipe, copy, monkeypatch, tiny_hf, run_uwm):
+    before = written_below(copy)
+
     def stopping(*_):
         raise KeyboardInterrupt
 
@@ -191,10 +201,46 @@ def test_stopped_while_points_are_written_no_point_can_be_taken_for_another(
         patch.setattr(jobs._Run, "_write_patch", stopping)
         with pytest.raises(KeyboardInterrupt):
             tune(recipe, copy)
-    assert not (copy / "tune.json").exists()
-    refused(run_uwm("apply", tiny_hf, copy, "--point", "1", "--dry-run"), 2)
+    assert written_below(copy) == before
+    done(run_uwm("apply", tiny_hf, copy, "--point", "1", "--dry-run"))
+
+
+@pytest.mark.parametrize("name", ["points", "tune.md", "tune.json"])
+def test_stopped_while_the_new_front_is_put_in_place_no_point_can_be_taken_for_another(
+    name, recipe, copy, folder, monkeypatch, tiny_hf, run_uwm
+):
+    """tune.json is away while points and pages change."""
+
+    def stopping(path, target):
+        if target == copy / name:
+            raise KeyboardInterrupt
+        return move(path, target)
+
+    for call in ("rename", "replace"):
+        move = getattr(Path, call)
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, call, stopping)
+            with contextlib.suppress(KeyboardInterrupt):
+                tune(recipe, copy)
+                continue
+        assert not (copy / "tune.json").exists()
+        refused(run_uwm("apply", tiny_hf, copy, "--point", "1", "--dry-run"), 2)
+    assert not list(copy.glob(".uwm-*"))
     tune(recipe, copy)
     done(run_uwm("apply", tiny_hf, copy, "--point", "1", "--dry-run"))
+    assert untimed(copy) == untimed(folder)
+
+
+def test_a_disk_that_is_full_leaves_the_earlier_front(recipe, copy, monkeypatch):
+    before = written_below(copy)
+
+    def full(place):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(writing, "sync_tree", full)
+    with pytest.raises(ResourceFault, match="front: could not write: No space left on device"):
+        tune(recipe, copy)
+    assert written_below(copy) == before
 
 
 def test_other_settings_are_refused_and_overwrite_begins_anew(common, copy, run_uwm):

@@ -93,6 +93,7 @@ def load_state(path: Path, key: str, trained: Mapping[str, torch.Tensor]) -> Sta
     form = records.Form(each(keyed(PARTS), _counted), partial(_tensors, trained), ANEW)
     tensors, about = records.read(path, "training", form)
     state = State(**{name: about[name] for name in _PLAIN}, best_value=float(about["best_value"]))
+    state.history = [{name: entry[name] for name in (*EPOCH, "seconds")} for entry in state.history]  # as it was told
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise BadInput(f"{path}: damaged: tensor {name}: expected finite values, found NaN or infinity; {ANEW}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,7 +22,13 @@ from .tensors import Storage, Tensors, find_state_dicts, references, script_tens
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # signature, version, flags, method, time, date, crc, sizes, lengths
-END_RECORD = 22  # bytes of a zip's last record
+END_RECORD = struct.Struct("<4s4H2IH")  # signature, disks, entries twice, size and place of the directory, comment
+DIRECTORY_ENTRY, NAMED, LENGTHS = 46, 28, struct.Struct("<3H")  # bytes of one, and where in it its lengths stand
+ZIP64 = 0xFFFF, 0xFFFFFFFF  # in a record: what stands in another one
+FLAGS = 8 | 0x800  # that an entry may have: checksum and sizes behind the data; a name in UTF-8
+FOLDER = 0x10  # in an entry's attributes
+PROTOCOL = 1001  # of files before zips
+NEWEST = 10  # version of a zip that torch reads
 DESCRIPTOR = 24  # bytes at most behind an entry whose checksum and sizes stand there
 
 
@@ -66,6 +72,7 @@ def _open_zip(held: Held, stream: BinaryIO) -> Archive:
         for name in entries:  # whatever else is pickled is held to the same list
             if name.endswith(".pkl") and not _is_code(name) and name != found[0]:
                 read_pickle(BytesIO(_read(archive, name, path)), f"{path}: {name}")
+        _check_version(archive, f"{top}version", path)
         if f"{top}byteorder" in entries and _read(archive, f"{top}byteorder", path) != b"little":
             raise BadInput(f"{path}: stored in big-endian order; re-save it on a little-endian machine")
         pickled = BytesIO(_read(archive, found[0], path))
@@ -83,6 +90,13 @@ def _open_zip(held: Held, stream: BinaryIO) -> Archive:
     return Archive(find_state_dicts(content, storages), scripted)
 
 
+def _check_version(archive: zipfile.ZipFile, name: str, path: Path) -> None:
+    """A torch zip says its version, which torch demands. Raises BadInput."""
+    version = _read(archive, name, path).strip() if name in archive.namelist() else b"none"
+    if not version.isdigit() or len(version) > 9 or not 0 < int(version) <= NEWEST:
+        raise BadInput(f"{path}: its version is {version[:20]!r}, expected one from 1 to {NEWEST}; re-save it")
+
+
 def _is_code(name: str) -> bool:
     """Whether an entry lies in TorchScript's code folder, which is never opened."""
     return name.split("/")[1:2] == ["code"]
@@ -95,13 +109,13 @@ def _read(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
 
 
 def _storages(path: Path, content: Any, entries: Mapping[str, Storage]) -> dict[str, Storage]:
-    """The entries that a pickle refers to, each no larger than the pickle says."""
+    """The entries that a pickle refers to, each as large as the pickle says."""
     storages = {}
     for key, (dtype, count) in references(content).items():
         entry, nbytes = entries[key], count * dtype.itemsize
-        if nbytes > entry.nbytes:
+        if nbytes != entry.nbytes:
             raise BadInput(f"{path}: a storage of {nbytes} bytes has {entry.nbytes}; download it again")
-        storages[key] = replace(entry, nbytes=nbytes, crc=entry.crc if nbytes == entry.nbytes else None)
+        storages[key] = entry
     return storages
 
 
@@ -123,10 +137,36 @@ def _entries(held: Held, stream: BinaryIO, archive: zipfile.ZipFile) -> dict[str
         described = DESCRIPTOR if (head[2] | info.flag_bits) & 8 else 0
         seen.add(info.filename.lower())
         entries[info.filename] = Storage(held, begin, info.file_size, info.CRC)
-    stream.seek(-END_RECORD, 2)
-    if not position <= archive.start_dir <= position + described or stream.read(4) != b"PK\5\6":
+    stream.seek(-END_RECORD.size, 2)
+    good = _is_end(END_RECORD.unpack(stream.read(END_RECORD.size)), len(entries), archive.start_dir)
+    good = good and _is_directory(stream, archive)
+    if not position <= archive.start_dir <= position + described or not good:
         raise BadInput(f"{path}: the zip's entries do not fill the file as they should; download it again")
     return entries
+
+
+def _is_directory(stream: BinaryIO, archive: zipfile.ZipFile) -> bool:
+    """Whether the directory's entries are as long as they say; zipfile takes one that ends before."""
+    place = archive.start_dir
+    for info in archive.infolist():
+        stream.seek(place + NAMED)
+        lengths = LENGTHS.unpack(stream.read(LENGTHS.size))
+        if lengths != (len(info.orig_filename.encode()), len(info.extra), len(info.comment)):
+            return False
+        place += DIRECTORY_ENTRY + sum(lengths)
+    return True
+
+
+def _is_end(record: tuple, count: int, start: int) -> bool:
+    """Whether a zip's last record, without a comment, tells of one disk and of the entries that there are."""
+    signature, disk, first, here, entries, _, place, comment = record
+    whole = signature == b"PK\5\6" and disk == first == comment == 0 and here == entries
+    return (
+        whole
+        and entries in (count, ZIP64[0])
+        and place in (start, ZIP64[1])
+        and (count < ZIP64[0]) == (entries == count)
+    )
 
 
 def _agrees(info: zipfile.ZipInfo, head: tuple, name: bytes) -> bool:
@@ -137,14 +177,16 @@ def _agrees(info: zipfile.ZipInfo, head: tuple, name: bytes) -> bool:
     plain = info.compress_type != zipfile.ZIP_STORED or info.compress_size == info.file_size
     names = name == info.orig_filename.encode() and info.filename == info.orig_filename
     agrees = signature == b"PK\3\4" and method == info.compress_type and (later or sizes)
-    return agrees and names and plain and not (flags | info.flag_bits) & 1
+    usual = not (flags | info.flag_bits) & ~FLAGS and not info.external_attr & FOLDER and not info.volume
+    return agrees and names and plain and usual
 
 
 def _open_legacy(held: Held, stream: BinaryIO) -> Archive:
     path = held.path
     if read_pickle(stream, str(path)) != LEGACY_MAGIC:
         raise BadInput(f"{path}: a pickle, but holds no state dict that torch.save wrote; re-save it with torch.save")
-    read_pickle(stream, str(path))  # protocol version
+    if (protocol := read_pickle(stream, str(path))) != PROTOCOL:
+        raise BadInput(f"{path}: of protocol {str(protocol)[:20]!r}, expected {PROTOCOL}; re-save it with torch.save")
     system = read_pickle(stream, str(path))
     if system.get("little_endian") is not True:
         raise BadInput(f"{path}: stored in big-endian order; re-save it on a little-endian machine")

@@ -53,6 +53,8 @@ def read_header(stream: BinaryIO, size: int, where: str) -> tuple[bytes, dict[st
         raise BadInput(f"{where}: holds no tensors")
     for name, entry in entries.items():
         _check_entry(name, entry, where)
+    if b"\\u" in header and _SURROGATE.search(json.dumps([*entries.values()], ensure_ascii=False)):
+        raise BadInput(f"{where}: half of a surrogate pair in the header; save the file again with safetensors")
     ordered = dict(sorted(entries.items(), key=lambda item: item[1]["data_offsets"]))
     _check_cover(ordered, size - 8 - length, where)
     return start + header, ordered
@@ -111,12 +113,20 @@ def _parse(header: bytes, where: str) -> dict[str, Any]:
                 f"{where}: the safetensors header has {count} times {mark.decode()!r}, more than any model ({most})"
             )
     try:
-        parsed = json.loads(header.decode("utf-8"), object_pairs_hook=unique)  # bytes: UTF-16 would pass too
+        text = header.decode("utf-8")  # bytes: UTF-16 would pass too
+        parsed = json.loads(text, object_pairs_hook=unique, parse_int=_natural)
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{where}: the safetensors header is not valid JSON ({error}); download it again") from None
     if not isinstance(parsed, dict):
         raise BadInput(f"{where}: the safetensors header is no JSON object")
     return parsed
+
+
+def _natural(text: str) -> int:
+    """A whole number; -0, which the library takes for a fraction, is none. Raises ValueError."""
+    if text == "-0":
+        raise ValueError("-0 where a whole number stands")
+    return int(text)
 
 
 def _check_metadata(metadata: Any, where: str) -> None:

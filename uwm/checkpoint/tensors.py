@@ -30,7 +30,10 @@ STORAGES = {f"{kind}Storage": BY_NAME[name] for kind, name in {
     "QUInt8Storage": Dtype("quint8", 1, "other"), "QInt32Storage": Dtype("qint32", 4, "other"),
 }  # fmt: skip
 NEWER = {f"torch {name}": dtype for name, dtype in BY_NAME.items()}  # dtypes without a storage class
-REBUILDS = {f"torch._utils _rebuild_{name}" for name in ("tensor", "tensor_v2", "tensor_v3")}
+ARGUMENTS = {  # that follow storage, offset, shape and stride, without the flags, which newer ones may have
+    "torch._utils _rebuild_tensor": 0, "torch._utils _rebuild_tensor_v2": 2, "torch._utils _rebuild_tensor_v3": 3,
+}  # fmt: skip
+REBUILDS = {*ARGUMENTS}
 WRAPPERS = {
     "torch._utils _rebuild_parameter", "torch._utils _rebuild_parameter_with_state", "torch.nn.parameter Parameter",
 }  # fmt: skip
@@ -209,6 +212,7 @@ def _tensor(value: Any, storages: Mapping[str, Storage]) -> StoredTensor | Unfit
     if made.name in UNFIT:
         return Unfit(UNFIT[made.name])
     reference, offset, shape, stride, *rest = made.arguments
+    _check_arguments(made.name, rest)
     (dtype, key, _), rest = _reference(reference), rest[2:]  # without requires_grad and hooks
     if reference.identity[5:] not in ((), (None,)):
         return Unfit("a view of a view")
@@ -223,11 +227,29 @@ def _tensor(value: Any, storages: Mapping[str, Storage]) -> StoredTensor | Unfit
         raise BadInput(
             f"{storage.path}: a tensor of {list(shape)} does not fit into its {storage.nbytes} bytes; download it again"
         )
-    flags = rest[0] if rest and isinstance(rest[0], dict) else {}
-    conjugated, negated = (flags.get(flag) is True for flag in ("conj", "neg"))
+    flags = rest[0] if rest and rest[0] is not None else {}
+    if not all(flags[flag] is True for flag in ("conj", "neg") if flag in flags):
+        raise ValueError("a mark of a tensor that is neither there nor absent")
+    conjugated, negated = "conj" in flags, "neg" in flags
     if (conjugated and dtype.kind != "complex") or (negated and dtype.kind not in ("complex", "float")):
         raise ValueError(f"a conjugated or negated tensor of {dtype.name}")
     return StoredTensor(storage, dtype, offset, shape, stride, conjugated, negated)
+
+
+def _check_arguments(name: str, rest: list[Any]) -> None:
+    """What stands behind the stride: requires_grad and hooks, a type in `_v3`, and flags. Raises ValueError."""
+    fewest = ARGUMENTS[name]
+    if not fewest <= len(rest) <= fewest + (fewest > 0):
+        raise ValueError(f"{name} with {4 + len(rest)} arguments")
+    if fewest and (type(rest[0]) is not bool or not _is_dictionary(rest[1])):
+        raise ValueError("a tensor with requires_grad or hooks that are none")
+    flags = rest[-1] if len(rest) > fewest else None
+    if flags is not None and not (isinstance(flags, dict) and all(isinstance(flag, str) for flag in flags)):
+        raise ValueError("a tensor with flags that are none")
+
+
+def _is_dictionary(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, Made) and value.name.startswith("collections "))
 
 
 def _span(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:

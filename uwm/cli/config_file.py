@@ -36,16 +36,19 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def _is_plain(value: Any) -> bool:
     if isinstance(value, bool | str):
-        return True
+        return "\0" not in str(value)
     return isinstance(value, int | float) and math.isfinite(float(value) if abs(value) < 2**64 else math.inf)
 
 
-def check_values(path: Path, given: Mapping[str, Any], taking: Collection[str]) -> None:
+def check_values(
+    path: Path, given: Mapping[str, Any], options: Mapping[str, click.Option], taking: Collection[str]
+) -> None:
     """Refuse what is no text, number, true or false, nor a list of these for a flag that takes several.
 
     Args:
         path: The file.
         given: Flag -> value.
+        options: Flag -> the verb's option.
         taking: The flags that take several.
 
     Raises:
@@ -60,6 +63,10 @@ def check_values(path: Path, given: Mapping[str, Any], taking: Collection[str]) 
     for key, value in given.items():
         if isinstance(value, list) and key not in taking:
             raise BadInput(f"--config {path}: {key}: expected one value, found the list {shown(value)}")
+        option, plain = options[key], not isinstance(value, str)
+        if plain and ((option.is_flag and not isinstance(value, bool)) or isinstance(option.type, click.Path)):
+            kind = "true or false" if option.is_flag else "a text"
+            raise BadInput(f"--config {path}: {key}: expected {kind}, found {shown(value)}")
 
 
 def unknown_variables(environment: Iterable[str], known: Collection[str]) -> Iterator[str]:

@@ -55,17 +55,18 @@ def _flag(option: click.Option) -> str:
     return max(option.opts, key=len).lstrip("-")
 
 
-def _read_config(context: click.Context, option: click.Parameter, path: Path | None) -> None:
+def _read_config(context: click.Context, _: click.Parameter, path: Path | None) -> None:
     """Make the file's keys the defaults; a key that is no flag of the command is an error."""
     if path is None:
         return
     given = read_toml(path)
-    names = {_flag(p): p.name for p in context.command.params if isinstance(p, click.Option) and p.name != "config"}
+    options = {_flag(p): p for p in context.command.params if isinstance(p, click.Option) and p.name != "config"}
+    names = {flag: option.name for flag, option in options.items()}
     given = {key.replace("_", "-"): value for key, value in given.items()}
     if unknown := sorted(given.keys() - names.keys()):
         raise BadInput(f"--config {path}: unknown key {unknown[0]!r}; expected some of {', '.join(sorted(names))}")
-    taking = {_flag(p) for p in context.command.params if isinstance(p, click.Option) and _takes_several(p)}
-    check_values(path, given, taking)
+    taking = {flag for flag, option in options.items() if _takes_several(option)}
+    check_values(path, given, options, taking)
     context.default_map = {names[key]: value for key, value in given.items()}
 
 

@@ -182,7 +182,7 @@ def _number(row: Mapping[str, Any], names: Sequence[str], kind: Any, where: str,
         return otherwise
     try:
         number = kind(value) if kind is float else int(str(value).removesuffix(".0"))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = -1
     if not 0 <= number <= LARGEST_SEED:
         name = next(name for name in names if row.get(name) is not None)

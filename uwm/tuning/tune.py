@@ -41,15 +41,15 @@ from .cached_sets import CachedDataSets, CachedPairs, Changes
 from .cached_tower import CachedTower
 from .choosing import Ground, SearchRequest
 from .defaults import FRONT_TRIALS, METHODS, OBJECTIVE
-from .front import FILE, FORMAT, KIND, Front, Point, Result, Trials, read_front
+from .front import FORMAT, KIND, Front, Point, Result, Trials, read_front
 from .front import Tried as TriedFacts
 from .points import front_of, knee
 from .search import Found, Search, Tried
-from .writing import WRITTEN, write_front
+from .writing import POINTS, WRITTEN, new_front, write_front
 
 MOST_LOSS = 50.0  # percent; what loses more is no edit that anybody deploys, however safe it is
 NO_LOSS = "0%"  # so that a loss is the greatest fall of any figure of knowledge, in percent of its value
-JOURNAL, POINTS = "study.journal", "points"
+JOURNAL = "study.journal"
 
 
 @dataclass(frozen=True)
@@ -129,13 +129,13 @@ def _carry_out(
     stage(progress, "profiling", 8)
     ground = budget.ground(recipe, model, progress)
     _open(output, key, overwrite)
-    write_front(output, _searched(recipe, budget, ground, sets, output))
+    _search(recipe, budget, ground, sets, output)
     finish(progress)
     return Tuned(read_front(output), (*model.notes, *sets.checked.told, *reached, *budget.told, *ground.refused))
 
 
-def _searched(recipe: TuneRecipe, budget: Budget, ground: Ground, sets: Sets, output: Path) -> Front:
-    """The search, and its front measured on held-out pairs."""
+def _search(recipe: TuneRecipe, budget: Budget, ground: Ground, sets: Sets, output: Path) -> None:
+    """The search, and its front measured on held-out pairs and written."""
     search = ground.search(budget.request, budget.criteria, output / JOURNAL)
     stage(ground.progress, "searching")
     begun, before = time.perf_counter(), search.done
@@ -143,7 +143,9 @@ def _searched(recipe: TuneRecipe, budget: Budget, ground: Ground, sets: Sets, ou
     rate = _rate(found, before, time.perf_counter() - begun)
     stage(ground.progress, "measuring the front", 8)
     measured = _HeldOut(ground, sets.held_out, budget.measuring)
-    return _Run(recipe, budget, ground, search, found, sets.calibration.fingerprint()).front(output, measured, rate)
+    run = _Run(recipe, budget, ground, search, found, sets.calibration.fingerprint())
+    with new_front(output) as folder:
+        write_front(folder, run.front(folder, measured, rate))
 
 
 def _rate(found: Found, before: int, spent: float) -> dict[str, float]:
@@ -231,8 +233,8 @@ class _Run:
     found: Found
     calibration: str
 
-    def front(self, output: Path, held_out: _HeldOut, rate: Mapping[str, float]) -> Front:
-        """Everything that is told, with the patch of each point of the front in a file."""
+    def front(self, folder: Path, held_out: _HeldOut, rate: Mapping[str, float]) -> Front:
+        """Everything that is told, with the patch of each point of the front in a file below a folder."""
         found, criteria = self.found, self.budget.criteria
         lower = criteria.lower_is_better
         known = [one for one in found.tried if one.loss <= MOST_LOSS]
@@ -244,9 +246,7 @@ class _Run:
         rows: Iterable[int] = front_of([vars(one) for one in known], lower)
         if self.ground.progress is not None:
             rows = self.ground.progress(rows, len([*rows]), "measure")
-        (output / FILE).unlink(missing_ok=True)  # its points are no longer those of the patches
-        shutil.rmtree(output / POINTS, ignore_errors=True)
-        points = [self._point(n, known[row], output, held_out) for n, row in enumerate(rows, 1)]
+        points = [self._point(n, known[row], folder, held_out) for n, row in enumerate(rows, 1)]
         kept = {one["trial"] for one in points}
         checkpoint = self.ground.model.checkpoint
         assert checkpoint is not None
@@ -288,13 +288,13 @@ class _Run:
             **rate,  # type: ignore[typeddict-item]
         }
 
-    def _point(self, number: int, tried: Tried, output: Path, held_out: _HeldOut) -> Point:
+    def _point(self, number: int, tried: Tried, folder: Path, held_out: _HeldOut) -> Point:
         """One point: its patch is written, and it is measured with intervals and on held-out pairs."""
         edits = self.search.candidates.edits(tried.method, tried.settings)
         checked = self.ground.validation.measure(edits, detailed=True)
         measured = held_out.measure(edits.whole)
         place = f"{POINTS}/{number:02d}.safetensors"
-        self._write_patch(tried, output / place)
+        self._write_patch(tried, folder / place)
         return {
             "number": number,
             "trial": tried.number,

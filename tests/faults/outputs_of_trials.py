@@ -1,0 +1,134 @@
+"""The verbs of the kill matrix: how each is called, and what it leaves, without what may differ between runs."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from uwm import records
+from uwm.outputs import TEMPORARY
+
+Bytes = dict[str, bytes]
+TIMES = {"seconds", "per_minute", "peak_memory_mb", "peak_device_mb", "costs", "trained", "resumed_from"}
+TABLES = {"comparison.csv", "comparison.md", "comparison.tex", "tune.md"}  # with times; and the page of a search
+NUMBER = re.compile(rb"[-\d., \xc2\xb1\xe2\x80\x93\x88\x92]+")  # with its sign, its interval and its column's width
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb of the program.
+
+    Attributes:
+        name: Of it.
+        words: Inputs, output, whether it is the earlier output -> its arguments.
+        resumes: Whether its output is a folder that is filled and gone on with.
+        kept: What it leaves beside its output to go on from.
+        parts: Of a folder that is filled: the files that are whole at any time, by pattern.
+        last: Of such a folder, the file without which it is no finished output.
+    """
+
+    name: str
+    words: Callable[[Path, bool], list]
+    resumes: bool = False
+    kept: tuple[str, ...] = ()
+    parts: str = r"(?!)"
+    last: str | None = None
+
+    def arguments(self, inputs: Path, out: Path, earlier: bool = False) -> list:
+        """What follows the program's name."""
+        return [self.name, inputs / "model", "--calib", inputs / "set", *self.words(inputs, earlier), "-o", out]
+
+    def check_parts(self, out: Path, old: Bytes | None, whole: Bytes) -> None:
+        """Every file of a folder that is filled is that of the earlier output or of an undisturbed run, or is whole."""
+        for name, data in (result_of(out) if out.is_dir() else {}).items():
+            known = [old or {}, whole]
+            right = any(data == one.get(name) for one in known) or re.fullmatch(self.parts, name)
+            assert right or TEMPORARY.fullmatch(Path(name).name), f"half a file: {name}"
+        lost = [name for name in old or {} if not (out / name).is_file()]
+        changing = self.last is not None and not (out / self.last).is_file()  # killed between the renames
+        assert not lost or changing, f"of the earlier output, {lost} is gone"
+
+    def difference(self, out: Path, whole: Bytes) -> list[str]:
+        """The names of files that are not as an undisturbed run leaves them."""
+        found = result_of(out)
+        return sorted(name for name in {*found, *whole} if found.get(name) != whole.get(name))
+
+
+SETS = ("--eval-split", "test")
+VERBS = {
+    verb.name: verb
+    for verb in (
+        Verb("edit", lambda inputs, earlier: [*SETS, "--mass", 0.3 if earlier else 0.1]),
+        Verb("score", lambda inputs, earlier: ["--limit", 4] if earlier else []),
+        Verb(
+            "finetune",
+            lambda inputs, earlier: [
+                *SETS,
+                "--method",
+                "safe-clip",
+                "--epochs",
+                1 if earlier else 2,
+                "--train-batch",
+                8,
+            ],
+            kept=("out.training.safetensors",),
+        ),
+        Verb(
+            "compare",
+            lambda inputs, earlier: [*SETS, "--methods", "random" if earlier else "uwm,random"],
+            resumes=True,
+        ),
+        Verb(
+            "tune",
+            lambda inputs, earlier: [*SETS, "--methods", "hidden-units", "--trials", 2 if earlier else 4],
+            resumes=True,
+            parts="study.journal",
+            last="tune.json",
+        ),
+    )
+}
+
+
+def bytes_of(place: Path) -> Bytes:
+    """Every file below a folder, or the file itself, by its path there."""
+    if place.is_file():
+        return {"": place.read_bytes()}
+    return {str(path.relative_to(place)): path.read_bytes() for path in sorted(place.rglob("*")) if path.is_file()}
+
+
+def result_of(out: Path) -> Bytes:
+    """The same of an output, without times and other costs, and without lock files."""
+    return {
+        name: untimed(out / name if name else out, data)
+        for name, data in bytes_of(out).items()
+        if not name.endswith(".lock")
+    }
+
+
+def untimed(path: Path, data: bytes) -> bytes:
+    """A file's content without what another run would take otherwise."""
+    if path.suffix == ".json":
+        return json.dumps(_without(json.loads(data))).encode()
+    if path.name in TABLES or (path.name == "report.html" and (path.parent / "front.svg").is_file()):
+        return NUMBER.sub(b"0", data)
+    if path.parent.name == "results" and path.suffix == ".safetensors":
+        tensors, about = records.read(path, "comparison result")
+        values = {name: tensor.tolist() for name, tensor in tensors.items()}
+        return json.dumps([values, _without(about)]).encode()
+    return data
+
+
+def _without(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without(inner) for key, inner in value.items() if key not in TIMES}
+    return [_without(inner) for inner in value] if isinstance(value, list) else value
+
+
+def strays(place: Path) -> list[str]:
+    """What lies beside the output ``out``, and hidden files within it."""
+    beside = [path.name for path in place.iterdir() if path.name != "out"]
+    return beside + [path.name for path in place.rglob(".uwm*") if path.parent != place]
