@@ -180,7 +180,7 @@ def test_other_commands_name_what_there_is():
     for command in found:
         program, *rest = map(str, command.words)
         if Path(program).name == "pip":
-            assert rest[0] == "install" or rest == ["wheel", ".", "--no-deps"]
+            assert rest[0] == "install" or rest == ["wheel", ".", "./calibration", "--no-deps"]
             for name in (word for word in rest[1:] if "/" in word and "://" not in word):
                 assert (ROOT / name / "pyproject.toml").is_file(), command
             asked = [found for word in rest for found in re.findall(r"\[([\w,]+)\]", word)]
@@ -202,7 +202,7 @@ def test_the_build_of_torch_for_cpus_is_one_that_uwm_accepts():
     texts = [str(command) for command in commands(README.read_text("utf-8"))]
     cpu = next(i for i, text in enumerate(texts) if "download.pytorch.org/whl/cpu" in text)
     assert "torch torchvision" in texts[cpu]
-    assert texts[cpu + 1] == ".venv/bin/pip install ."
+    assert texts[cpu + 1] == ".venv/bin/pip install . ./calibration"
 
 
 # ---------------------------------------------------------------- running them

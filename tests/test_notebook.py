@@ -62,7 +62,8 @@ def test_the_first_cell_installs_only_where_uwm_is_missing():
     text = "".join(first["source"])
     assert 'if find_spec("uwm") is None:' in text
     assert text.index("find_spec(") < text.index("pip", text.index("import"))
-    assert re.findall(r'"-q", (\w+)\]', text) == ["source"]
+    assert re.findall(r'"-q", (\w+)\]', text) == []
+    assert re.findall(r'"-q", \*(\w+)\]', text) == ["sources"]
 
 
 def test_the_notebook_is_kept_without_outputs():

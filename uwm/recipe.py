@@ -45,7 +45,7 @@ from .models.export import check_export, export
 from .outputs import OutputFolder, output_folder
 from .repeating import Recorded
 from .report import Example, find_examples
-from .shipped_files import DEMO_SET
+from .shipped_files import DEMO_SET, check_demo_set
 from .stages import finish, plan
 from .statistics.batches import Progress
 from .statistics.embeddings import PairEmbeddings
@@ -241,6 +241,7 @@ def _refuse_edited(model: Path) -> None:
 
 def demo_recipe(**given: Any) -> Recipe:
     """`uwm demo`: the shipped model and set, measured on the test split and on the unseen style."""
+    check_demo_set()
     method, chosen = given.pop("method", None), dict(given.pop("settings", {}))
     if method in (None, DEFAULT) and given.get("max_loss") is None and chosen.get("mass") is None:
         chosen["mass"] = DEMO_MASS

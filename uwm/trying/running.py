@@ -23,7 +23,7 @@ from ..models.kept import Kept
 from ..models.references import resolve
 from ..recipe import demo_recipe
 from ..records import is_record
-from ..shipped_files import DEMO_SET
+from ..shipped_files import DEMO_SET, check_demo_set
 from ..statistics.batches import Progress
 from ..statistics.sources import embed_sources
 from .candidates import IMAGE, TEXT, Candidate, Candidates, read_candidates
@@ -156,6 +156,7 @@ def _whole(recipe: TryRecipe) -> TryRecipe:
         return recipe
     if recipe.model != DEMO:
         raise BadInput("no images to search; give --images FOLDER, a folder of images or a calibration set")
+    check_demo_set()
     return replace(recipe, images=str(DEMO_SET), split=recipe.split or DEMO_SPLIT)
 
 
