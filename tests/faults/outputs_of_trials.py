@@ -15,6 +15,7 @@ from uwm.outputs import TEMPORARY
 Bytes = dict[str, bytes]
 TIMES = {"seconds", "per_minute", "peak_memory_mb", "peak_device_mb", "costs", "trained", "resumed_from"}
 TABLES = {"comparison.csv", "comparison.md", "comparison.tex", "tune.md"}  # with times; and the page of a search
+JOURNAL = "study.journal"
 NUMBER = re.compile(rb"[-\d., \xc2\xb1\xe2\x80\x93\x88\x92]+")  # with its sign, its interval and its column's width
 
 
@@ -27,7 +28,6 @@ class Verb:
         words: Inputs, output, whether it is the earlier output -> its arguments.
         resumes: Whether its output is a folder that is filled and gone on with.
         kept: What it leaves beside its output to go on from.
-        parts: Of a folder that is filled: the files that are whole at any time, by pattern.
         last: Of such a folder, the file without which it is no finished output.
     """
 
@@ -35,7 +35,6 @@ class Verb:
     words: Callable[[Path, bool], list]
     resumes: bool = False
     kept: tuple[str, ...] = ()
-    parts: str = r"(?!)"
     last: str | None = None
 
     def arguments(self, inputs: Path, out: Path, earlier: bool = False) -> list:
@@ -46,8 +45,8 @@ class Verb:
         """Every file of a folder that is filled is that of the earlier output or of an undisturbed run, or is whole."""
         for name, data in (result_of(out) if out.is_dir() else {}).items():
             known = [old or {}, whole]
-            right = any(data == one.get(name) for one in known) or re.fullmatch(self.parts, name)
-            assert right or TEMPORARY.fullmatch(Path(name).name), f"half a file: {name}"
+            right = any(data == one.get(name) for one in known)
+            assert right or is_unfinished(name), f"half a file: {name}"
         lost = [name for name in old or {} if not (out / name).is_file()]
         changing = self.last is not None and not (out / self.last).is_file()  # killed between the renames
         assert not lost or changing, f"of the earlier output, {lost} is gone"
@@ -86,7 +85,6 @@ VERBS = {
             "tune",
             lambda inputs, earlier: [*SETS, "--methods", "hidden-units", "--trials", 2 if earlier else 4],
             resumes=True,
-            parts="study.journal",
             last="tune.json",
         ),
     )
@@ -101,12 +99,18 @@ def bytes_of(place: Path) -> Bytes:
 
 
 def result_of(out: Path) -> Bytes:
-    """The same of an output, without times and other costs, and without lock files."""
+    """The same of an output without times and other costs, lock files, and the journal, which every start adds to."""
+    found = bytes_of(out).items()
     return {
-        name: untimed(out / name if name else out, data)
-        for name, data in bytes_of(out).items()
-        if not name.endswith(".lock")
+        name: data if is_unfinished(name) else untimed(out / name if name else out, data)
+        for name, data in found
+        if not name.endswith(".lock") and name != JOURNAL
     }
+
+
+def is_unfinished(name: str) -> bool:
+    """Whether a file in an output is temporary, or lies in a temporary folder."""
+    return any(TEMPORARY.fullmatch(part) for part in Path(name).parts)
 
 
 def untimed(path: Path, data: bytes) -> bytes:

@@ -51,6 +51,7 @@ def trial(tmp_path):
     (tmp_path / "place").mkdir()
     ground = Ground(tmp_path, tmp_path / "inputs", bytes_of(tmp_path / "inputs"))
     ground.earlier["score"], ground.whole["score"] = tmp_path / "earlier", {"": b"new"}
+    ground.seconds["score"] = 1.0
 
     class Replacing:
         def random(self):
