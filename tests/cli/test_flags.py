@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
-import sys
 
 import click
 import pytest
 
-from uwm.cli.flags import COMMON, MODEL, SELECT, Verb, progress_of, say, split_flags
+from uwm.cli.flags import COMMON, MODEL, SELECT, Verb, say, split_flags
 from uwm.errors import BadInput
 
 
@@ -155,32 +153,6 @@ def test_say(capsys):
     out = capsys.readouterr().out
     assert json.loads(out) == {"a": "é→"}
     assert "é→" in out
-
-
-@pytest.fixture
-def progress_on(monkeypatch):
-    """Ask for progress as a verb does, with a stderr that is a terminal or is none -> (what is given, stderr)."""
-    monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS", raising=False)
-
-    def ask(terminal=True, **show):
-        stream = io.StringIO()
-        stream.isatty = lambda: terminal
-        monkeypatch.setattr(sys, "stderr", stream)
-        return progress_of({"quiet": False, "no_progress": False} | show), stream
-
-    return ask
-
-
-def test_progress_on_a_terminal_goes_to_stderr(progress_on, capsys):
-    progress, stderr = progress_on()
-    assert list(progress(iter("abc"), 3, "profile")) == ["a", "b", "c"]
-    assert "profile" in stderr.getvalue()
-    assert capsys.readouterr().out == ""
-
-
-@pytest.mark.parametrize("off", [{"quiet": True}, {"no_progress": True}, {"terminal": False}])
-def test_no_progress(off, progress_on):
-    assert progress_on(**off)[0] is None
 
 
 @pytest.mark.parametrize(("value", "shown"), [("1", False), ("true", False), ("ON", False), ("0", True), ("", True)])

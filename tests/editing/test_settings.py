@@ -160,7 +160,7 @@ def options(verb):
 def edit(monkeypatch, run_uwm):
     """Run `uwm edit` up to its recipe -> the recipe."""
     made = []
-    monkeypatch.setattr(main_job, "_run", lambda recipe, *rest: made.append(recipe))
+    monkeypatch.setattr(main_job, "_run", lambda verb, recipe, *rest: made.append(recipe))
 
     def run(*arguments, method="uwm"):
         code, out, err = run_uwm("edit", "m", "--calib", "c", "--dry-run", "--method", method, *arguments)

@@ -227,7 +227,7 @@ def _reads_settings(verb: str) -> Callable[[Path], None]:
             raise BadInput(one_line(error.format_message())) from None
         if verb == "compare":
             for name in ("output", "overwrite", "keep_checkpoints", "dry_run", "as_json", "quiet", "verbose",
-                         "no_progress", "debug"):  # fmt: skip
+                         "no_progress", "debug", "track"):  # fmt: skip
                 flags.pop(name)
             recipe = CompareRecipe(**flags)
             recipe.curves()

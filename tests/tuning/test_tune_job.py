@@ -23,6 +23,7 @@ from uwm.outputs import places
 from uwm.statistics.batches import embed_inputs
 from uwm.tuning import tune as jobs
 from uwm.tuning import writing
+from uwm.tuning.candidates import Candidates
 from uwm.tuning.search import Search
 from uwm.tuning.tune import TuneRecipe, tune
 
@@ -173,16 +174,16 @@ def test_more_trials_go_on_from_those_that_there_are(recipe, copy, tmp_path):
 def test_stopped_in_a_trial_and_started_again_it_ends_as_if_it_had_not_been_stopped(
     stop, recipe, folder, tmp_path, monkeypatch
 ):
-    made, calls = Search._made, []
+    parts, calls = Candidates.parts, []
 
     def stopping(self, method, chosen):
         calls.append(method)
         if len(calls) == 4:
             raise stop
-        return made(self, method, chosen)
+        return parts(self, method, chosen)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Search, "_made", stopping)
+        patch.setattr(Candidates, "parts", stopping)
         with pytest.raises(stop):
             tune(recipe, tmp_path / "front")
     assert {path.name for path in (tmp_path / "front").iterdir()} == {"uwm.json", "study.journal"}
@@ -323,7 +324,7 @@ def test_a_search_in_which_no_edit_can_be_made_says_so(recipe, tmp_path, monkeyp
     def never(*_):
         raise BadInput("no")
 
-    monkeypatch.setattr(Search, "_made", never)
+    monkeypatch.setattr(Candidates, "parts", never)
     with pytest.raises(UwmError, match="none of 6 edits could be made"):
         tune(recipe, tmp_path / "front")
 
