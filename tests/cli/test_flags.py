@@ -153,9 +153,3 @@ def test_say(capsys):
     out = capsys.readouterr().out
     assert json.loads(out) == {"a": "é→"}
     assert "é→" in out
-
-
-@pytest.mark.parametrize(("value", "shown"), [("1", False), ("true", False), ("ON", False), ("0", True), ("", True)])
-def test_progress_by_the_hubs_variable(value, shown, progress_on, monkeypatch):
-    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", value)
-    assert (progress_on()[0] is not None) == shown

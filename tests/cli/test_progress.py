@@ -169,3 +169,10 @@ def test_a_terminal_shows_that_it_loads_at_once_and_then_one_bar(tiny_hf, tiny_s
     assert re.search(r"\rmodel +\d+ %\|", text)
     assert text.rstrip("\r").rpartition("\r")[2].strip() == ""  # the bar is gone
     assert "VERDICT" in (tmp_path / "out").read_text()
+
+
+@pytest.mark.parametrize(("value", "is_shown"), [("1", False), ("true", False), ("ON", False), ("0", True), ("", True)])
+def test_progress_by_the_hubs_variable(value, is_shown, run_uwm, tiny_hf, tiny_set, monkeypatch):
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", value)
+    err = run_uwm("eval", tiny_hf, "--pairs", tiny_set, "--split", "test")[2]
+    assert ("loading the model" in err) == is_shown
