@@ -117,10 +117,9 @@ def test_one_profile_serves_all_points_and_controls(found, watch):
 def test_every_run_says_which_it_is(found, watch, recipe, output):
     runs = len({*results(output)})
     assert runs == 2 + 2 * (2 + 2 + 1 + 2 + 2 + 2)  # none and the checkpoint are the same with every seed
-    numbers = [int(name.split("/")[0]) for name in watch.bars if "/" in name]
-    assert numbers == sorted(numbers)
-    assert {*numbers} == {*range(1, runs + 1)}
-    assert watch.bars[0] == "runs"
+    assert watch.planned == [f"run {number}" for number in range(1, runs + 1)]
+    assert watch.stages == [*watch.planned, ""]
+    assert "none seed 0: embed text" in watch.bars
 
 
 def test_what_it_took_is_told(found):

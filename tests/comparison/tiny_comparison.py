@@ -52,6 +52,8 @@ class Watch:
 
     def __init__(self, until: int | None = None):
         self.bars: list[str] = []
+        self.stages: list[str] = []
+        self.planned: list[str] = []
         self.until = until
 
     def __call__(self, items, total, name):
@@ -59,6 +61,15 @@ class Watch:
         if self.until is not None and len(self.bars) > self.until:
             raise KeyboardInterrupt
         return items
+
+    def plan(self, stages):
+        self.planned = [*stages]
+
+    def stage(self, name, steps):
+        self.stages.append(name)
+
+    def finish(self):
+        self.stages.append("")
 
     def count(self, what: str) -> int:
         """How many bars of this name there were, whatever run they belong to."""

@@ -14,6 +14,8 @@ from ..clock import measured
 from ..editing.live import patched
 from ..inputs import model_warnings
 from ..models import Model
+from ..stages import finish, plan
+from ..stages import stage as begin
 from ..statistics.batches import Progress
 from .bench import CHECKPOINTS, TRAINING, Bench, Made, joined, keep_costs
 from .methods import Edit, Given, Train
@@ -21,6 +23,7 @@ from .plan import Run, grouped
 from .results import Result, Yardstick
 
 RESULTS = "results"
+PARTS = 6  # of a run, about: a pass, and each set by captions and images
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +41,7 @@ def carry_out(runs: list[Run], bench: Bench, yardstick: Yardstick, keep: bool, p
         bench: Where models are made.
         yardstick: What they are measured on.
         keep: Leave the checkpoints of all points of fine-tuning.
-        progress: As in `uwm.score`; called once for the runs, and for what each of them does.
+        progress: As in `uwm.score`; called for what each run does.
     """
     missing = [run for run in runs if not path_of(bench.output, run).is_file()]
     steps = _Steps(len({run.key for run in missing}), progress)
@@ -48,34 +51,34 @@ def carry_out(runs: list[Run], bench: Bench, yardstick: Yardstick, keep: bool, p
             for run, result in _Work(bench, yardstick, made, keep, steps).results(group):
                 result.save(path_of(bench.output, run), run.key)
                 steps.done()
+    finish(progress)
 
 
 class _Steps:
-    """Which of how many runs it is, on every bar, and a bar for all of them."""
+    """Which of how many runs it is; each is a stage of what is shown."""
 
     def __init__(self, total: int, progress: Progress | None) -> None:
         self._total, self._progress, self._number, self._told = total, progress, 1, 0
-        self._bar = iter(progress(range(total), total, "runs") if progress and total else range(total))
-        next(self._bar, None)
+        plan(progress, {f"run {number}": 1.0 for number in range(1, total + 1)})
 
     def of(self, run: Run) -> Progress | None:
         """Progress within a run."""
         if self._told < self._number:
             logger.info("run %d of %d: %s", self._number, self._total, run.name())
+            begin(self._progress, f"run {self._number}", PARTS)
             self._told = self._number
-        number, progress = self._number, self._progress
+        progress = self._progress
         if progress is None:
             return None
 
         def within(items: Iterable, total: int, name: str) -> Iterable:
-            return progress(items, total, f"{number}/{self._total} {run.name()}: {name}")
+            return progress(items, total, f"{run.name()}: {name}")
 
         return within
 
     def done(self) -> None:
         """The next run begins."""
         self._number += 1
-        next(self._bar, None)
 
 
 @dataclass(frozen=True)
