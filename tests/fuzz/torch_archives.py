@@ -49,6 +49,7 @@ STRICTER = {
     "a tensor's checksum does not fit": "torch checks no storage's checksum",
     r"model.pt: x/.*pkl: ": "whatever else is pickled in a zip is held to the same rules",
     "stored in big-endian order": "it must say that it is little-endian",
+    "cut off inside its storages": "a reference and its file disagree on how long a storage is",
     "values are left over": "a pickle of two contents, of which torch takes the upper one",
     "damaged torch file .KeyError: ": "a storage without bytes, for which torch takes what is in memory",
     "a shape or stride that is none": "an empty tensor with a stride below 0",
@@ -68,6 +69,9 @@ LAXER = {
     "^(TypeError|AttributeError|AssertionError): ": "torch calls what a pickle names in vain; ours has a stand-in",
     "too many values to unpack|not enough values to unpack": "a reference as in the other kind of file",
     "require(s)? grad": "whether a tensor is to be trained is nothing to us",
+    "size is inconsistent with indices": "a sparse tensor, which is no weight and left out",
+    "Trying to resize storage that is not resizable": "a broken tensor beside the state dict, which is left out",
+    "Can only SETITEM for dict": "items put on a stand-in, which stay there",
 }
 
 
