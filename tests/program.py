@@ -34,6 +34,7 @@ class Program:
             "HF_ENDPOINT": endpoint,
             "HF_HUB_DISABLE_XET": "1",  # its servers are not faked
             "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "NO_PROXY": "*",
             "SOCKETS": str(self.log),
         }

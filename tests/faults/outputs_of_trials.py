@@ -13,8 +13,14 @@ from uwm import records
 from uwm.outputs import TEMPORARY
 
 Bytes = dict[str, bytes]
-TIMES = {"seconds", "per_minute", "peak_memory_mb", "peak_device_mb", "costs", "trained", "resumed_from"}
-TABLES = {"comparison.csv", "comparison.md", "comparison.tex", "tune.md"}  # with times; and the page of a search
+TIMES = {"date", "seconds", "per_minute", "peak_memory_mb", "peak_device_mb", "costs", "trained", "resumed_from"}
+TABLES = {
+    "comparison.csv",
+    "comparison.md",
+    "comparison.tex",
+    "tune.md",
+}  # with times; and the pages of a search and a comparison
+MADE = re.compile(rb'<p id="made">.*')  # the date of a page
 JOURNAL = "study.journal"
 NUMBER = re.compile(rb"[-\d., \xc2\xb1\xe2\x80\x93\x88\x92]+")  # with its sign, its interval and its column's width
 
@@ -117,7 +123,10 @@ def untimed(path: Path, data: bytes) -> bytes:
     """A file's content without what another run would take otherwise."""
     if path.suffix == ".json":
         return json.dumps(_without(json.loads(data))).encode()
-    if path.name in TABLES or (path.name == "report.html" and (path.parent / "front.svg").is_file()):
+    if path.name == "report.html":
+        data = MADE.sub(b"", data)
+    timed = any((path.parent / name).is_file() for name in ("front.svg", "comparison.json"))
+    if path.name in TABLES or (path.name == "report.html" and timed):
         return NUMBER.sub(b"0", data)
     if path.parent.name == "results" and path.suffix == ".safetensors":
         tensors, about = records.read(path, "comparison result")

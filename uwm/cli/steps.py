@@ -56,11 +56,11 @@ def score(output: Path, overwrite: bool, **flags: Any) -> None:
     how |= {"batch_size": recipe.batch_size, "workers": recipe.workers, "progress": progress_of(show)}
     if not is_first():  # it does its part, and writes nothing
         pairs = calibration_pairs(recipe)
-        make(load_model(recipe, reads=pairs), pairs, **how)
+        make(load_model(recipe), pairs, **how)
         return
     with output_file(output, input_paths(recipe), overwrite, partial(is_record, "scores")) as file:
         pairs = calibration_pairs(recipe)
-        model = load_model(recipe, reads=pairs)
+        model = load_model(recipe)
         scores = make(model, pairs, **how)
         towers = {weight.tower.partition("_")[0] for weight in scores}
         warn(show, [*file.notes, *model.notes, *pairs.warnings(), *signal(model, pairs, towers).warnings()])
