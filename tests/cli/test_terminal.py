@@ -11,7 +11,7 @@ import click
 import pytest
 
 from uwm.cli.next_steps import after_edit, after_evaluation
-from uwm.cli.terminal import again, gate_lines, show_lines, wrapped
+from uwm.cli.terminal import again, gate_lines, show_lines, show_table, wrapped
 from uwm.evaluating import APART, EvalRecipe
 from uwm.report import Line
 
@@ -37,6 +37,29 @@ def shown(monkeypatch):
         return sys.stdout.getvalue()
 
     return show
+
+
+TABLE = [["", "before", "uwm"], ["GS", "0.2 [0.0, 0.8]", "1.0 [0.2, 2.0]"], ["\x1b[31mred", "1", "2"]]
+
+
+def test_a_table_is_drawn_on_a_terminal_and_folded_where_there_is_no_room(shown):
+    shown()
+    show_table("test, 400 pairs", TABLE)
+    rows = sys.stdout.getvalue().splitlines()
+    assert any("test, 400 pairs" in row for row in rows)
+    assert any(set(row.strip()) == {"─"} for row in rows)
+    assert any(re.search(r"GS +0\.2 \[0\.0, 0\.8\] +1\.0 \[0\.2, 2\.0\]", row) for row in rows)
+    assert "\x1b[31m" not in sys.stdout.getvalue()
+    shown(COLUMNS="24")
+    show_table("test, 400 pairs", TABLE)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", sys.stdout.getvalue())
+    assert max(map(len, plain.splitlines())) <= 24
+
+
+def test_a_table_is_plain_where_there_is_no_terminal(capsys):
+    show_table("test, 400 pairs", TABLE[:2])
+    expected = "\ntest, 400 pairs\n            before             uwm\nGS  0.2 [0.0, 0.8]  1.0 [0.2, 2.0]\n"
+    assert capsys.readouterr().out == expected
 
 
 def test_a_line_is_wrapped_below_its_label():

@@ -15,7 +15,7 @@ from .group import uwm
 from .next_steps import after_evaluation
 from .progress import progress_of
 from .reading import CAPTION, GENERATE, SHOWN, reader_of, settings_of, show_reader
-from .terminal import gate_lines, show_lines
+from .terminal import gate_lines, show_lines, show_table
 
 if TYPE_CHECKING:
     from ..evaluating import Evaluated
@@ -101,7 +101,7 @@ def _evaluate_pairs(
 def _show(done: Evaluated, all_figures: bool, by_concept: bool) -> None:
     """The gate, the verdict and what to do next; tables where they are asked for."""
     from ..gate import headline
-    from ..report import Line, as_text, verdict_lines, verdict_rows
+    from ..report import Line, legend, verdict_lines, verdict_rows
 
     recipe, gate = done.recipe, headline(done.verdicts)
     against = f" against {recipe.baseline}" if recipe.baseline else ""
@@ -115,7 +115,9 @@ def _show(done: Evaluated, all_figures: bool, by_concept: bool) -> None:
     show_lines([*told, Line("NEXT", after_evaluation(facts, recipe, failed))])
     if all_figures or by_concept:
         tables = done.tables(all_figures=all_figures, by_concept=by_concept)
-        click.echo("\n" + terminal(as_text(tables, all_figures=all_figures, changes=bool(done.changes))))
+        for title, table in tables:
+            show_table(title, table)
+        click.echo("\n" + legend(all_figures, bool(done.changes)))
 
 
 @uwm.command(name="calib-check")

@@ -11,7 +11,7 @@ from click.core import ParameterSource
 
 from ..editing.editors import editor_names
 from ..editing.purposes import PURPOSES
-from ..escaping import clean, terminal
+from ..escaping import terminal
 from ..processes import is_first
 from .completion import completed
 from .flags import (
@@ -36,7 +36,7 @@ from .flags import (
 from .group import uwm
 from .next_steps import after_edit, done_line, edit_done
 from .progress import progress_of
-from .terminal import show_lines
+from .terminal import show_lines, show_table
 from .tracking import TRACK, tracked
 
 DEMO_OUTPUT = "uwm-demo"
@@ -211,12 +211,10 @@ def _run(
 def show_results(results: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
     """A table for every evaluation set with all figures, and what the names mean."""
     from ..report import ALL_LEGEND, LEGEND, RANDOM_LEGEND, budget_lines, heading, rows
-    from ..text_tables import text_table
 
     for line in budget_lines(manifest.get("budget")):
         click.echo(f"\n{terminal(line)}")
     for name, columns in results.items():
-        table = text_table(rows(columns, all_figures=True))
-        click.echo(f"\n{clean(heading(name, next(iter(columns.values())).pairs))}\n{terminal(table)}")
+        show_table(heading(name, next(iter(columns.values())).pairs), rows(columns, all_figures=True))
     if results:
         click.echo(f"\n{LEGEND} {ALL_LEGEND}" + (f" {RANDOM_LEGEND}" if "edit" in manifest else ""))

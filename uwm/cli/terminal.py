@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..escaping import clean, terminal
+from ..text_tables import text_table
 
 if TYPE_CHECKING:
     from ..report import Line
@@ -36,6 +37,25 @@ def show_lines(lines: Iterable[Line]) -> None:
             styled = Text(terminal(row), style=STYLES[line.sign])
             styled.stylize("bold", 0, LABEL)
             console.print(styled, soft_wrap=True)
+
+
+def show_table(title: str, table: Sequence[Sequence[str]]) -> None:
+    """Print a titled table: by `rich` on a terminal, which folds cells that have no room; elsewhere aligned text."""
+    if not sys.stdout.isatty():
+        click.echo(terminal(f"\n{clean(title)}\n{text_table(table)}"))
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    head, *body = [[Text(terminal(clean(cell))) for cell in row] for row in table]
+    shown = Table(box=box.SIMPLE_HEAD, title=Text(terminal(clean(title))), title_justify="left", pad_edge=False)
+    for number, cell in enumerate(head):
+        shown.add_column(cell, justify="right" if number else "left", overflow="fold")
+    for row in body:
+        shown.add_row(*row)
+    Console(highlight=False).print("", shown, sep="\n")
 
 
 def wrapped(line: Line, width: int = WIDTH) -> list[str]:

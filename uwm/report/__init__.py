@@ -6,7 +6,7 @@ from .base_card import BaseCard, read_base_card
 from .budget import budget_lines
 from .card import model_card
 from .document import paired_differences, versions
-from .evaluation import ALL_LEGEND, Section, as_markdown, as_text, sections, verdict_rows
+from .evaluation import ALL_LEGEND, Section, as_markdown, legend, sections, verdict_rows
 from .examples import Example, find_examples
 from .page import evaluation_page, html_report
 from .pages import is_page
@@ -22,7 +22,6 @@ __all__ = [
     "Line",
     "Section",
     "as_markdown",
-    "as_text",
     "budget_lines",
     "edit_words",
     "evaluation_page",
@@ -33,6 +32,7 @@ __all__ = [
     "html_report",
     "is_page",
     "layer_table",
+    "legend",
     "model_card",
     "paired_differences",
     "read_base_card",

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..escaping import clean, markdown
+from ..escaping import markdown
 from ..evaluation import EvalResult
 from ..expressions import Verdict
 from ..figures import OF_CLASSES, SAFEGROUND, label
 from ..gate import failed_first, headline
-from ..text_tables import markdown_table, text_table
+from ..text_tables import markdown_table
 from .tables import HEADLINE, LEGEND, heading, rows
 
 Section = tuple[str, list[list[str]]]  # a title and a table
@@ -88,10 +88,9 @@ def verdict_rows(verdicts: Iterable[Verdict]) -> list[list[str]]:
     return [["requirement", "found", ""], *body]
 
 
-def as_text(found: Sequence[Section], *, all_figures: bool, changes: bool) -> str:
-    """For the terminal, with what the names mean."""
-    legend = [LEGEND, *([ALL_LEGEND] if all_figures else []), *([CHANGE_LEGEND] if changes else [])]
-    return "\n\n".join([*(f"{clean(title)}\n{text_table(table)}" for title, table in found), " ".join(legend)])
+def legend(all_figures: bool, changes: bool) -> str:
+    """What the names of the tables mean, for the terminal."""
+    return " ".join([LEGEND, *([ALL_LEGEND] if all_figures else []), *([CHANGE_LEGEND] if changes else [])])
 
 
 def as_markdown(found: Sequence[Section], title: str) -> str:
