@@ -67,6 +67,17 @@ def test_errors_are_raised_here_and_the_next_call_is_answered(made, error):
 
 
 @linux
+def test_what_no_error_of_uwm_is_comes_out_as_it_is(made):
+    """As from a plug-in in this process; nothing is said of memory."""
+
+    def work():
+        raise ZeroDivisionError("of a plug-in")
+
+    with pytest.raises(ZeroDivisionError, match="of a plug-in"):
+        next(made(2, work).results([()]))
+
+
+@linux
 def test_what_nobody_wants_any_more_is_not_begun(made, tmp_path):
     def work(number):
         (tmp_path / str(number)).touch()
@@ -151,3 +162,15 @@ def test_a_search_finds_the_same_with_several_processes(monkeypatch, tiny_hf, ti
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     assert outcome(search_of(ground, calib, **wanted).run(20)) == outcome(alone)
     assert {*answered} >= {("repel", True), ("null-space", True), ("uwm", False)}
+
+
+def test_a_search_goes_on_where_no_process_can_be_made(monkeypatch, tiny_hf, tiny_set):
+    ground, calib = ground_of(tiny_hf, tiny_set)
+    alone = search_of(ground, calib).run(4)
+
+    def none(*_):
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    monkeypatch.setattr(candidates, "how_many", lambda *_: 2)
+    monkeypatch.setattr(candidates, "Forked", none)
+    assert outcome(search_of(ground, calib).run(4)) == outcome(alone)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Container, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,8 @@ from .cross_validation import CrossValidation, Edits
 from .folds import Profile
 from .forked import Forked, how_many
 from .space import Space
+
+logger = logging.getLogger(__name__)
 
 
 class Candidates:
@@ -81,15 +84,16 @@ class Candidates:
 
         They know the statistics, and what editors and the model keep, that are there when the first is asked.
         """
-        number = how_many(len(self._profile) + 1, self._model.device)
-        if not number:
-            yield
-            return
-        self._forked, self._known = Forked(number, self._part), self._profile.known
+        if number := how_many(len(self._profile) + 1, self._model.device):
+            try:
+                self._forked, self._known = Forked(number, self._part), self._profile.known
+            except OSError as error:
+                logger.info("the search goes on in one process: %s", error)
         try:
             yield
         finally:
-            self._forked.close()
+            if self._forked is not None:
+                self._forked.close()
             self._forked, self._known = None, frozenset()
 
     # ------------------------------------------------------------ one part: 0 are the data sets, then comes each fold

@@ -10,6 +10,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ..errors import ResourceFault, UwmError
+from ..errors import ResourceFault
 from ..processes import several
 
 Work = Callable[..., Any]
@@ -40,7 +41,10 @@ class Forked:
     Args:
         number: How many.
         work: Called with what is asked for. It sees what this process holds now, and what it keeps is its own. What it
-            returns is pickled; UwmError that it raises is raised here.
+            returns is pickled; what it raises is raised here.
+
+    Raises:
+        OSError: The system makes no more processes.
     """
 
     def __init__(self, number: int, work: Work) -> None:
@@ -48,20 +52,24 @@ class Forked:
         self._numbers = count()
         self._expected: dict[Any, int] = {}  # connection -> the number of the call that it will answer
         self._processes: dict[Any, BaseProcess] = {}
-        for _ in range(number):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, work), daemon=True)
-            with warnings.catch_warnings():  # torch's threads are asleep, and the child makes none
-                warnings.simplefilter("ignore", DeprecationWarning)
-                process.start()
-            theirs.close()
-            self._processes[ours] = process
+        try:
+            for _ in range(number):
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_serve, args=(theirs, work), daemon=True)
+                with warnings.catch_warnings():  # torch's threads are asleep, and the child makes none
+                    warnings.simplefilter("ignore", DeprecationWarning)
+                    process.start()
+                theirs.close()
+                self._processes[ours] = process
+        except OSError:
+            self.close()
+            raise
 
     def results(self, asked: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
         """What comes of each call, in order; what was not yet begun when nobody wants more is not begun.
 
         Raises:
-            UwmError: As the work does. ResourceFault: A process was ended from outside.
+            ResourceFault: A process was ended from outside. Others as the work does.
         """
         waiting = [(next(self._numbers), one) for one in asked]
         order, found = [number for number, _ in waiting], {}
@@ -74,8 +82,8 @@ class Forked:
                 for connection in wait([*self._expected]):
                     found[self._expected.pop(connection)] = self._receive(connection)
             answer = found.pop(number)
-            if isinstance(answer, UwmError):
-                raise answer
+            if isinstance(answer, _Raised):
+                raise answer.error
             yield answer
 
     def _send(self, connection: Connection, asked: Any) -> None:
@@ -108,6 +116,13 @@ class Forked:
         self._expected.clear()
 
 
+@dataclass(frozen=True)
+class _Raised:
+    """In place of an answer: why there is none."""
+
+    error: Exception
+
+
 def _serve(connection: Connection, work: Work) -> None:
     """Answer until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C, and ends us
@@ -122,8 +137,8 @@ def _serve(connection: Connection, work: Work) -> None:
             break
         try:
             answer = work(*asked)
-        except UwmError as error:
-            answer = error
+        except Exception as error:  # it is for the parent to say, as if the work were its own
+            answer = _Raised(error)
         connection.send_bytes(_pickled(answer))
     os._exit(0)
 
