@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -175,37 +175,24 @@ class HuggingFaceModel(Model):
         folder = self._folders[what]
         if folder is None:
             raise BadInput(f"this model has no folder to read its {what} from; pass preprocessed PairBatch tensors")
-        return _side_of(folder, loader, what, files)
+        if not any((folder / name).is_file() for name in files):
+            raise BadInput(
+                f"{folder}: no {what} in this folder (none of {', '.join(files)}); copy the original's there"
+            )
+        for path in (folder / name for name in files if files is PROCESSOR_FILES):
+            if path.is_file():
+                check_preprocessor(path)
+        try:
+            return loader(str(folder), local_files_only=True, trust_remote_code=False)
+        except unusable() as error:
+            raise BadInput(f"{folder}: the {what} cannot be used ({reason(error)})") from None
 
-
-def check_sides(folder: Path, modalities: Iterable[str]) -> None:
-    """Refuse what a folder lacks to read captions (``text``) or images (``vision``).
-
-    Raises:
-        BadInput: Its tokenizer or its image preprocessor is missing, or cannot be used.
-    """
-    from transformers import AutoImageProcessor, AutoTokenizer
-
-    sides: dict[str, Any] = {
-        "text": (AutoTokenizer, "tokenizer", TOKENIZER_FILES),
-        "vision": (AutoImageProcessor, "image preprocessor", PROCESSOR_FILES),
-    }
-    for modality in modalities:
-        kind, what, files = sides[modality]
-        _side_of(folder, kind.from_pretrained, what, files)
-
-
-def _side_of(folder: Path, loader: Callable[..., Any], what: str, files: tuple[str, ...]) -> Any:
-    """Load a side file of a folder; transformers would make one up where there is none. Raises BadInput."""
-    if not any((folder / name).is_file() for name in files):
-        raise BadInput(f"{folder}: no {what} in this folder (none of {', '.join(files)}); copy the original's there")
-    for path in (folder / name for name in files if files is PROCESSOR_FILES):
-        if path.is_file():
-            check_preprocessor(path)
-    try:
-        return loader(str(folder), local_files_only=True, trust_remote_code=False)
-    except unusable() as error:
-        raise BadInput(f"{folder}: the {what} cannot be used ({reason(error)})") from None
+    def load_sides(self, reads: Collection[str]) -> None:
+        """Load what reads captions (``text``) and images (``vision``) already now. Raises BadInput."""
+        if "text" in reads:
+            self.tokenizer()
+        if "vision" in reads:
+            self.processor()
 
 
 class NaFlexModel(HuggingFaceModel):
@@ -272,7 +259,7 @@ def _activations(config: Any) -> set[str]:
     return {part.hidden_act for part in parts if part is not None} or {config.hidden_act}
 
 
-def open_folder(checkpoint: Checkpoint, reads: Iterable[str] = ()) -> Model:
+def open_folder(checkpoint: Checkpoint, reads: Collection[str] = ()) -> Model:
     """Build what the folder's config.json describes and fill it from the checkpoint.
 
     Args:
@@ -294,10 +281,12 @@ def open_folder(checkpoint: Checkpoint, reads: Iterable[str] = ()) -> Model:
         whole = kind in WHOLE and any(not _belongs(key, tower.prefix) for key in checkpoint.entries)
         alone = None if whole else tower
         module = _module(_config(folder, kind), checkpoint, folder, whole, tower=alone)
-        check_sides(folder, reads if whole else ())
-        fill(module, checkpoint, tower=alone)
         which = NaFlexModel if kind == "siglip2" else HuggingFaceModel
-        return which(module, checkpoint, tokenizer=folder, processor=folder)
+        model = which(module, checkpoint, tokenizer=folder, processor=folder)
+        if whole:
+            model.load_sides(reads)
+        fill(module, checkpoint, tower=alone)
+        return model
     return open_inside(checkpoint, folder, read_config(folder, inner=True))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -36,7 +36,7 @@ def load(
     revision: str | None = None,
     cache_dir: str | None = None,
     offline: bool = False,
-    reads: Iterable[str] = (),
+    reads: Collection[str] = (),
 ) -> Model:
     """Open a model.
 
@@ -75,7 +75,7 @@ def load(
 
 
 def _built(
-    checkpoint: Checkpoint, arch: str | None, quick_gelu: bool | None, preprocess: str | None, reads: Iterable[str]
+    checkpoint: Checkpoint, arch: str | None, quick_gelu: bool | None, preprocess: str | None, reads: Collection[str]
 ) -> Model:
     if checkpoint.layout.library == "open_clip":
         return OpenClipModel.open(checkpoint, arch, quick_gelu, preprocess)
