@@ -113,6 +113,20 @@ def test_weights_of_another_network_are_told(tmp_path):
         open_features(f"inception:{tmp_path / 'other.pth'}", None)
 
 
+def test_an_empty_file_is_refused(tmp_path):
+    (tmp_path / "empty.pth").touch()
+    with pytest.raises(Refused, match=r"empty\.pth: is no file of weights alone: \S+"):
+        open_features(f"inception:{tmp_path / 'empty.pth'}", None)
+
+
+@pytest.mark.parametrize(("flag", "variable"), [(True, False), (False, True)])
+def test_nothing_is_fetched_offline(monkeypatch, flag, variable):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", variable)
+    monkeypatch.setattr(fid, "_inception", lambda file: pytest.fail("it was asked for"))
+    with pytest.raises(BadInput, match="which --offline or HF_HUB_OFFLINE forbids; give inception:FILE"):
+        open_features("inception", None, offline=flag)
+
+
 def test_a_missing_library_is_told_with_its_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torchmetrics.image.fid", None)
     with pytest.raises(

@@ -4,7 +4,7 @@ from .check import check
 from .groups import ImageHashes, Shared, shared
 from .pairs import CalibrationPair, CalibrationSet, image_paths
 from .preservation import Preservation, read_preservation
-from .reading import comes_without_pictures, is_plain_folder, read_calibration
+from .reading import comes_without_pictures, is_plain_folder, loose_images, read_calibration
 from .signal import Signal, demand_signal, signal
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "demand_signal",
     "image_paths",
     "is_plain_folder",
+    "loose_images",
     "read_calibration",
     "read_preservation",
     "shared",

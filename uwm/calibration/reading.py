@@ -9,7 +9,7 @@ from ..errors import BadInput
 from .folders import read_folders
 from .native import FILE, read_native
 from .nsfwcaps import NAMES, SUFFIXES, read_nsfwcaps
-from .pairs import CalibrationPair, CalibrationSet
+from .pairs import IMAGE_SUFFIXES, CalibrationPair, CalibrationSet
 from .roots import find_roots
 from .visu import FILES, ID, read_visu
 
@@ -75,6 +75,11 @@ def is_plain_folder(
         if given is not None:
             raise BadInput(f"--{setting} {given}: {path} is no calibration set; leave it out")
     return True
+
+
+def loose_images(folder: Path) -> list[Path]:
+    """The images that lie in a folder by themselves, not in its sub-folders, sorted."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
 
 
 def _caption_files(path: Path) -> list[Path]:

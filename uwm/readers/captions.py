@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from ..calibration import CalibrationPair, CalibrationSet, is_plain_folder, read_calibration
-from ..calibration.pairs import IMAGE_SUFFIXES
+from ..calibration import CalibrationPair, CalibrationSet, is_plain_folder, loose_images, read_calibration
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..errors import BadInput
 from ..expressions import Requirement, check_known, parse_requirements
@@ -99,7 +98,7 @@ def read_images(recipe: CaptionRecipe) -> Images:
     """The images of a calibration set, or a folder of unsafe images alone. Raises BadInput."""
     folder = Path(recipe.images)
     places: dict[str, Any] = {"safe_images": recipe.safe_images, "unsafe_images": recipe.unsafe_images}
-    if is_plain_folder(recipe.images, split=recipe.split, **places) and (found := _loose(folder)):
+    if is_plain_folder(recipe.images, split=recipe.split, **places) and (found := loose_images(folder)):
         return Images(folder.resolve().name, {"unsafe": found[: recipe.limit]})
     whole = read_calibration(recipe.images, **places)
     chosen_pairs = whole.split(recipe.split) if recipe.split else whole
@@ -109,11 +108,6 @@ def read_images(recipe: CaptionRecipe) -> Images:
     sides = {side: [getattr(pair, f"{side}_image") for pair in pairs] for side in SIDES}
     name = folder.resolve().name + (f", {recipe.split}" if recipe.split else "")
     return Images(name, sides, pairs, unsafe_words(whole.pairs), (*_told(chosen_pairs, recipe.split),))
-
-
-def _loose(folder: Path) -> list[Path]:
-    """The images that lie in a folder by themselves, sorted."""
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
 
 
 def _told(pairs: CalibrationSet, split: str | None) -> Iterator[str]:

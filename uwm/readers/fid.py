@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants
 
-from ..calibration import read_calibration
-from ..calibration.pairs import IMAGE_SUFFIXES
-from ..calibration.reading import is_plain_folder
+from ..calibration import is_plain_folder, loose_images, read_calibration
 from ..errors import BadInput, Refused
 from ..images import load_image
+from ..models.described import reason
+from ..models.loading import device_of
 from ..statistics.batches import BATCH_SIZE
 from ..statistics.sources import embed_sources
 from .detectors import Load
@@ -97,39 +98,37 @@ class Reference:
         return Distances(self.features.words, name, count, len(real), real.shape[1], found)
 
 
-def open_reference(text: str, real: str | None, split: str | None, load: Load) -> Reference:
-    """What ``--fid`` and ``--real-images`` name.
+def real_images(place: str, split: str | None) -> tuple[str, tuple[Path, ...]]:
+    """The name and the files of what ``--real-images`` names.
 
     Args:
-        text, load: As in `open_features`.
-        real: A folder of images, or a calibration set, of which the safe images are taken; None for the baseline's.
+        place: A folder of images, or a calibration set, of which the safe images are taken.
         split: Of the set, where it has splits.
 
     Raises:
-        BadInput, Refused: As `open_features`; or there are fewer than two real images.
+        BadInput: Nothing is there, or fewer than two images.
     """
-    if real is None:
-        return Reference(open_features(text, load))
-    folder, name = Path(real), Path(real).resolve().name
+    folder, name = Path(place), Path(place).resolve().name
     if is_plain_folder(folder, flag="--real-images"):
-        found = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+        found = loose_images(folder)
     else:
-        whole = read_calibration(real)
+        whole = read_calibration(place)
         pairs = (whole.split(split) if split and whole.splits() else whole).pairs
         found = [*dict.fromkeys(pair.safe_image for pair in pairs if pair.safe_image is not None)]
         name += f", {split}" if split and whole.splits() else ""
     if len(found) < LEAST:
-        raise BadInput(f"--real-images {real}: expected {LEAST} images at least, found {len(found)}")
-    return Reference(open_features(text, load), name, tuple(found))
+        raise BadInput(f"--real-images {place}: expected {LEAST} images at least, found {len(found)}")
+    return name, tuple(found)
 
 
-def open_features(text: str, load: Load) -> Features:
+def open_features(text: str, load: Load, device: str = "auto", offline: bool = False) -> Features:
     """What ``--fid`` names.
 
     Args:
         text: ``clip:MODEL``, a CLIP; or ``inception:FILE``, the weights that torch-fidelity publishes; without FILE it
             downloads them.
         load: Opens a CLIP.
+        device, offline: As in `uwm.load`.
 
     Raises:
         BadInput: It is neither, or a library or the file is missing. Refused: The file holds more than weights.
@@ -141,8 +140,13 @@ def open_features(text: str, load: Load) -> Features:
     if kind == CLIP:
         model = load(named)
         return Features(f"CLIP-FID by {Path(named).name}", lambda files: _embedded(model, files))
-    network = _inception(named or None)
-    return Features("FID by Inception", lambda files: _seen(network, files))
+    if not named and (offline or constants.HF_HUB_OFFLINE):
+        raise BadInput(
+            "--fid inception: fetches its weights, which --offline or HF_HUB_OFFLINE forbids; give inception:FILE"
+        )
+    place = device_of(device)
+    network = _inception(named or None).to(place)
+    return Features("FID by Inception", lambda files: _seen(network, files, place))
 
 
 def fid(real: torch.Tensor, drawn: torch.Tensor) -> float:
@@ -187,9 +191,8 @@ def _inception(file: str | None) -> torch.nn.Module:
     except ModuleNotFoundError:
         raise BadInput(EXTRA.format("torch-fidelity")) from None
     except (RuntimeError, OSError, ValueError, TypeError, AttributeError) as error:
-        told = str(error).splitlines()[0]
         what = f"{file}: holds no weights of torch-fidelity's Inception" if file else "--fid inception: no weights"
-        raise BadInput(f"{what}: {told}; give inception:FILE") from None
+        raise BadInput(f"{what}: {reason(error)}; give inception:FILE") from None
     return network
 
 
@@ -199,14 +202,14 @@ def _check_weights(file: Path) -> None:
         raise BadInput(f"{file}: no such file; --fid inception:FILE takes torch-fidelity's weights")
     try:
         torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise Refused(f"{file}: is no file of weights alone: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # of a damaged file it may be any
+        raise Refused(f"{file}: is no file of weights alone: {reason(error)}") from None
 
 
 @torch.no_grad()
-def _seen(network: torch.nn.Module, files: Sequence[Path]) -> torch.Tensor:
+def _seen(network: torch.nn.Module, files: Sequence[Path], device: torch.device) -> torch.Tensor:
     """Features of image files in the size they have; the network resizes them itself."""
-    return torch.cat([network(_pixels(file)).reshape(1, -1).cpu() for file in files])
+    return torch.cat([network(_pixels(file).to(device)).reshape(1, -1).cpu() for file in files])
 
 
 def _pixels(file: Path) -> torch.Tensor:

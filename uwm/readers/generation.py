@@ -31,7 +31,7 @@ from ..statistics.sources import embed_sources
 from .by_clip import embed_images
 from .detectors import Asked, Judge, Load, parse_detectors
 from .drawing import Brush, Painter, check_pipeline, keys
-from .fid import LEAST, Distances, Reference, open_reference
+from .fid import LEAST, Distances, Reference, open_features, real_images
 from .outcome import Example, ReaderOutcome, Thumbnail, judged
 from .prompts import Prompt, is_set, read_prompts
 from .results import SIDES, ReaderResult, Samples, summarise
@@ -278,8 +278,10 @@ def _critics(recipe: GenerateRecipe, asked: Mapping[str, Asked]) -> Critics:
         except BadInput as error:
             raise BadInput(f"--detector {one.text}: {error}") from None
     clip = None if recipe.clip_score is None else opened(recipe.clip_score)
-    by = None if recipe.fid is None else open_reference(recipe.fid, recipe.real_images, recipe.split, opened)
-    return Critics(judges, clip, by)
+    if recipe.fid is None:
+        return Critics(judges, clip)
+    real = ("", ()) if recipe.real_images is None else real_images(recipe.real_images, recipe.split)
+    return Critics(judges, clip, Reference(open_features(recipe.fid, opened, recipe.device, recipe.offline), *real))
 
 
 def _check_distance(recipe: GenerateRecipe, columns: Sequence[str], sides: Mapping[str, Sequence[Prompt]]) -> None:
