@@ -90,7 +90,9 @@ class Harmful:
 def test_weights_that_may_run_code_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.pth").write_bytes(pickle.dumps({"fc.weight": Harmful()}))
-    with pytest.raises(Refused, match=r"bad\.pth: is no file of weights alone"):
+    with pytest.raises(
+        Refused, match=r"bad\.pth: is no torch file of weights alone \(UnpicklingError\); take the weights"
+    ):
         open_features(f"inception:{tmp_path / 'bad.pth'}", None)
     assert not (tmp_path / "harmed").exists()
 
@@ -115,7 +117,7 @@ def test_weights_of_another_network_are_told(tmp_path):
 
 def test_an_empty_file_is_refused(tmp_path):
     (tmp_path / "empty.pth").touch()
-    with pytest.raises(Refused, match=r"empty\.pth: is no file of weights alone: \S+"):
+    with pytest.raises(Refused, match=r"empty\.pth: is no torch file of weights alone \(EOFError\)"):
         open_features(f"inception:{tmp_path / 'empty.pth'}", None)
 
 

@@ -202,8 +202,11 @@ def _check_weights(file: Path) -> None:
         raise BadInput(f"{file}: no such file; --fid inception:FILE takes torch-fidelity's weights")
     try:
         torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # of a damaged file it may be any
-        raise Refused(f"{file}: is no file of weights alone: {reason(error)}") from None
+    except Exception as error:  # of a damaged file it may be any; torch's own words advise to read it all the same
+        raise Refused(
+            f"{file}: is no torch file of weights alone ({type(error).__name__}); take the weights that torch-fidelity "
+            "publishes"
+        ) from None
 
 
 @torch.no_grad()
