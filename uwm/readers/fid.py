@@ -8,6 +8,7 @@ sets of features are taken for normal distributions, N(μ, Σ) and N(μ', Σ'), 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,7 +202,9 @@ def _check_weights(file: Path) -> None:
     if not file.is_file():
         raise BadInput(f"{file}: no such file; --fid inception:FILE takes torch-fidelity's weights")
     try:
-        torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of how it was pickled
+            torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # of a damaged file it may be any; torch's own words advise to read it all the same
         raise Refused(
             f"{file}: is no torch file of weights alone ({type(error).__name__}); take the weights that torch-fidelity "
