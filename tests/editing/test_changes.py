@@ -151,7 +151,8 @@ def test_a_change_knows_the_shapes_that_it_fits(kind):
     change = change_of(kind)
     assert change.fits(SHAPE)
     assert not change.fits((2, 2))
-    for spoilt in (np.array([3, 3]), np.array([-1, 0]), np.array([1.0, 2.0]), np.array([[1, 2]])):
+    below = np.array([1, np.iinfo(np.int64).min])  # a difference of the two overflows
+    for spoilt in (np.array([3, 3]), below, np.array([-1, 0]), np.array([1.0, 2.0]), np.array([[1, 2]])):
         assert not Scale(spoilt).fits(SHAPE)
         assert not SetEntries(spoilt, Bits.of(np.zeros(2))).fits(SHAPE)
     assert not SetEntries(np.arange(3), Bits.of(np.zeros(2))).fits(SHAPE)

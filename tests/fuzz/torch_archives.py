@@ -70,6 +70,7 @@ LAXER = {
     "too many values to unpack|not enough values to unpack": "a reference as in the other kind of file",
     "require(s)? grad": "whether a tensor is to be trained is nothing to us",
     "size is inconsistent with indices": "a sparse tensor, which is no weight and left out",
+    "requires_grad must be a bool": "a broken tensor in what is no state dict, which is left out",
     "Trying to resize storage that is not resizable": "a broken tensor beside the state dict, which is left out",
     "Can only SETITEM for dict": "items put on a stand-in, which stay there",
 }

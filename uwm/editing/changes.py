@@ -281,7 +281,7 @@ def _are_indices(indices: np.ndarray, shape: Shape) -> bool:
     if indices.dtype != np.int64 or indices.ndim != 1:
         return False
     inside = not len(indices) or bool(indices[0] >= 0 and indices[-1] < math.prod(shape))
-    return inside and bool((np.diff(indices) > 0).all())
+    return inside and bool((indices[1:] > indices[:-1]).all())  # a difference could overflow
 
 
 def _int64(stored: Bits) -> np.ndarray:
