@@ -63,6 +63,7 @@ STRICTER = {
 LAXER = {
     "^.?.?Unsupported (global|class)": "stand-ins that stay inert",
     r"^.?.?Unsupported operand \d+": "opcodes that torch.save never writes and that have but one meaning",
+    "unsupported persistent id": "a reference beside the content, in what is told of the machine, which is not used",
     "persistent_load id must be tuple": "a reference that no tensor uses, to something that is no storage",
     "^UnicodeDecodeError: ": "the archive's own id, which ours has no use for",
     "unhashable type": "a key that is no text; no state dict has it, and it is never looked up",
