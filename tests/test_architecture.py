@@ -14,9 +14,10 @@ from made_up_front import write_points
 PACKAGE = Path(__file__).parents[1] / "uwm"
 ORDER = """
     version lazy stages clock escaping text_tables figures errors schema processes expressions plugins tracking
-    outputs weights layouts checkpoint records manifest shipped_files models images calibration statistics losses
-    editing push intervals ranks metrics knowledge cache embedding evaluation backends label_noise gate report
-    inputs tuning fitting repeating recipe finetuning comparison evaluating trying readers inspection cli __main__
+    outputs weights layouts checkpoint records signed unfinished manifest shipped_files models images calibration
+    statistics losses editing push intervals ranks metrics knowledge cache embedding evaluation backends label_noise
+    gate report inputs tuning fitting repeating recipe finetuning comparison evaluating trying readers inspection
+    cli __main__
 """.split()
 MODEL_LIBRARIES = {"transformers", "open_clip"}
 

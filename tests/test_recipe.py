@@ -191,7 +191,17 @@ def test_manifest(outcome, manifest, recipe, folder, tiny_hf, tiny_set):
     assert manifest["versions"]["uwm"] == uwm.__version__
     names = {"model": "tiny-hf", "calib": "tiny-set", "eval_splits": ["test"], "zero_shot": []}
     both = {"mass": {"text": 0.02, "vision": 0.02}, "rule": {"text": "top-mass", "vision": "top-mass"}, "alpha": -1}
-    unsaid = ("settings", "max_loss", "objective", "trials", "until_stable", "require_towers", "purpose", "workers")
+    unsaid = (
+        "settings",
+        "max_loss",
+        "objective",
+        "trials",
+        "until_stable",
+        "require_towers",
+        "purpose",
+        "workers",
+        "cache",
+    )
     given = {key: value for key, value in asdict(recipe).items() if key not in unsaid} | {"beside": [], "method": "uwm"}
     assert manifest["settings"] == asdict(UWM.Settings()) | given | names | both | {"variant": "ratio"}
     assert (manifest["model"]["layout"], manifest["model"]["library"]) == ("hf-clip", "transformers")

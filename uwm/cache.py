@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import hmac
 import json
 import logging
 import os
 import re
-import secrets
-import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,16 +19,15 @@ from PIL import Image
 
 from . import records
 from .calibration import CalibrationSet
-from .checkpoint.dtypes import Bits
-from .errors import BadInput, UwmError
+from .errors import UwmError
 from .models import Model
 from .schema import SHA256, TensorForm, keyed
+from .signed import Signer, cache_folder
 from .statistics.batches import embed_inputs
 from .version import __version__
 
-FORMAT = 2  # raise it when pictures are read or embeddings are made in another way
+FORMAT = 3  # raise it when pictures are read or embeddings are made in another way
 MAX_BYTES = 2 << 30
-SECRET = 32  # bytes
 OURS = re.compile(r"(\.uwm-[0-9a-f]{16}-)?[0-9a-f]{64}\.safetensors")  # entries, and what a kill left of one
 PROBE_SIZES = ((97, 211), (640, 427))  # width and height: below and above what models take, and not square
 PROBE_TEXTS = ["a picture of 2 dogs", "Ünusual — words, and one of many letters: electroencephalographically"]
@@ -54,23 +50,14 @@ class EmbeddingCache:
     @classmethod
     def default(cls) -> EmbeddingCache | None:
         """In ``$UWM_EMBEDDINGS_DIR``, ``$XDG_CACHE_HOME/uwm`` or ``~/.cache/uwm``; None where there is no home."""
-        if own := os.environ.get("UWM_EMBEDDINGS_DIR"):
-            return cls(Path(own) / "embeddings")
-        base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-        try:
-            base = base if base.is_absolute() else Path.home() / ".cache"  # XDG: a relative path is to be ignored
-        except RuntimeError:
-            return None
-        return cls(base / "uwm" / "embeddings")
+        base = cache_folder()
+        return None if base is None else cls(base / "embeddings")
 
     def get(self, key: str) -> dict[str, torch.Tensor] | None:
         """The tensors stored under a key, or None."""
         path = self._path(key)
         try:
-            tensors, about = records.read(path, "embeddings", FORM)
-            secret = _secret(self._secret_file)
-            if about["key"] != key or not hmac.compare_digest(about["mac"], _mac(secret, key, tensors)):
-                raise BadInput(f"{path}: not an entry that this user's uwm wrote, or damaged")
+            tensors, _ = self._signer.read(path, key)
         except (UwmError, OSError) as error:
             logger.info("no cached embeddings: %s", error)
             return None
@@ -83,16 +70,14 @@ class EmbeddingCache:
         if sum(tensor.nbytes for tensor in tensors.values()) > self.max_bytes // 2:
             return
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            mac = _mac(_secret(self._secret_file, make=True), key, tensors)
-            records.write(self._path(key), "embeddings", tensors, {"key": key, "mac": mac})
+            self._signer.write(self._path(key), key, tensors)
             self._shrink()
         except (UwmError, OSError) as error:
             logger.info("embeddings not cached: %s", error)
 
     @property
-    def _secret_file(self) -> Path:
-        return self.folder.with_name(f"{self.folder.name}.key")
+    def _signer(self) -> Signer:
+        return Signer("embeddings", FORM, self.folder.with_name(f"{self.folder.name}.key"))
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"
@@ -105,39 +90,6 @@ class EmbeddingCache:
             total += path.stat().st_size
             if total > self.max_bytes:
                 path.unlink(missing_ok=True)
-
-
-def _secret(path: Path, make: bool = False) -> bytes:
-    """The user's own secret, by which entries that others put into the folder are told; made where there is none.
-
-    Raises:
-        BadInput: The file is a link, another user's, open to others, or of another size. OSError: It is not there.
-    """
-    if make and not os.path.lexists(path):
-        fresh = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
-        try:
-            with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-                stream.write(secrets.token_bytes(SECRET))
-            with contextlib.suppress(FileExistsError):  # another process was faster: its secret counts
-                os.link(fresh, path)
-        finally:
-            fresh.unlink(missing_ok=True)
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
-    with os.fdopen(descriptor, "rb") as stream:
-        found, held = os.fstat(descriptor), stream.read(SECRET + 1)
-    ours = not hasattr(os, "geteuid") or (found.st_uid == os.geteuid() and not found.st_mode & 0o077)
-    if not ours or not stat.S_ISREG(found.st_mode) or len(held) != SECRET:
-        raise BadInput(f"{path}: expected {SECRET} bytes that only you can read, found another file; remove it")
-    return held
-
-
-def _mac(secret: bytes, key: str, tensors: Mapping[str, torch.Tensor]) -> str:
-    """A keyed hash over everything that an entry says."""
-    digest = hashlib.blake2b(key.encode(), key=secret, digest_size=32)
-    for name, tensor in sorted(tensors.items()):
-        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(Bits.of(tensor).array.data)
-    return digest.hexdigest()
 
 
 SIDES = ("safe_text", "unsafe_text", "safe_image", "unsafe_image")

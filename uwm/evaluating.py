@@ -16,7 +16,15 @@ from .embedding import quadruples
 from .evaluation import EvalResult, collapse_notes, concepts_of, differences, evaluate
 from .expressions import Verdict, check_known, parse_requirements
 from .gate import is_junit, junit
-from .inputs import Calibrated, Opening, calibrated_on, model_warnings, says_nothing
+from .inputs import (
+    Calibrated,
+    Opening,
+    calibrated_on,
+    keep_work,
+    model_warnings,
+    says_nothing,
+    work_is_done,
+)
 from .knowledge import DataSet, open_data_sets
 from .manifest import VerdictFacts
 from .models import Model, load
@@ -25,6 +33,7 @@ from .report import Section, as_markdown, evaluation_page, is_page, sections, ve
 from .shipped_files import DEMO_MODEL
 from .stages import finish, plan, stage
 from .statistics.batches import Progress
+from .unfinished import Unfinished
 
 APART = "pairs apart from calibration"  # what every gate requires
 
@@ -133,7 +142,7 @@ def run_evaluation(recipe: EvalRecipe, *, progress: Progress | None = None) -> E
     prompts: dict[str, Any] = {key: getattr(recipe, key) for key in ("data_root", "templates", "ensemble")}
     data_sets = open_data_sets(recipe.zero_shot, **prompts)
     check_known(required, concepts_of(chosen), [*data_sets], "--require")
-    told, results, learnt = [*_warnings(whole, data_sets)], {}, []
+    told, results, learnt, work = [*_warnings(whole, data_sets)], {}, [], []
     references = {"baseline": recipe.baseline, "model": recipe.model}
     measured = 4.0 * len(chosen) + sum(map(len, data_sets.values())) + 1
     asked = [column for column, reference in references.items() if reference is not None]
@@ -146,11 +155,13 @@ def run_evaluation(recipe: EvalRecipe, *, progress: Progress | None = None) -> E
             learnt += _learnt(column, opened, chosen)
             if required and opened.checkpoint is not None and says_nothing(opened.checkpoint.path):
                 told.append(f"{column}: its {MANIFEST} does not say which pairs calibrated it, so no gate can tell")
+            work.append(_kept(recipe, column, opened, chosen, data_sets, progress))
             stage(progress, column, 2 + len(data_sets))
             results[column] = _measure(recipe, opened, chosen, data_sets, progress)
             notes = (*model_warnings(opened, {"pairs": chosen}, data_sets), *opened.notes)
             told += [f"{column}: {note}" for note in notes]
     finish(progress)
+    work_is_done(*work)
     told += collapse_notes(results)
     model, baseline = results["model"], results.get("baseline")
     changes = {} if baseline is None else differences(model, baseline, recipe.seed)
@@ -159,6 +170,19 @@ def run_evaluation(recipe: EvalRecipe, *, progress: Progress | None = None) -> E
         verdicts += [_not_apart(one) for one in learnt if one.column == "model"]
     told += [f"{one.column}: {one.words}; measure on pairs that share none" for one in learnt]
     return Evaluated(recipe, chosen, results, changes, verdicts, tuple(told))
+
+
+def _kept(
+    recipe: EvalRecipe,
+    column: str,
+    model: Model,
+    pairs: CalibrationSet,
+    data_sets: Mapping[str, DataSet],
+    progress: Progress | None,
+) -> Unfinished | None:
+    """Keep what the model does, where it may be."""
+    given: dict[str, Any] = {"data_sets": data_sets.values(), "progress": progress}
+    return keep_work(f"eval {column}", asdict(recipe), model, [pairs], **given) if recipe.cache else None
 
 
 def _learnt(column: str, model: Model, pairs: CalibrationSet) -> list[Calibrated]:

@@ -40,6 +40,7 @@ class Recipe(Inputs):
         also_export: Write a CLIP in the other layout too, ``hf`` or ``open_clip``.
         again: Edit a checkpoint that uwm has edited already.
         require_towers: Write nothing unless these were edited: ``both``, ``text`` or ``vision``; None asks for none.
+        cache: Keep the work in the user's cache while it lasts, so that the same run goes on if this one is stopped.
     """
 
     method: str | None = None
@@ -54,6 +55,7 @@ class Recipe(Inputs):
     also_export: str | None = None
     again: bool = False
     require_towers: str | None = None
+    cache: bool = True
 
 
 @dataclass(frozen=True)

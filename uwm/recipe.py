@@ -31,11 +31,13 @@ from .inputs import (
     describe_inputs,
     describe_results,
     input_paths,
+    keep_work,
     load_model,
     measure,
     read_all,
     tower_facts,
     warnings,
+    work_is_done,
     write_documents,
 )
 from .label_noise import LabelNoise, label_noise_of
@@ -118,7 +120,7 @@ def _carry_out(
         budget = None if request is None else Budget.of(request, sets, recipe.seed)
     plan(progress, _stages(recipe, request, sets, place is not None))
     with clock("load", LOAD):
-        model, reached = _load(recipe, sets, recorded)
+        model, reached = _load(recipe, sets, recorded, progress)
     if budget is not None:
         with clock("choose", CHOOSE, 8):
             choice = budget.choose(recipe, model, progress)
@@ -145,12 +147,18 @@ def _carry_out(
             manifest["output_sha256"] = _write_weights(folder, model, edit.patch, recipe.also_export)
             recorded.check_output(manifest["output_sha256"])
             write_documents(folder, model, manifest, results, clock, examples)
+    _end(model, progress)
     manifest["run"] = clock.report()
-    finish(progress)
     told = (*edit.proposal.warnings, *measured_by(recipe.purpose), *made)
     told += (*warnings(model, (*sets.checked.told, *reached), results),)
     told = told if place is None else (*place.notes, *told)
     return Outcome(edit.patch, results, manifest, told)
+
+
+def _end(model: Model, progress: Progress | None) -> None:
+    """All is written: nothing is to be gone on with, or to be waited for."""
+    work_is_done(model.unfinished)
+    finish(progress)
 
 
 def _stages(recipe: Recipe, request: SearchRequest | None, sets: Sets, written: bool) -> dict[str, float]:
@@ -164,7 +172,7 @@ def _stages(recipe: Recipe, request: SearchRequest | None, sets: Sets, written: 
     return {READ: few, LOAD: few, CHOOSE: search, PROFILE: profile, **columns, WRITE: few * written}
 
 
-def _load(recipe: Recipe, sets: Sets, recorded: Recorded) -> tuple[Model, tuple[str, ...]]:
+def _load(recipe: Recipe, sets: Sets, recorded: Recorded, progress: Progress | None) -> tuple[Model, tuple[str, ...]]:
     """The model, and what it cannot tell apart in the sets. Raises UwmError."""
     model = load_model(recipe, keep=True, reads=sets.calibration)
     assert model.checkpoint is not None
@@ -174,6 +182,9 @@ def _load(recipe: Recipe, sets: Sets, recorded: Recorded) -> tuple[Model, tuple[
     told = check_sets_with(recipe, model, {"calibration": sets.calibration, **sets.held_out}, sets.data_sets)
     if recipe.also_export is not None:
         check_export(model, recipe.also_export)
+    if recipe.cache:
+        pairs = (sets.calibration, *sets.held_out.values())
+        keep_work("edit", asdict(recipe), model, pairs, sets.data_sets.values(), sets.preserve, progress)
     return model, told
 
 

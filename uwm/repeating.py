@@ -23,7 +23,7 @@ PLACES = (  # where things lie; uwm.json has names, and no paths
     *("model", "calib", "safe_images", "unsafe_images", "eval_set", "zero_shot", "data_root", "templates", "preserve"),
     *("preprocess", "revision", "cache_dir"),
 )
-HOW = ("offline", "workers", "device", "require_towers")  # how a run goes; no bit of the edit hangs on it
+HOW = ("offline", "workers", "device", "require_towers", "cache")  # how a run goes; no bit of the edit hangs on it
 BY_HAND = (*PLACES, *HOW)
 LEFT_OUT = ("max_loss", "objective", "trials")  # a search is not repeated: what it chose is
 NAMED = ("eval_set", "templates", "preserve")  # paths of which uwm.json has the last part

@@ -16,6 +16,9 @@ class Staged(Protocol):
     def stage(self, name: str, steps: int) -> None:
         """A stage begins, in which so many iterables will be wrapped."""
 
+    def note(self, text: str) -> None:
+        """Something that a user should know at once."""
+
     def finish(self) -> None:
         """The last stage is done."""
 
@@ -30,6 +33,12 @@ def stage(progress: Any, name: str, steps: int = 1) -> None:
     """Tell that a stage begins, see `Staged.stage`."""
     if isinstance(progress, Staged):
         progress.stage(name, steps)
+
+
+def note(progress: Any, text: str) -> None:
+    """Tell a user something at once, see `Staged.note`."""
+    if isinstance(progress, Staged):
+        progress.note(text)
 
 
 def finish(progress: Any) -> None:

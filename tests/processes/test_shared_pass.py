@@ -12,7 +12,7 @@ from uwm.errors import BadInput
 from uwm.statistics.batches import PairBatch, UnmadeBatch, pair_batches, preserved_batches
 from uwm.statistics.channel_norms import ChannelNorms
 from uwm.statistics.embeddings import PairEmbeddings
-from uwm.statistics.gradients import gradients
+from uwm.statistics.gradients import GradientSums, gradients
 from uwm.statistics.keys import InputKeys
 from uwm.statistics.moments import InputMoments
 from uwm.statistics.passes import Shared, run_pass
@@ -140,7 +140,9 @@ def test_gradients_are_the_same_bits(tiny_hf, tiny_set):
         batches = pair_batches(
             model, uwm.read_calibration(tiny_set), batch_size=SIZE, towers=["text", "vision"], joint=True
         )
-        return gradients(model, batches, FC2, grad_unsafe)
+        sums = GradientSums(FC2)
+        gradients(model, batches, sums, grad_unsafe)
+        return sums.means(), sums.pairs
 
     alone, pairs = work(0)
     for found, seen in together(2, work):

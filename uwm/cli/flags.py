@@ -345,6 +345,11 @@ WRITE = stack(
     click.option("--overwrite", is_flag=True, help="Replace an output that exists."),
     click.option("--dry-run", is_flag=True, help="Do everything but write."),
 )
+NO_CACHE = click.option(
+    "--no-cache",
+    is_flag=True,
+    help="Keep no work in the user's cache, and use none that an earlier run kept: one that was stopped begins anew.",
+)
 EXAMPLES = click.option("--show-examples", is_flag=True, help="Show captions and images of the set in report.html.")
 
 

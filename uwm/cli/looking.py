@@ -10,7 +10,7 @@ import click
 from ..errors import BadInput
 from ..escaping import lines, terminal
 from ..processes import is_first
-from .flags import COMMON, GATE, IMAGES, MODEL, ZERO_SHOT, print_json, say, split_flags, warn
+from .flags import COMMON, GATE, IMAGES, MODEL, NO_CACHE, ZERO_SHOT, print_json, say, split_flags, warn
 from .group import uwm
 from .next_steps import after_evaluation
 from .progress import progress_of
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @ZERO_SHOT
 @click.option("--all-figures", is_flag=True, help="Show the tables of all figures; --json always has them.")
 @click.option("--by-concept", is_flag=True, help="Show figures by concept too; --json always has them.")
-@click.option("--no-cache", is_flag=True, help="Neither use nor keep embeddings of earlier runs.")
+@NO_CACHE
 @CAPTION
 @GENERATE
 @SHOWN

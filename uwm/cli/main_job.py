@@ -24,6 +24,7 @@ from .flags import (
     HELD_OUT,
     LIMIT,
     MODEL,
+    NO_CACHE,
     PATH,
     WRITE,
     ZERO_SHOT,
@@ -85,6 +86,7 @@ def names(text: str) -> tuple[str, ...]:
 @EXAMPLES
 @ALL_FIGURES
 @EXPORT
+@NO_CACHE
 @TRACK
 @COMMON
 def edit(
@@ -115,8 +117,14 @@ def edit(
         beside = BESIDE if flags["purpose"] in (None, "retrieval") else ""
     settings, show = split_flags(flags)
     output = target(output, dry_run)
-    recipe = Recipe(**settings, settings=chosen, beside=names(beside))
+    recipe = Recipe(**_cached(settings), settings=chosen, beside=names(beside))
     _run("edit", recipe, output, overwrite, show_examples, all_figures, show, track)
+
+
+def _cached(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings with what --no-cache says as the recipe has it."""
+    rest = {name: value for name, value in settings.items() if name != "no_cache"}
+    return {**rest, "cache": False} if settings.get("no_cache") else rest
 
 
 def _repeat(
@@ -134,7 +142,7 @@ def _repeat(
     context = click.get_current_context()
     settings, show = split_flags(flags)
     given = {name: v for name, v in settings.items() if context.get_parameter_source(name) != ParameterSource.DEFAULT}
-    recipe, recorded = repeat(source, given)
+    recipe, recorded = repeat(source, _cached(given))
     _run("edit", recipe, output, overwrite, show_examples, all_figures, show, track, recorded)
 
 
@@ -154,6 +162,7 @@ def _repeat(
 @EXAMPLES
 @ALL_FIGURES
 @EXPORT
+@NO_CACHE
 @TRACK
 @COMMON
 def demo(
@@ -170,7 +179,7 @@ def demo(
 
     chosen, beside = take_settings(flags), names(flags.pop("beside"))
     settings, show = split_flags(flags)
-    recipe = demo_recipe(**settings, settings=chosen, beside=beside)
+    recipe = demo_recipe(**_cached(settings), settings=chosen, beside=beside)
     _run("demo", recipe, target(output, dry_run), overwrite, show_examples, all_figures, show, track)
 
 

@@ -61,6 +61,13 @@ class Stages:
         self._now, self._steps, self._step = name, max(steps, 1), 0
         self._show(name, 0.0)
 
+    def note(self, text: str) -> None:
+        """Above the bar, or on a line of its own."""
+        from tqdm import tqdm
+
+        with tqdm.external_write_mode(file=sys.stderr):
+            click.echo(f"uwm: {text}", err=True)
+
     def finish(self) -> None:
         self.close()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,7 @@ from .flags import (
     HUB,
     KEY,
     MODEL,
+    NO_CACHE,
     OFFLINE,
     PATH,
     SCORE,
@@ -32,6 +33,11 @@ from .flags import (
 from .group import uwm
 from .progress import progress_of
 
+if TYPE_CHECKING:
+    from ..calibration import CalibrationSet
+    from ..editing.entries.scores import Scores
+    from ..models import Model
+
 
 @uwm.command()
 @click.argument("model")
@@ -39,32 +45,39 @@ from .progress import progress_of
 @MODEL
 @click.option("-o", "--output", type=PATH, required=True, help="Scores file to write (.safetensors).")
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
+@NO_CACHE
 @COMMON
 def score(output: Path, overwrite: bool, **flags: Any) -> None:
     """Profile and score only; thresholds can then be tried for free."""
     from ..calibration import signal
     from ..editing.entries.scoring import entry_editor
     from ..editing.entries.scoring import score as make
-    from ..inputs import Inputs, calibration_pairs, input_paths, load_model
+    from ..inputs import Inputs, calibration_pairs, input_paths, keep_work, load_model, work_is_done
     from ..outputs import output_file
     from ..records import is_record
 
     settings, show = split_flags(flags)
     how = {name: value for name in SCORING if (value := settings.pop(name)) is not None}
-    how["method"] = entry_editor(settings.pop("method")).name
+    how["method"], cached = entry_editor(settings.pop("method")).name, not settings.pop("no_cache")
     recipe = Inputs(**settings)
     how |= {"batch_size": recipe.batch_size, "workers": recipe.workers, "progress": progress_of(show)}
+
+    def made() -> tuple[CalibrationSet, Model, Scores]:
+        pairs, model = calibration_pairs(recipe), load_model(recipe)
+        if cached:
+            decides = {**settings, **{name: how[name] for name in SCORING if name in how}}
+            keep_work("score", decides, model, [pairs], progress=how["progress"])
+        return pairs, model, make(model, pairs, **how)
+
     if not is_first():  # it does its part, and writes nothing
-        pairs = calibration_pairs(recipe)
-        make(load_model(recipe), pairs, **how)
+        made()
         return
     with output_file(output, input_paths(recipe), overwrite, partial(is_record, "scores")) as file:
-        pairs = calibration_pairs(recipe)
-        model = load_model(recipe)
-        scores = make(model, pairs, **how)
+        pairs, model, scores = made()
         towers = {weight.tower.partition("_")[0] for weight in scores}
         warn(show, [*file.notes, *model.notes, *pairs.warnings(), *signal(model, pairs, towers).warnings()])
         file.write(scores.content())
+        work_is_done(model.unfinished)
     say(
         show,
         {"output": str(output), "weights": len(scores), **scores.recipe},

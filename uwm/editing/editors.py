@@ -58,6 +58,10 @@ class Statistics:
         seen = run_pass(model, batches, [*self.reducers.values(), *also], self.towers)
         self.pairs = {tower: self.pairs.get(tower, 0) + count for tower, count in seen.items()}
 
+    def summed(self) -> list[Any]:
+        """What `feed` changes, whose sums a run can keep (see `uwm.statistics.sums`)."""
+        return [*self.reducers.values()]
+
     def feed_preserved(self, model: Model, batches: Iterable[PairBatch]) -> None:
         """Run the preservation set."""
         from ..statistics.passes import run_pass

@@ -11,6 +11,7 @@ from ..calibration import CalibrationPair, CalibrationSet, Preservation, demand_
 from ..errors import BadInput, InvalidResult, NotFinite
 from ..models import Model
 from ..statistics.batches import BATCH_SIZE, Progress, count_batches, pair_batches, preserved_batches
+from ..statistics.going_on import KeptPass
 from ..statistics.passes import Reducer
 from ..weights import WeightId
 from .editors import Editor, Pairs, Proposal, Statistics
@@ -64,14 +65,18 @@ def gather(
     demand_signal(model, calibration, towers)
     passed: dict[str, Any] = {"batch_size": batch_size, "towers": towers, "workers": workers}
     if preserve is not None:
-        statistics.feed_preserved(model, preserved_batches(model, preserve, **passed))
+        kept = KeptPass(model, "preserved", [*statistics.preserve.values()])
+        statistics.feed_preserved(model, kept.over(preserved_batches(model, preserve, done=kept.done, **passed)))
+        kept.end()
     fed: list[CalibrationPair] = []
     for part in [calibration] if parts is None else parts(calibration, statistics):
-        batches: Iterable = pair_batches(model, part, joint=joint, **passed)
+        kept = KeptPass(model, [pair.id for pair in part.pairs], [*statistics.summed(), *also])
+        batches: Iterable = kept.over(pair_batches(model, part, joint=joint, done=kept.done, **passed))
         if progress is not None:
             batches = progress(batches, count_batches(part, batch_size, ["text"] if joint else towers), "profile")
         with _named_by_id(part, joint):
             statistics.feed(model, batches, also)
+        kept.end()
         fed += part.pairs
     return replace(calibration, pairs=tuple(fed))
 

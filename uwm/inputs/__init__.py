@@ -27,6 +27,7 @@ from .reading import (
     read_sets,
     refuse_bad_images,
 )
+from .resuming import keep_work, work_is_done
 from .sets import Sets, read_all
 from .towers import ASKED, demand_pairs, demand_towers, tower_facts
 
@@ -48,6 +49,7 @@ __all__ = [
     "describe_inputs",
     "describe_results",
     "input_paths",
+    "keep_work",
     "load_model",
     "measure",
     "model_warnings",
@@ -59,5 +61,6 @@ __all__ = [
     "says_nothing",
     "tower_facts",
     "warnings",
+    "work_is_done",
     "write_documents",
 ]

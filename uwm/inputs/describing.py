@@ -30,6 +30,7 @@ def public_settings(inputs: Inputs, model: Path) -> dict[str, Any]:
     named = ("calib", "eval_set", "templates", "preserve", "preprocess")
     settings |= {key: Path(settings[key]).resolve().name for key in named if settings.get(key)}
     del settings["workers"]  # by default the machine's processors, on which nothing else depends
+    settings.pop("cache", None)
     return settings | {"zero_shot": [Path(folder).name for folder in inputs.zero_shot]}
 
 

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
@@ -63,10 +63,7 @@ class DataSet:
     @cached_property
     def sources(self) -> list[Source]:
         """What reads each picture."""
-        return [partial(self._picture, index) for index in range(len(self))]
-
-    def _picture(self, index: int) -> Image.Image:
-        return self.read(index)[0]
+        return [Picture(self, index) for index in range(len(self))]
 
     @property
     def classes(self) -> list[int]:
@@ -75,6 +72,22 @@ class DataSet:
         for read in in_order([{**known}], f"classes of {self.name}") if several() else ():
             known |= read
         return [known[index] if index in known else self.read(index)[1] for index in range(len(self))]
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """Reads one picture of a data set when it is called."""
+
+    data: DataSet
+    index: int
+
+    @property
+    def called(self) -> tuple[str, int]:
+        """The data set and the number."""
+        return self.data.name, self.index
+
+    def __call__(self) -> Image.Image:
+        return self.data.read(self.index)[0]
 
 
 def open_data_sets(

@@ -19,6 +19,7 @@ from ..checkpoint.reader import cast_sha256, matrix_sha256
 from ..errors import BadInput
 from ..layouts import find_tensors, recognise, whole_key
 from ..records import to_json
+from ..unfinished import Unfinished
 from ..weights import TOWERS, WeightId, block_count, match
 from .kept import Kept
 
@@ -56,6 +57,7 @@ class Model(ABC):
         notes: What a user should know of how it was read, one line each; every job that opens the model says them.
         end_tokens: Of text towers whose pooled token was checked, the one that ends captions; None where none does.
         kept: What a job keeps of its work, see `uwm.statistics.sources`; None where nothing is.
+        unfinished: Where the work is kept for a run that goes on, if this one is stopped; None where it is not.
         offline, cache_dir: How `uwm.load` was told to fetch; a tokenizer is only loaded when it is asked for.
     """
 
@@ -71,6 +73,7 @@ class Model(ABC):
         self.end_tokens: dict[str, EndToken | None] = {}
         self.nameless: dict[str, str] = {}
         self.kept: Kept | None = None
+        self.unfinished: Unfinished | None = None
         self._stored: dict[WeightId, torch.Tensor] | None = None
         self._parameters = dict(module.named_parameters())
         self.layout = recognise(self._parameters, type(module).__name__)

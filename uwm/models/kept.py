@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
 
+
+class Reads(Protocol):
+    """What reads an image that has no file of its own."""
+
+    @property
+    def called(self) -> tuple[str | int, ...]:
+        """What tells the image from all others of a run."""
+
+    def __call__(self) -> Image.Image:
+        """The image, RGB."""
+
+
 ROOM = 2 << 30  # bytes of images and outputs of blocks, together
 
-Source = str | Path | Callable[[], Image.Image]  # a caption, an image file, or what reads an image
+Source = str | Path | Reads  # a caption, an image file, or what reads an image
 Batch = tuple[Source, ...]
 
 

@@ -7,11 +7,12 @@ bit of a result. `together` of `uwm.processes.ending` makes the group; all other
 from __future__ import annotations
 
 from .group import Group, ProcessLost, joined
-from .sharing import from_first, in_order, in_rounds, is_first, is_own, own_part, several, workspace
+from .sharing import count_of_processes, from_first, in_order, in_rounds, is_first, is_own, own_part, several, workspace
 
 __all__ = [
     "Group",
     "ProcessLost",
+    "count_of_processes",
     "from_first",
     "in_order",
     "in_rounds",

@@ -27,6 +27,12 @@ def is_first() -> bool:
     return group is None or group.rank == 0
 
 
+def count_of_processes() -> int:
+    """How many processes share the job: 1 without a group."""
+    group = current()
+    return 1 if group is None else group.count
+
+
 def is_own(number: int) -> bool:
     """Whether this process does the batch of this number, from 0: they go round."""
     group = current()

@@ -54,6 +54,11 @@ class PairBatch:
         sides = self.sides(tower)
         return len(sides[0][0]) if sides else 0
 
+    def add_to(self, seen: dict[str, int]) -> None:
+        """Count its pairs, tower by tower."""
+        for tower in seen:
+            seen[tower] += self.pairs(tower)
+
 
 class UnmadeBatch(PairBatch):
     """A batch that another process works on; it is read only where its inputs are asked for after all.
@@ -78,11 +83,15 @@ class UnmadeBatch(PairBatch):
         return vars(self)["_pairs"] if tower.partition("_")[0] in vars(self)["_modalities"] else 0
 
 
+class DoneBatch(UnmadeBatch):
+    """A batch that an earlier run has summed up: it is counted, and never read."""
+
+
 Made = Callable[[Sequence[Sequence[Any]]], Iterator[PairBatch]]  # from chunks of a set, the batch of each in turn
 
 
 def share_out(
-    chunks: Sequence[Sequence[Any]], make: Made, modalities: Sequence[str], first: int = 0
+    chunks: Sequence[Sequence[Any]], make: Made, modalities: Sequence[str], first: int = 0, done: int = 0
 ) -> Iterator[PairBatch]:
     """The batches of these chunks, of which those of other processes are not made.
 
@@ -91,11 +100,16 @@ def share_out(
         make: Makes batches in turn; it may read ahead.
         modalities: What the batches have, of ``text`` and ``vision``.
         first: Number of the first of these batches among all.
+        done: How many of all an earlier run has summed up.
     """
     numbered = [*enumerate(chunks, first)]
-    made = make([chunk for number, chunk in numbered if is_own(number)])
+    made = make([chunk for number, chunk in numbered if number >= done and is_own(number)])
     for number, chunk in numbered:
-        yield next(made) if is_own(number) else UnmadeBatch(partial(_only, make, chunk), len(chunk), modalities)
+        if number >= done and is_own(number):
+            yield next(made)
+        else:
+            other = DoneBatch if number < done else UnmadeBatch
+            yield other(partial(_only, make, chunk), len(chunk), modalities)
     next(made, None)  # its end, where it tells how long the model waited
 
 
@@ -112,6 +126,7 @@ def pair_batches(
     towers: Iterable[str],
     workers: int = 2,
     joint: bool = False,
+    done: int = 0,
 ) -> Iterator[PairBatch]:
     """The set as preprocessed batches.
 
@@ -123,6 +138,7 @@ def pair_batches(
         workers: Threads that read pictures.
         joint: Captions and pictures together, of pairs that have both; without it first the captions of all pairs
             that have them, then the pictures.
+        done: As in `share_out`.
     """
 
     def captions(chunks: Sequence[Sequence[CalibrationPair]]) -> Iterator[PairBatch]:
@@ -137,17 +153,23 @@ def pair_batches(
 
     if joint:
         whole = [p for p in calibration.pairs if p.has_text and p.has_image]
-        yield from share_out(_chunks(whole, batch_size), both, ("text", "vision"))
+        yield from share_out(_chunks(whole, batch_size), both, ("text", "vision"), done=done)
         return
     texts = _chunks([p for p in calibration.pairs if p.has_text], batch_size) if "text" in towers else []
-    yield from share_out(texts, captions, ("text",))
+    yield from share_out(texts, captions, ("text",), done=done)
     if "vision" in towers:
         pictures = _chunks([p for p in calibration.pairs if p.has_image], batch_size)
-        yield from share_out(pictures, images, ("vision",), first=len(texts))
+        yield from share_out(pictures, images, ("vision",), first=len(texts), done=done)
 
 
 def preserved_batches(
-    model: Model, preserve: Preservation, *, batch_size: int = BATCH_SIZE, towers: Iterable[str], workers: int = 2
+    model: Model,
+    preserve: Preservation,
+    *,
+    batch_size: int = BATCH_SIZE,
+    towers: Iterable[str],
+    workers: int = 2,
+    done: int = 0,
 ) -> Iterator[PairBatch]:
     """A preservation set as batches without an unsafe side: first the captions, then the images."""
 
@@ -159,9 +181,10 @@ def preserved_batches(
         return (PairBatch(safe_pixel_values=pixels) for pixels in pixel_batches(model, chunks, workers))
 
     texts = _chunks(preserve.captions, batch_size) if "text" in towers else []
-    yield from share_out(texts, captions, ("text",))
+    yield from share_out(texts, captions, ("text",), done=done)
     if "vision" in towers:
-        yield from share_out(_chunks(preserve.images, batch_size), images, ("vision",), first=len(texts))
+        chunks = _chunks(preserve.images, batch_size)
+        yield from share_out(chunks, images, ("vision",), first=len(texts), done=done)
 
 
 def _tokens(model: Model, pairs: Sequence[CalibrationPair]) -> tuple[torch.Tensor, ...]:

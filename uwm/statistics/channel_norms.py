@@ -136,6 +136,7 @@ class ChannelNorms(Shared):
     """
 
     needs_embeddings = False
+    SUMS = ("scorers",)
 
     def __init__(self, scorers: Mapping[WeightId, Scorer]) -> None:
         self.scorers = scorers

@@ -19,6 +19,8 @@ class PairEmbeddings(Shared):
         normalised: Whether they are.
     """
 
+    SUMS = ("_rows",)
+
     def __init__(self, normalised: bool = True) -> None:
         self._normalised = normalised
         self._rows: dict[str, list[list[torch.Tensor]]] = {}  # tower -> side -> batches [pairs, dim]

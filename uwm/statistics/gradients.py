@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from ..errors import InvalidResult
 from ..models import Model
 from ..processes import in_rounds, is_own
 from ..weights import WeightId
-from .batches import PairBatch, embed_inputs
+from .batches import DoneBatch, PairBatch, embed_inputs
 
 
 @dataclass(frozen=True)
@@ -22,37 +22,58 @@ class QuadrupleEmbeddings:
     unsafe: torch.Tensor
 
 
+class GradientSums:
+    """Sums over batches of |∂loss/∂W|, float64 [out, in] each.
+
+    Args:
+        weights: What to differentiate by.
+
+    Attributes:
+        pairs: How many were seen.
+    """
+
+    SUMS = ("pairs", "_batches", "_totals")
+
+    def __init__(self, weights: Iterable[WeightId]) -> None:
+        self.weights = sorted(weights)
+        self.pairs = self._batches = 0
+        self._totals: list[torch.Tensor | int] = [0] * len(self.weights)
+
+    def add(self, found: Mapping[WeightId, torch.Tensor], pairs: int) -> None:
+        """Add a batch; without pairs nothing."""
+        if pairs:
+            self._totals = [t + found[w].double() for w, t in zip(self.weights, self._totals, strict=True)]
+            self.pairs, self._batches = self.pairs + pairs, self._batches + 1
+
+    def means(self) -> dict[WeightId, torch.Tensor]:
+        """Averaged over batches. Raises InvalidResult where there was none."""
+        if not self._batches:
+            raise InvalidResult(f"{self.weights[0]} received no gradient: no pair has both captions and pictures")
+        return {w: t / self._batches for w, t in zip(self.weights, self._totals, strict=True)}  # type: ignore[misc]
+
+
 def gradients(
     model: Model,
     batches: Iterable[PairBatch],
-    weights: Iterable[WeightId],
+    sums: GradientSums,
     loss: Callable[[QuadrupleEmbeddings, QuadrupleEmbeddings], torch.Tensor],
-) -> tuple[dict[WeightId, torch.Tensor], dict[str, int]]:
-    """Mean absolute gradient of a loss over batches (the gradient baselines of UWM, section 5).
+) -> None:
+    """Sum up absolute gradients of a loss over batches (the gradient baselines of UWM, section 5).
 
     Args:
         model: Its parameters stay as they are and need no gradient before or after.
         batches: With both modalities.
-        weights: What to differentiate by.
+        sums: Is added to.
         loss: Of the scored tower's and the other tower's embeddings; see `uwm.editing.entries.gradients`.
-
-    Returns:
-        WeightId -> |∂loss/∂W| averaged over batches, float64 [out, in]; and tower -> pairs seen.
-
-    Raises:
-        InvalidResult: No batch had both modalities, or a weight got no gradient.
     """
-    weights = sorted(weights)
-    total: dict[WeightId, torch.Tensor] = {}
-    count, pairs = 0, 0
-    own = (_of_batch(model, batch, weights, loss) if is_own(n) else None for n, batch in enumerate(batches))
-    for found, size in in_rounds(own, "gradients"):
-        for weight, gradient in found.items():
-            total[weight] = total.get(weight, 0) + gradient.double()
-        count, pairs = count + (size > 0), pairs + size
-    if not count:
-        raise InvalidResult(f"{weights[0]} received no gradient: no pair has both captions and pictures")
-    return {weight: value / count for weight, value in total.items()}, {w.tower: pairs for w in weights}
+
+    def of_each() -> Iterator[tuple[dict[WeightId, torch.Tensor], int] | None]:
+        for number, batch in enumerate(batches):
+            own = is_own(number) and not isinstance(batch, DoneBatch)
+            yield _of_batch(model, batch, sums.weights, loss) if own else ({}, 0)
+
+    for found, pairs in in_rounds(of_each(), "gradients"):
+        sums.add(found, pairs)
 
 
 def _of_batch(

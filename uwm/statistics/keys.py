@@ -27,6 +27,7 @@ class InputKeys(Shared):
     """Reducer: the digest of every input, by tower and side, in the order of the pass."""
 
     needs_embeddings = False
+    SUMS = ("_keys",)
 
     def __init__(self) -> None:
         self._keys: dict[str, list[list[bytes]]] = {}

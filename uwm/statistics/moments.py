@@ -55,6 +55,8 @@ class Spread:
 class Mean:
     """The mean of rows [n, d], summed in float64."""
 
+    SUMS = ("count", "_sum")
+
     def __init__(self) -> None:
         self.count = 0
         self._sum: torch.Tensor | None = None
@@ -81,6 +83,8 @@ class Moments:
     Everything is float64. The sums are kept around the running mean and joined as Chan, Golub and LeVeque (1983) do, so
     a mean that is large against the spread costs no precision, and batches of any size give the same up to rounding.
     """
+
+    SUMS = ("count", "_mean", "_scatter")
 
     def __init__(self) -> None:
         self.count = 0
@@ -164,6 +168,7 @@ class InputMoments(Shared):
     """
 
     needs_embeddings = False
+    SUMS = ("moments",)
 
     def __init__(self, weights: Sequence[WeightId], rows: Rows = counted_tokens) -> None:
         self._weights = weights

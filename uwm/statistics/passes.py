@@ -14,7 +14,7 @@ from ..errors import InvalidResult, NotFinite
 from ..models import Model
 from ..processes import in_rounds, is_own, several
 from ..weights import WeightId
-from .batches import PairBatch
+from .batches import DoneBatch, PairBatch
 from .hooks import observe, observe_outputs
 from .pooled_token import check_pooled_token
 from .room import Room, can_run_out
@@ -86,6 +86,7 @@ class Shared:
     runs all batches.
     """
 
+    SUMS: tuple[str, ...] = ()  # what `join` changes: a run that was stopped goes on with it, see `uwm.statistics.sums`
     _given: list[Any] | None = None  # of the batch that runs, in a shared pass
 
     def give(self, item: Any) -> None:
@@ -163,7 +164,9 @@ def _run(
     seen: dict[str, int],
     rooms: dict[str, Room],
 ) -> None:
-    """Run one batch through the towers, feed every reducer, and count the pairs."""
+    """Run one batch through the towers, feed every reducer, and count the pairs; one that is done is counted only."""
+    if isinstance(batch, DoneBatch):
+        return batch.add_to(seen)
     whole = any(getattr(reducer, "needs_embeddings", True) for reducer in reducers)
     padded = is_padded(reducers)
     unchecked: list[Finite] = []
@@ -243,8 +246,7 @@ def _share(
                     _run(model, batch, reducers, wanted, seen, rooms)
                 yield items
             else:
-                for tower in wanted:
-                    seen[tower] += batch.pairs(tower)
+                batch.add_to(seen)
                 yield None
 
     for parts in in_rounds(given(), "pass"):

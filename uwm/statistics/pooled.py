@@ -62,6 +62,7 @@ class PooledInputs(Shared):
     """
 
     needs_embeddings = False
+    SUMS = ("_rows",)
 
     def __init__(self, model: Pooling, weights: Sequence[WeightId]) -> None:
         self._pick = PooledToken(model)

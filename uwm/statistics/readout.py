@@ -32,6 +32,8 @@ class Readout(Shared):
         outputs: Tower -> the last MLP's second matrix.
     """
 
+    SUMS = ("_drawn", "_norms")
+
     def __init__(self, model: Model, outputs: Mapping[str, WeightId]) -> None:
         self._model = model
         self._outputs = outputs

@@ -25,6 +25,7 @@ class ResidualMeans(Shared):
     """
 
     needs_embeddings = False
+    SUMS = ("means",)
 
     def __init__(self, blocks: Sequence[tuple[str, int]], rows: Rows = counted_tokens, padded: bool = False) -> None:
         self.padded = padded
@@ -70,6 +71,7 @@ class ResidualShifts(Shared):
     """
 
     needs_embeddings = False
+    SUMS = ("safe", "unsafe")
 
     def __init__(self, weights: Sequence[WeightId], rows: Rows | None = None, padded: bool = False) -> None:
         self.padded = padded

@@ -11,9 +11,10 @@ from torch import nn
 
 from ..models import Model
 from ..models.kept import Batch, Kept, Source
-from ..processes import in_order, own_part
+from ..processes import in_rounds, is_own, own_part
 from ..weights import WeightId
 from .batches import Progress, embed_inputs
+from .going_on import KeptRows
 from .hooks import kept_outputs, skipped
 from .passes import block_module
 from .pixels import pixel_batches
@@ -66,13 +67,22 @@ def embed_sources(
     edited = [weight for weight in model.edited if weight.tower == tower]
     known = {} if edited else kept.embeddings
     missing = [batch for batch in batches if (tower, batch) not in known]
+    rows = KeptRows(model, tower, missing)
+    found = dict(zip(missing, rows.found, strict=False))
+    missing = missing[len(found) :]
     own = own_part(missing)
-    steps: Iterable[Batch] = own if progress is None else progress(own, len(own), name)
-    inputs = inputs_of(model, own, workers)
-    room = Room()
-    made = (_embed(model, kept, tower, batch, next(inputs), edited, room).cpu() for batch in steps)
-    found = dict(zip(missing, in_order(made, f"embed {tower}"), strict=True)) if missing else {}
-    next(inputs, None)  # its end, where it tells how long the model waited
+    steps = iter(own if progress is None else progress(own, len(own), name))
+    inputs, room = inputs_of(model, own, workers), Room()
+    made = (
+        _embed(model, kept, tower, next(steps), next(inputs), edited, room).cpu() if is_own(number) else None
+        for number in range(len(missing))
+    )
+    for batch, embedded in zip(missing, in_rounds(made, f"embed {tower}"), strict=True):
+        found[batch] = embedded
+        rows.add(embedded)
+    rows.end()
+    for ending in (steps, inputs):  # they tell how far it is, and how long the model waited
+        next(ending, None)
     if not edited:
         kept.embeddings |= {(tower, batch): rows for batch, rows in found.items()}
     return torch.cat([found[batch] if batch in found else known[tower, batch] for batch in batches])

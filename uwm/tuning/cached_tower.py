@@ -16,6 +16,7 @@ from ..models.kept import Kept, Source
 from ..processes import from_first
 from ..statistics.batches import PairBatch, Progress, embed_inputs, share_out
 from ..statistics.embeddings import PairEmbeddings
+from ..statistics.going_on import KeptPass
 from ..statistics.passes import run_pass
 from ..statistics.pooled import PooledInputs
 from ..statistics.sources import embed_sources, in_batches, inputs_of
@@ -87,15 +88,17 @@ class CachedTower:
         """The unedited embeddings, and the last MLP at the pooled token where that is all there is to it."""
         if not len(self):
             return torch.empty(0, 0), None
-        named = pooled_weights(self._model, self._tower)
-        inputs, embeddings = PooledInputs(self._model, [*named]), PairEmbeddings(normalised=False)
+        layers = pooled_weights(self._model, self._tower)
+        inputs, embeddings = PooledInputs(self._model, [*layers]), PairEmbeddings(normalised=False)
         parts = in_batches(self._sources, self._reading["batch_size"])
-        batches: Iterable = share_out(parts, self._batches, (self._tower,))
+        kept = KeptPass(self._model, [self._tower, len(self)], [inputs, embeddings])
+        batches: Iterable = kept.over(share_out(parts, self._batches, (self._tower,), done=kept.done))
         if progress is not None:
             batches = progress(batches, len(parts), f"embed {self._tower}")
         run_pass(self._model, batches, [inputs, embeddings], [self._tower])
+        kept.end()
         (rows,) = embeddings.sides(self._tower)
-        pooled = PooledMlp.of(self._model, self._tower, {name: inputs.sides(name)[0] for name in named}, rows)
+        pooled = PooledMlp.of(self._model, self._tower, {name: inputs.sides(name)[0] for name in layers}, rows)
         return F.normalize(rows, dim=-1), pooled if pooled is not None and self._agrees(pooled) else None
 
     @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,8 +15,9 @@ from ..editing.editors import Editor, Statistics
 from ..editing.making import about
 from ..errors import BadInput
 from ..models import Model
-from ..statistics.batches import Progress, count_batches, pair_batches, preserved_batches
-from ..statistics.passes import is_padded, run_pass
+from ..statistics.batches import PairBatch, Progress, count_batches, pair_batches, preserved_batches
+from ..statistics.going_on import KeptPass
+from ..statistics.passes import Reducer, is_padded, run_pass
 
 FOLDS = 3  # each takes the statistics of two thirds of the pairs, and a pass for editors that score every entry
 
@@ -160,32 +161,44 @@ class Profile:
             fed = [row for row in range(len(group[0])) if row != number + 1]
             learning = [statistics[row] for statistics in group for row in fed]
             reducers = [reducer for statistics in learning for reducer in statistics.reducers.values()]
-            found = run_pass(self._model, self._batches(number, towers), reducers, towers, partly=True)
+            pairs = KeptPass(self._model, ["fold", number, towers], reducers)
+            batches = pairs.over(self._batches(number, towers, pairs.done))
+            found = run_pass(self._model, self._shown(batches, number, towers), reducers, towers, partly=True)
+            pairs.end()
             for row in fed:
                 seen[row] = {tower: seen[row][tower] + found[tower] for tower in towers}
-            kept = [reducer for statistics in learning for reducer in statistics.preserve.values()]
-            if kept:
-                batches = preserved_batches(
-                    self._model, self._folds.preserved[number], towers=_modalities(towers), **self._reading
-                )
-                run_pass(self._model, batches, kept, towers, partly=True)
+            preserving = [reducer for statistics in learning for reducer in statistics.preserve.values()]
+            if preserving:
+                self._preserve(number, preserving, towers)
         for statistics in group:
             for row, made in enumerate(statistics):
                 made.pairs = seen[row]
 
-    def _batches(self, fold: int, towers: Sequence[str]) -> Any:
-        pairs, modalities = self._folds.pairs[fold], _modalities(towers)
-        batches: Any = pair_batches(self._model, pairs, towers=modalities, **self._reading)
+    def _preserve(self, number: int, reducers: Sequence[Reducer], towers: Sequence[str]) -> None:
+        kept = KeptPass(self._model, ["preserved fold", number, towers], reducers)
+        preserved, modalities = self._folds.preserved[number], _modalities(towers)
+        batches = preserved_batches(self._model, preserved, towers=modalities, done=kept.done, **self._reading)
+        run_pass(self._model, kept.over(batches), reducers, towers, partly=True)
+        kept.end()
+
+    def _batches(self, fold: int, towers: Sequence[str], done: int) -> Iterator[PairBatch]:
+        pairs = self._folds.pairs[fold]
+        return pair_batches(self._model, pairs, towers=_modalities(towers), done=done, **self._reading)
+
+    def _shown(self, batches: Iterable[PairBatch], fold: int, towers: Sequence[str]) -> Iterable[PairBatch]:
         if self._progress is None:
             return batches
-        total = count_batches(pairs, self._reading["batch_size"], modalities)
+        total = count_batches(self._folds.pairs[fold], self._reading["batch_size"], _modalities(towers))
         return self._progress(batches, total, f"profile, part {fold + 1} of {len(self._folds)}")
 
     def _apart(self, statistics: list[Statistics]) -> None:
         """A pass for each, of an editor that needs all of its pairs in one."""
         for fold, made in zip((None, *range(len(self._folds))), statistics, strict=True):
             towers, pairs = _modalities(made.towers), self._folds.others(fold)
-            made.feed(self._model, pair_batches(self._model, pairs, towers=towers, joint=True, **self._reading))
+            kept = KeptPass(self._model, ["without fold", fold, towers], made.summed())
+            batches = pair_batches(self._model, pairs, towers=towers, joint=True, done=kept.done, **self._reading)
+            made.feed(self._model, kept.over(batches))
+            kept.end()
 
 
 def _modalities(towers: Sequence[str]) -> list[str]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ...models import Model
     from ...statistics.batches import PairBatch
-    from ...statistics.gradients import QuadrupleEmbeddings
+    from ...statistics.gradients import GradientSums, QuadrupleEmbeddings
     from .scores import Scores
 
     Loss = Callable[[QuadrupleEmbeddings, QuadrupleEmbeddings], torch.Tensor]
@@ -139,12 +139,14 @@ class EntryStatistics(Statistics):
     Attributes:
         editor: Whose.
         chosen: The weights.
+        gradients: Their sums, of the gradient baselines.
         found: Name -> scores, once fed, of the gradient baselines.
     """
 
     editor: EntryEditor = field(kw_only=True)
     chosen: list[WeightId] = field(kw_only=True)
     variant: str | None = field(default=None, kw_only=True)
+    gradients: GradientSums | None = field(default=None, kw_only=True, repr=False)
     found: dict[WeightId, torch.Tensor] = field(default_factory=dict, kw_only=True)
     _scores: Scores | None = field(default=None, kw_only=True, repr=False)
 
@@ -152,14 +154,17 @@ class EntryStatistics(Statistics):
     def of(cls, editor: EntryEditor, model: Model, chosen: list[WeightId], variant: str | None) -> EntryStatistics:
         """Not fed yet."""
         from ...statistics.channel_norms import ChannelNorms
+        from ...statistics.gradients import GradientSums
 
         towers, named = tuple(sorted({w.tower for w in chosen})), None if variant in editor.variants[:1] else variant
         reducers = {}
         if editor.scorer is not None:
             make, extra = editor.scorer(), (variant or editor.variants[0],) if editor.variants else ()
             reducers["scores"] = ChannelNorms({w: make(w, model.parameter(w), *extra) for w in chosen})
-        joint = editor.loss is not None
-        return cls(towers, reducers, joint=joint, editor=editor, chosen=chosen, variant=named)
+        sums = None if editor.loss is None else GradientSums(chosen)
+        return cls(
+            towers, reducers, joint=sums is not None, editor=editor, chosen=chosen, variant=named, gradients=sums
+        )
 
     def feed(self, model: Model, batches: Iterable[PairBatch], also: Sequence[Any] = ()) -> None:
         """As `Statistics.feed`; the gradient baselines make a pass of their own, which feeds nobody else."""
@@ -167,8 +172,14 @@ class EntryStatistics(Statistics):
             return super().feed(model, batches, also)
         from ...statistics.gradients import gradients
 
-        found, self.pairs = gradients(model, batches, self.chosen, self.editor.loss())
-        self.found = {weight: found[weight].float() for weight in self.chosen}
+        assert self.gradients is not None
+        gradients(model, batches, self.gradients, self.editor.loss())
+        self.pairs = {weight.tower: self.gradients.pairs for weight in self.chosen}
+        self.found = {weight: found.float() for weight, found in self.gradients.means().items()}
+
+    def summed(self) -> list[Any]:
+        """As `Statistics.summed`."""
+        return super().summed() if self.gradients is None else [self.gradients]
 
     def neutral(self, name: WeightId) -> dict[str, int]:
         """Counts of the cases that the score leaves neutral."""

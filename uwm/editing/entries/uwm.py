@@ -48,6 +48,8 @@ class UwmScorer:
         variant: One of `VARIANTS`.
     """
 
+    SUMS = ("pairs", "_counts", "_main", "_safe", "_waiting", "_waiting_safe")
+
     def __init__(self, weight_id: WeightId, weight: torch.Tensor, variant: str = VARIANTS[0]) -> None:
         assert variant in VARIANTS, variant
         # MPS has no float64; the sums of such a device are kept on the CPU.
@@ -204,6 +206,8 @@ class WaitingRows:
         dtype, device: Of what is kept.
     """
 
+    SUMS = ("_kept", "_count")
+
     def __init__(self, columns: int, room: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
         self._kept = torch.empty(columns, room, width, dtype=dtype, device=device)
         self._count = 0
@@ -233,6 +237,8 @@ class EntryMean:
         neutral: What such a product counts as; None leaves it out of the mean, which is 0 where nothing is left.
         dtype: Of the sum.
     """
+
+    SUMS = ("_sum", "_left_out", "_samples")
 
     def __init__(self, weight: torch.Tensor, neutral: float | None, dtype: torch.dtype) -> None:
         self._sum = torch.zeros(weight.shape, dtype=dtype, device=weight.device)
