@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from processes.threads import together
 
 import uwm
+from uwm.calibration import CalibrationPair
 from uwm.editing import settings, stability
 from uwm.editing.changes import AddLowRank, Scale
 from uwm.editing.editors import Proposal, editor_names, find_editor
@@ -37,6 +41,19 @@ def test_overlap_of_added_matrices_is_the_cosine_of_the_matrices():
     assert overlap(Proposal({A: first}), Proposal({A: second})) == pytest.approx(expected)
     turned = AddLowRank.of(-first.left, -first.right)
     assert overlap(Proposal({A: first}), Proposal({A: turned})) == pytest.approx(1)
+
+
+def test_added_matrices_are_compared_in_the_order_of_their_names():
+    names = [WeightId("text", block, slot) for block in range(9) for slot in ("fc1", "fc2")]
+    large = 1e16 * np.random.default_rng(0).uniform(1, 2, 9)
+    sides = np.ones(len(names)), np.stack([large, -large], 1).ravel()  # in order, each sum is 0 after two
+    sides[1][-2:] = 0.5, 0.25
+
+    def proposal(values):
+        return Proposal({name: AddLowRank.of([[v]], [[1]]) for name, v in zip(names, values, strict=True)})
+
+    length = np.sqrt(len(names) * sum(value * value for value in sides[1].tolist()))
+    assert overlap(*map(proposal, sides)) == pytest.approx(0.75 / length, abs=0)  # whatever the seed of Python's hashes
 
 
 def test_overlap_of_detectors_is_how_little_the_auc_rises():
@@ -89,6 +106,27 @@ def test_all_pairs_are_used_where_the_edit_never_stays_the_same(model, pairs, mo
     assert {pair.id for pair in used.pairs} == {pair.id for pair in pairs.pairs}
     assert [look["pairs"] for look in stable.curve] == [4, 8, 16]  # 24 are less than twice 16
     assert [look["overlap"] is None for look in stable.curve] == [True, False, False]
+
+
+class Drawn:
+    """An editor whose edit stays the same in the first process only."""
+
+    def __init__(self, rank):
+        self.rank, self.edits = rank, 0
+
+    def edit(self, model, statistics, settings, seed):
+        self.edits += 1
+        return scaled(a=[self.edits * self.rank])
+
+
+def test_the_first_of_several_processes_decides_when_an_edit_is_stable(pairs):
+    many = replace(pairs, pairs=tuple(CalibrationPair(f"{n}", "", "safe", "unsafe") for n in range(300)))
+
+    def work(rank):
+        stable = UntilStable(None, Drawn(rank), None, 0, 0.5)
+        return [len(part) for part in stable.parts(many, None)], stable.curve
+
+    assert together(2, work) == [([64, 64], [{"pairs": 64, "overlap": None}, {"pairs": 128, "overlap": 1.0}])] * 2
 
 
 def test_a_job_says_how_many_pairs_were_enough(tiny_hf, tiny_set, monkeypatch):

@@ -7,9 +7,13 @@ import re
 from pathlib import Path
 
 import pytest
+from conftest import write_tiny_set
 from PIL import Image
 from processes.launching import HERE, launch
 
+from uwm.editing.stability import FIRST
+
+STABLE = ("uwm", "ablate")
 CLOSED_FORMS = ("repel", "redirect", "ablate", "null-space")
 TIMED = {"seconds", "per_minute", "run", "costs", "peak_memory_mb", "peak_device_mb"}
 TIMED_FILES = {"comparison.csv", "comparison.md", "comparison.tex", "study.journal", "tune.md"}
@@ -29,20 +33,33 @@ def classes(tmp_path_factory):
     return folder
 
 
-def quick_jobs(model, calib, classes, out):
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """A set of enough pairs for two looks of `--until-stable`, and two of them left."""
+    return write_tiny_set(tmp_path_factory.mktemp("sets") / "many", 2 * FIRST + 8, 2 * FIRST + 2)
+
+
+def quick_jobs(model, calib, classes, many, out):
     small = ["--calib", calib, "--batch-size", "3"]
-    jobs = [["edit", model, *small, "--zero-shot", classes, "--beside", "none", "-o", out / "uwm"]]
+    more = ["--show-examples", "--also-export", "open_clip"]
+    jobs = [["edit", model, *small, "--zero-shot", classes, "--beside", "none", *more, "-o", out / "uwm"]]
+    kept = ["--method", "repel", "--beside", "redirect,null-space", "--preserve", classes]  # its images and names
+    jobs += [["edit", model, *small, *kept, "-o", out / "kept"]]
+    until = ["--calib", many, "--eval-split", "test", "--beside", "none", "--until-stable", "0.01"]
+    jobs += [["edit", model, *until, "--batch-size", "7", "--method", m, "-o", out / f"stable-{m}"] for m in STABLE]
+    jobs += [["edit", model, *small, "--for", "diffusion", "-o", out / "diffusion"]]
     jobs += [["edit", model, *small, "--beside", "none", "--method", m, "-o", out / m] for m in CLOSED_FORMS]
     jobs += [["score", model, *small, "--method", "grad-unsafe", "-o", out / "scores.safetensors"]]
     look = ["eval", model, "--pairs", calib, "--baseline", out / "uwm", "--zero-shot", classes, "--batch-size", "5"]
+    look += ["--require", "GS>=0", "--junit", out / "eval.xml", "--markdown", out / "eval.md"]
     jobs += [[*look, "--json", "--html", out / "eval.html"]] * 2  # the second time from the cache
     train = ["--epochs", "2", "--train-batch", "8", "--micro-batch", "3"]
     return [*jobs, ["finetune", model, "--method", "safe-clip", *small, *train, "-o", out / "trained"]]
 
 
-def slow_jobs(model, calib, classes, out):
+def slow_jobs(model, calib, classes, many, out):
     small = ["--calib", calib, "--batch-size", "3", "--zero-shot", classes]
-    chosen = ["--max-loss", "90%", "--trials", "8", "--beside", "none", "-o", out / "chosen"]
+    chosen = ["--max-loss", "90%", "--preserve", classes, "--trials", "8", "--beside", "none", "-o", out / "chosen"]
     searches = [["tune", model, *small, "--trials", trials, "-o", out / "tuned"] for trials in ("8", "12")]
     methods = ("uwm,repel,safe-clip:epochs=1", "uwm,repel,random,safe-clip:epochs=1,safe-clip:epochs=1+uwm")
     shared = ["compare", model, *small, "--validation", "0.2", "-o", out / "compared"]
@@ -92,11 +109,11 @@ def told_apart_from_times(told: str, out: Path) -> list[str]:
         pytest.param(4, slow_jobs, marks=pytest.mark.slow),
     ],
 )
-def test_several_processes_write_and_tell_what_one_does(count, jobs_of, tiny_hf, tiny_set, classes, tmp_path):
+def test_several_processes_write_and_tell_what_one_does(count, jobs_of, tiny_hf, tiny_set, classes, many, tmp_path):
     found = {}
     for processes in (1, count):
         folder = tmp_path / str(processes)
-        told, errors = run(processes, jobs_of(tiny_hf, tiny_set, classes, folder / "out"), folder)
+        told, errors = run(processes, jobs_of(tiny_hf, tiny_set, classes, many, folder / "out"), folder)
         found[processes] = (
             written(folder / "out"),
             told_apart_from_times(told, folder / "out"),
@@ -109,3 +126,5 @@ def test_several_processes_write_and_tell_what_one_does(count, jobs_of, tiny_hf,
     if jobs_of is quick_jobs:
         assert told == found[count][1]
         assert {f"{method}/uwm_patch.safetensors" for method in ("uwm", *CLOSED_FORMS)} <= files.keys()
+        for method in STABLE:
+            assert [look["pairs"] for look in files[f"stable-{method}/uwm.json"]["stable"]["curve"]] == [64, 128]

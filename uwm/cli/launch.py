@@ -16,7 +16,7 @@ import click
 from ..clock import reuse_freed_memory
 from ..errors import INTERRUPTED, ResourceFault, UwmError
 from ..escaping import CleanLines, error_text, one_line, terminal
-from ..processes import ProcessLost, is_first
+from ..processes import ProcessLost, is_first, joined
 from ..processes.ending import Ending, is_one_of_several, together
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # that end a program
@@ -95,9 +95,13 @@ def _stdout_fault() -> str:
 
 
 def _shared_ending(command: click.Group, arguments: list[str]) -> Ending:
-    """The same in a group, where only the first process runs a verb that is not shared."""
-    shared = is_first() or bool({*arguments[:1]} & {*SHARED})
-    return _ending(command, arguments) if shared else Ending(0)
+    """The same in a group, where the first process by itself runs a verb that is not shared."""
+    if {*arguments[:1]} & {*SHARED}:
+        return _ending(command, arguments)
+    if not is_first():
+        return Ending(0)
+    with joined(None):
+        return _ending(command, arguments)
 
 
 def _ending(command: click.Group, arguments: list[str]) -> Ending:

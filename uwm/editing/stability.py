@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from ..calibration import CalibrationSet
 from ..errors import BadInput, InvalidResult
 from ..models import Model
+from ..processes import from_first
 from ..weights import WeightId
 from .changes import AddLowRank, Change
 from .editors import Editor, Pairs, Proposal, Statistics
@@ -30,7 +32,8 @@ class UntilStable:
     """Gives pairs to an editor's statistics until its edit stays the same.
 
     Pairs come in an order drawn with the seed. Whenever twice as many were seen, the edit from all of them is compared
-    with that from half of them, see `overlap`.
+    with that from half of them, see `overlap`. Of several processes the first one decides, since a float may differ in
+    its last digit on another machine.
 
     Attributes:
         model: Unedited.
@@ -64,7 +67,7 @@ class UntilStable:
             if done < max(FIRST, 2 * first):
                 return  # too few were left for another look
             found = self._edit(statistics)
-            share = None if before is None or found is None else overlap(before, found)
+            share = from_first(partial(_share, before, found), "how stable the edit is")
             self.curve.append({"pairs": done, "overlap": share})
             if share is not None and share >= self.wanted:
                 return
@@ -80,6 +83,11 @@ class UntilStable:
             return self.editor.edit(self.model, seen, self.settings, self.seed)
         except (BadInput, InvalidResult):
             return None
+
+
+def _share(before: Proposal | None, found: Proposal | None) -> float | None:
+    """`overlap`; None where either edit is missing."""
+    return None if before is None or found is None else overlap(before, found)
 
 
 def check_share(wanted: float | None) -> None:
@@ -130,7 +138,7 @@ def _touched(changes: Changes, name: WeightId) -> np.ndarray:
 
 def _cosine(half: Changes, whole: Changes) -> float:
     """Of the added matrices, as one vector each."""
-    pairs = [(half.get(name), whole.get(name)) for name in {*half, *whole}]
+    pairs = [(half.get(name), whole.get(name)) for name in sorted({*half, *whole})]  # sums of floats have an order
     own = [sum(_product(side[n], side[n]) for side in pairs) for n in (0, 1)]
     length = math.sqrt(own[0] * own[1])
     return sum(_product(first, second) for first, second in pairs) / length if length else 1.0

@@ -48,8 +48,8 @@ def current() -> Group | None:
 
 
 @contextmanager
-def joined(group: Group) -> Iterator[None]:
-    """Work in a group while the body runs."""
+def joined(group: Group | None) -> Iterator[None]:
+    """Work in a group while the body runs; None: by itself."""
     token = _GROUP.set(group)
     try:
         yield
