@@ -73,7 +73,7 @@ LAXER = {
     "size is inconsistent with indices": "a sparse tensor, which is no weight and left out",
     "requires_grad must be a bool": "a broken tensor in what is no state dict, which is left out",
     "Trying to resize storage that is not resizable": "a broken tensor beside the state dict, which is left out",
-    "Can only SETITEM for dict": "items put on a stand-in, which stay there",
+    "Can only (SETITEM for dict|append to lists)": "items put on a stand-in, which stay there",
 }
 
 
