@@ -7,6 +7,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -26,6 +27,7 @@ from uwm.knowledge import open_data_sets
 from uwm.recipe import run
 from uwm.statistics import passes, sources
 from uwm.statistics.batches import DoneBatch
+from uwm.statistics.going_on import KeptRows
 from uwm.unfinished import Entry, Unfinished
 
 STOPPING = HERE.parent / "stopping.py"
@@ -296,6 +298,25 @@ def test_what_was_kept_is_found_by_the_next_run_alone(store):
     assert found.tensors["rows"].tolist() == [[0, 1, 2], [3, 4, 5]]
     assert found.about == {"batches": 2}
     assert store().get("2" * 64) is None
+
+
+def embed_and_stop(store, count, every):
+    """The rows that are there; then those up to `count` are made, and kept after every so many batches."""
+    rows = KeptRows(SimpleNamespace(unfinished=store(), edited=()), "text", [(f"{n} dogs",) for n in range(6)])
+    found = [row.item() for row in rows.found]
+    for number in range(len(found), count):
+        with mock.patch.object(Unfinished, "is_due", lambda *_, due=(number + 1) % every == 0: due):
+            rows.add(torch.tensor([[float(number)]]))
+    return found
+
+
+def test_embeddings_whose_first_part_was_lost_are_no_others(store, cache):
+    embed_and_stop(store, 4, every=2)
+    oldest = min(kept(cache), key=lambda file: (file.suffix != ".safetensors", file.stat().st_mtime_ns))
+    oldest.unlink()
+    assert embed_and_stop(store, 3, every=3) == []
+    assert embed_and_stop(store, 5, every=2) == [0, 1, 2]
+    assert embed_and_stop(store, 0, every=1) == [0, 1, 2, 3]
 
 
 def test_small_work_waits_for_the_next_that_is_kept(store, cache):

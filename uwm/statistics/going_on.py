@@ -85,16 +85,16 @@ class KeptRows:
     def __init__(self, model: Model, tower: str, batches: Sequence[Batch]) -> None:
         self._kept = model.unfinished if batches else None
         self._new: list[torch.Tensor] = []
-        self._parts = 0
+        self._first = 0  # batch of those that are not kept yet
         self.found: list[torch.Tensor] = []
         if self._kept is None:
             return
         self._name = _digest([tower, _edit(model), [[_named(source) for source in batch] for batch in batches]])
         sizes = [len(batch) for batch in batches]
-        while (entry := self._kept.get(self._part(self._parts))) is not None:
-            self._parts += 1
-            rows, first = entry.tensors["rows"], len(self.found)
-            self.found += rows.split(sizes[first : first + entry.about["batches"]])
+        while (entry := self._kept.get(self._part())) is not None:
+            last = self._first + entry.about["batches"]
+            self.found += entry.tensors["rows"].split(sizes[self._first : last])
+            self._first = last
 
     def add(self, rows: torch.Tensor) -> None:
         """The next batch, [batch, dim]; of several processes all add it."""
@@ -111,12 +111,13 @@ class KeptRows:
 
     def _gathered(self) -> tuple[str, Entry]:
         entry = Entry({"rows": torch.cat(self._new)}, {"batches": len(self._new)})
-        name, self._new = self._part(self._parts), []
-        self._parts += 1
+        name = self._part()
+        self._first, self._new = self._first + len(self._new), []
         return name, entry
 
-    def _part(self, number: int) -> str:
-        return _digest([self._name, number])
+    def _part(self) -> str:
+        """Named by its first batch: of runs that were stopped, each cuts the batches at other places."""
+        return _digest([self._name, self._first])
 
 
 def _digest(value: Any) -> str:
