@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,8 +24,10 @@ from uwm import unfinished
 from uwm.editing.editors import find_editors
 from uwm.evaluating import EvalRecipe, run_evaluation
 from uwm.fitting import Recipe
+from uwm.inputs import surroundings
 from uwm.inputs.resuming import GOES_ON, keep_work
 from uwm.knowledge import open_data_sets
+from uwm.models.hugging_face import HuggingFaceModel
 from uwm.recipe import run
 from uwm.statistics import passes, sources
 from uwm.statistics.batches import DoneBatch
@@ -77,6 +81,13 @@ def facts(outcome):
     """What decides everything that a run writes."""
     manifest = {key: value for key, value in outcome.manifest.items() if key != "run"}
     return outcome.patch.content(), json.dumps(manifest, default=str)
+
+
+def score_of(run_uwm, model, pairs, method, out):
+    """`uwm score` through the program; its bytes."""
+    given = ("--calib", pairs, "--method", method, "--batch-size", "5", "--overwrite")
+    assert run_uwm("score", model, *given, "-o", out)[0] == 0
+    return out.read_bytes()
 
 
 def goes_on_after_each_kill(work, batches, cache, times=3):
@@ -143,9 +154,7 @@ def test_an_evaluation_goes_on(tiny_hf, tiny_open_clip, tiny_set, classes, batch
 @pytest.mark.parametrize("method", ["uwm", "grad-safe-clip"])
 def test_scores_go_on(method, tiny_hf, tiny_set, tmp_path, batches, cache, run_uwm):
     def work():
-        given = ("--calib", tiny_set, "--method", method, "--batch-size", "5", "--overwrite")
-        assert run_uwm("score", tiny_hf, *given, "-o", tmp_path / "s.safetensors")[0] == 0
-        return (tmp_path / "s.safetensors").read_bytes()
+        return score_of(run_uwm, tiny_hf, tiny_set, method, tmp_path / "s.safetensors")
 
     assert goes_on_after_each_kill(work, batches, cache) > 1
 
@@ -226,25 +235,101 @@ def a_prompt(folders, settings):
     file.write_text((file.read_text() if file.exists() else "a photo of a {}.\n") + "\n")
 
 
+def another_tokenizer_file(folders, settings):
+    (folders["model"] / "merges.bpe").write_text("a b\n")
+
+
+def a_name_of_a_class(folders, settings):
+    (folders["zs"] / "classnames.txt").write_text("cat\nwolf\n")
+
+
+def the_unsafe_classes(folders, settings):
+    (folders["zs"].parent / "unsafe_classes.txt").write_text("dog\n")
+
+
+def the_preprocessing(folders, settings):
+    file = folders["zs"].parent / "preprocess.json"
+    file.write_text('{"preprocess_cfg": {"interpolation": "bilinear"}}')
+    settings["preprocess"] = str(file)
+
+
+def the_dtype(folders, settings):
+    settings["opened"] = {"dtype": "bfloat16"}
+
+
 def the_threads(folders, settings):
     torch.set_num_threads(torch.get_num_threads() + 1)
+
+
+def the_precision(folders, settings):
+    torch.set_float32_matmul_precision("medium")
+
+
+def oneDNN(folders, settings):
+    torch.backends.mkldnn.enabled = False
+
+
+def deterministic(folders, settings):
+    torch.use_deterministic_algorithms(True)
+
+
+def autocast(folders, settings):
+    settings["around"] = torch.autocast("cpu", torch.bfloat16)
+
+
+def a_variable_of_mkl(folders, settings):
+    settings["around"] = mock.patch.dict(os.environ, MKL_CBWR="COMPATIBLE")
+
+
+def the_processor(folders, settings):
+    settings["around"] = mock.patch.object(surroundings, "_processor", return_value="another")
+
+
+def a_library(folders, settings):
+    settings["around"] = mock.patch.object(surroundings, "_version", return_value="99")
+
+
+def our_code(folders, settings):
+    settings["around"] = mock.patch.object(surroundings, "_code", return_value="changed")
+
+
+def what_a_tokenizer_from_elsewhere_makes(folders, settings):
+    settings["around"] = mock.patch.object(HuggingFaceModel, "tokenize", return_value=[torch.ones(2, 3)])
+
+
+def the_architecture(folders, settings):
+    settings["around"] = mock.patch.object(torch.nn.Module, "__repr__", return_value="another")
 
 
 def the_verb(folders, settings):
     settings["verb"] = "eval model"
 
 
-CHANGES = [one_weight, a_merge_of_the_tokenizer, a_caption, an_image, an_image_of_a_class, a_prompt, the_threads]
-CHANGES += [the_verb]
+CHANGES = [one_weight, a_merge_of_the_tokenizer, another_tokenizer_file, the_preprocessing, the_dtype, the_architecture]
+CHANGES += [a_caption, an_image, an_image_of_a_class, a_name_of_a_class, the_unsafe_classes]
+CHANGES += [a_prompt, what_a_tokenizer_from_elsewhere_makes, the_verb]
+CHANGES += [the_threads, the_precision, oneDNN, deterministic, autocast, a_variable_of_mkl, the_processor]
+CHANGES += [a_library, our_code]
 
 
 def run_of(folders, settings, **given):
     """The name of a run."""
-    model, pairs = uwm.load(folders["model"]), uwm.read_calibration(folders["set"])
+    model, pairs = uwm.load(folders["model"], **settings.get("opened", {})), uwm.read_calibration(folders["set"])
     data = open_data_sets([str(folders["zs"])], templates=settings.get("templates")).values()
-    rest = {name: value for name, value in settings.items() if name != "verb"}
-    found = keep_work(settings.get("verb", "edit"), {**rest, **given}, model, [pairs], data)
+    rest = {name: value for name, value in settings.items() if name not in ("verb", "around", "opened")}
+    with settings.get("around", nullcontext()):
+        found = keep_work(settings.get("verb", "edit"), {**rest, **given}, model, [pairs], data)
     return found._run
+
+
+@pytest.fixture
+def torch_as_it_was():
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(precision)
+    torch.use_deterministic_algorithms(False)
+    torch.backends.mkldnn.enabled = True
 
 
 def test_the_same_run_has_the_same_name_wherever_its_files_lie(copies, tiny_hf, tiny_set, classes):
@@ -257,16 +342,47 @@ def test_the_same_run_has_the_same_name_wherever_its_files_lie(copies, tiny_hf, 
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_a_run_of_something_else_has_another_name(change, copies):
-    threads = torch.get_num_threads()
+def test_a_run_of_something_else_has_another_name(change, copies, torch_as_it_was):
     (copies["zs"].parent / "prompts.txt").write_text("a photo of a {}.\n")
     settings = {"seed": 0, "templates": str(copies["zs"].parent / "prompts.txt")}
     first = run_of(copies, settings)
-    try:
-        change(copies, settings)
-        assert run_of(copies, settings) != first
-    finally:
-        torch.set_num_threads(threads)
+    assert run_of(copies, settings) == first
+    change(copies, settings)
+    assert run_of(copies, settings) != first
+
+
+def test_a_file_of_a_published_data_set_decides(tiny_hf, tmp_path):
+    base = tmp_path / "SUN397"
+    (base / "a" / "abbey").mkdir(parents=True)
+    (base / "ClassName.txt").write_text("/a/abbey\n")
+    image = base / "a" / "abbey" / "sun_1.jpg"
+    Image.new("RGB", (32, 32)).save(image)
+    model, found = uwm.load(tiny_hf), []
+    for size in (32, 48):
+        Image.new("RGB", (size, size)).save(image)
+        data = open_data_sets(["sun397"], data_root=tmp_path)
+        found.append(keep_work("eval", {}, model, [], data.values())._run)
+    (base / "link").symlink_to("nowhere")
+    assert found[0] != found[1]
+    assert keep_work("eval", {}, model, [], data.values())._run == found[1]
+
+
+def test_the_code_of_another_distributions_editor_decides(tmp_path, monkeypatch):
+    package = tmp_path / "their_editor"
+    package.mkdir()
+    (package / "__init__.py").write_text("class Theirs: pass\n")
+    (package / "sums.py").write_text("FACTOR = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    theirs = importlib.import_module("their_editor").Theirs()
+    monkeypatch.setattr(surroundings, "find_editors", lambda: {"theirs": theirs})
+    found = []
+    for factor in (1, 2):
+        (package / "sums.py").write_text(f"FACTOR = {factor}\n")
+        for settings in ({"method": "theirs"}, {"beside": ("theirs",)}, {"method": None}):
+            found.append(surroundings.surroundings(settings, torch.device("cpu")))
+    assert found[0] == found[1] != found[2]
+    assert found[3] == found[4] != found[0]
+    assert found[5] == found[2]
 
 
 def test_another_run_does_not_take_what_is_kept(tiny_hf, tiny_set, batches, cache):
@@ -276,6 +392,18 @@ def test_another_run_does_not_take_what_is_kept(tiny_hf, tiny_set, batches, cach
         run(replace(recipe, seed=1))
     batches[0] = 0
     assert facts(run(recipe)) == expected
+    assert batches[0] == alone
+
+
+def test_scores_of_another_method_do_not_take_what_is_kept(tiny_hf, tiny_set, tmp_path, batches, cache, run_uwm):
+    def scores(method):
+        return score_of(run_uwm, tiny_hf, tiny_set, method, tmp_path / "s.safetensors")
+
+    expected, alone = scores("grad-safe-clip"), batches[0]
+    with keeping(kill_at(2)), pytest.raises(Killed):
+        scores("grad-unsafe")
+    batches[0] = 0
+    assert scores("grad-safe-clip") == expected
     assert batches[0] == alone
 
 
@@ -363,6 +491,13 @@ def test_a_disk_that_is_full_stops_nothing(store, monkeypatch):
 
     monkeypatch.setattr(unfinished.Signer, "write", full)
     store().put(NAME, Entry({"rows": torch.ones(3)}))
+
+
+def test_a_cache_that_may_not_be_read_stops_nothing(store, monkeypatch):
+    store().put(NAME, Entry({"rows": torch.ones(3)}))
+    monkeypatch.setattr(Path, "iterdir", mock.Mock(side_effect=PermissionError(13, "Permission denied")))
+    assert not store().goes_on
+    store().remove()
 
 
 def test_old_and_large_work_goes_and_nothing_else(store, cache, monkeypatch):

@@ -67,7 +67,7 @@ class Unfinished:
         self._written = time.monotonic()
         self._waiting: dict[str, Entry] = {}
         self._begun = 0
-        self.goes_on: bool = from_first(lambda: any(self._entries(self._own)), "an earlier run")
+        self.goes_on: bool = from_first(self._left, "an earlier run")
 
     @classmethod
     def of(cls, run: str) -> Unfinished | None:
@@ -122,6 +122,13 @@ class Unfinished:
 
     def _key(self, name: str) -> str:
         return hashlib.sha256(f"{self._run} {name}".encode()).hexdigest()
+
+    def _left(self) -> bool:
+        try:
+            return any(self._entries(self._own))
+        except OSError as error:
+            logger.info("no work to go on with: %s", error)
+            return False
 
     def _read(self, name: str) -> Entry | None:
         try:

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import PIL
-import torch
-
+from ..cache import PROBE_TEXTS
 from ..calibration import CalibrationSet, Preservation
-from ..checkpoint import file_sha256
+from ..checkpoint import Checkpoint, file_sha256
+from ..errors import BadInput
 from ..knowledge import DataSet
 from ..models import Model
-from ..report import versions
 from ..stages import note
 from ..unfinished import Unfinished
 from .fingerprints import content_or_tag, data_set_fingerprint
+from .surroundings import surroundings
 
-SIDE_FILES = {".json", ".txt", ".model", ".jinja"}  # what says how weights are used, and the tokenizer's files
+SIDE_FILE = 64 << 20  # bytes: configs and tokenizers are smaller
 NO_MATTER = ("workers", "cache")  # settings on which no bit hangs
 GOES_ON = "going on with what an earlier run of the same command has done; --no-cache begins anew"
 
@@ -36,8 +37,8 @@ def keep_work(
 ) -> Unfinished | None:
     """Keep what the model does in the user's cache, and go on with what an earlier run of the same kept.
 
-    The same run has the same verb, settings, files of the model, contents of the sets, versions, device and number of
-    threads. Without a checkpoint nothing is kept.
+    The same run has the same verb, settings, files of the model and contents of the sets, and the same `surroundings`.
+    Without a checkpoint nothing is kept.
 
     Args:
         verb: Of the run, and where it has several models which of them.
@@ -51,18 +52,15 @@ def keep_work(
     """
     if model.checkpoint is None:
         return None
+    sets, data_sets = [*sets], [*data_sets]
+    reads_text = bool(data_sets or preserve) or any(pair.has_text for pairs in sets for pair in pairs.pairs)
     about = {name: value for name, value in settings.items() if name not in NO_MATTER}
     for name in ("preprocess", "templates"):
         about[name] = content_or_tag(settings[name]) if settings.get(name) else None
-    about |= {
-        "verb": verb,
-        "versions": versions() | {"pillow": PIL.__version__},
-        "device": str(model.device),
-        "dtype": str(model.dtype),
-    }
-    about |= {"threads": torch.get_num_threads(), "processor": torch.backends.cpu.get_cpu_capability()}
-    about |= {"files": model.checkpoint.file_hashes() | _side_files(model.checkpoint.path)}
+    about |= {"verb": verb, "dtype": str(model.dtype), "around": surroundings(settings, model.device)}
+    about |= {"files": model.checkpoint.file_hashes() | _side_files(model.checkpoint), "module": str(model.module)}
     about |= {"sets": [pairs.fingerprint() for pairs in sets], "data_sets": [*map(_pictures, data_sets)]}
+    about["tokens"] = _tokens(model) if reads_text else None
     about["preserved"] = None if preserve is None else preserve.fingerprint()
     run = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
     model.unfinished = Unfinished.of(run)
@@ -78,12 +76,31 @@ def work_is_done(*work: Unfinished | None) -> None:
             kept.remove()
 
 
-def _side_files(path: Path) -> dict[str, str]:
-    found = sorted(path.rglob("*")) if path.is_dir() else []
-    return {f.relative_to(path).as_posix(): file_sha256(f) for f in found if f.suffix in SIDE_FILES and f.is_file()}
+def _side_files(checkpoint: Checkpoint) -> dict[str, str]:
+    """A hash of every side file that says how weights are used; of larger ones, as of parts of a pipeline, the size."""
+    found = {}
+    for name in checkpoint.side_files:
+        path = checkpoint.path / name
+        size = path.stat().st_size
+        found[name.as_posix()] = file_sha256(path) if size <= SIDE_FILE else str(size)
+    return found
+
+
+def _tokens(model: Model) -> list[Any] | None:
+    """What the tokenizer makes of two texts: some text towers have it from elsewhere than the checkpoint's folder."""
+    try:
+        return [part.tolist() for part in model.tokenize(PROBE_TEXTS)]
+    except BadInput:
+        return None  # the job needs none, or refuses it in its own words
 
 
 def _pictures(data: DataSet) -> list[Any]:
-    """What decides the figures of a data set, with the times at which its files were written."""
-    files = [Path(path) for path, *_ in getattr(data.pictures, "samples", [])]
-    return [*data_set_fingerprint(data), [file.stat().st_mtime_ns for file in files]]
+    """What decides the figures of a data set: sizes and times of its files, whose content would take long to read."""
+    place, files = data.place, []
+    for folder, inner, names in os.walk(place, followlinks=True) if place is not None else ():
+        inner.sort()
+        for path in (Path(folder, name) for name in sorted(names)):
+            with contextlib.suppress(OSError):  # a link to nothing
+                about = path.stat()
+                files.append([path.relative_to(place).as_posix(), about.st_size, about.st_mtime_ns])
+    return [*data_set_fingerprint(data), files]

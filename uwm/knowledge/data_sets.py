@@ -33,6 +33,7 @@ class DataSet:
         templates: The prompts that are used, each with ``{}`` for the class name.
         unsafe_classes: Names of classes whose accuracy is also given apart.
         odd: What a reader of its figures should know, such as a copy that is not whole.
+        place: The folder with its files; None where there are none.
     """
 
     name: str
@@ -41,6 +42,7 @@ class DataSet:
     templates: tuple[str, ...]
     unsafe_classes: frozenset[str] = frozenset()
     odd: tuple[str, ...] = ()
+    place: Path | None = None
     _classes: dict[int, int] = field(default_factory=dict, init=False, repr=False, compare=False)  # of pictures read
 
     def __len__(self) -> int:
@@ -149,7 +151,8 @@ def _published(key: str, data_root: str | Path | None, prompts: tuple[str, ...] 
         if found != whole
     ]
     odd += _one_name(key, names)
-    return DataSet(key, pictures, tuple(names), prompts or (row.template,), odd=tuple(odd))
+    place = Path(data_root) / row.folder
+    return DataSet(key, pictures, tuple(names), prompts or (row.template,), odd=tuple(odd), place=place)
 
 
 def _folder(folder: Path, prompts: tuple[str, ...] | None, ensemble: bool) -> DataSet:
@@ -170,7 +173,7 @@ def _folder(folder: Path, prompts: tuple[str, ...] | None, ensemble: bool) -> Da
     unsafe = frozenset(text_lines(listed)) if listed.is_file() else frozenset()
     name = folder.resolve().name
     odd = (*(_counted_otherwise(name, pictures.classes) if named else ()), *_one_name(name, names))
-    return DataSet(name, pictures, tuple(names), prompts, unsafe, odd)
+    return DataSet(name, pictures, tuple(names), prompts, unsafe, odd, folder)
 
 
 def _folder_names(folder: Path, classes: Sequence[str]) -> list[str]:
