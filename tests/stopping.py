@@ -1,5 +1,7 @@
 """`python stopping.py K ARGUMENTS…`: the program keeps its work after every batch, and is killed at the K-th time.
 
+By the signal that the variable STOP names, SIGKILL where it names none.
+
 As a module: the same within this process, where the kill is an exception that nothing catches.
 """
 
@@ -48,7 +50,7 @@ def kill_at(count: int) -> Callable[[int], None]:
 def _die_at(count: int) -> Callable[[int], None]:
     def stop(puts):
         if puts == count and is_first():
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), getattr(signal, os.environ.get("STOP", "SIGKILL")))
 
     return stop
 

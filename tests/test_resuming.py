@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
 import shutil
+import time
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -15,24 +17,26 @@ from unittest import mock
 import pytest
 import torch
 from PIL import Image
-from processes.launching import HERE, launch
+from processes.launching import HERE, launch, ours
 from safetensors.torch import load_file, save_file
 from stopping import Killed, keeping, kill_at
 
 import uwm
 from uwm import unfinished
 from uwm.editing.editors import find_editors
+from uwm.errors import INTERRUPTED, KEPT, BadInput
 from uwm.evaluating import EvalRecipe, run_evaluation
 from uwm.fitting import Recipe
 from uwm.inputs import surroundings
 from uwm.inputs.resuming import GOES_ON, keep_work
 from uwm.knowledge import open_data_sets
 from uwm.models.hugging_face import HuggingFaceModel
+from uwm.processes.ending import STOPPED
 from uwm.recipe import run
 from uwm.statistics import passes, sources
 from uwm.statistics.batches import DoneBatch
 from uwm.statistics.going_on import KeptRows
-from uwm.unfinished import Entry, Unfinished
+from uwm.unfinished import Entry, Unfinished, is_kept
 
 STOPPING = HERE.parent / "stopping.py"
 RUN, NAME = "0" * 64, "1" * 64
@@ -191,6 +195,69 @@ def test_a_killed_program_goes_on_and_says_so(processes, tiny_hf, tiny_set, tmp_
         assert (GOES_ON in errors) == (flags == ())
     assert found[0] == found[1]
     assert [file for file in kept(cache) if file.suffix == ".safetensors"] == []
+
+
+def stop_by(fault):
+    """Raise it when work was kept for the second time, as a signal or a lack of memory or disk would."""
+
+    def stop(puts):
+        if puts == 2:
+            raise fault
+
+    return stop
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+STOPS = {
+    "Ctrl-C": (KeyboardInterrupt(), 130, [INTERRUPTED, KEPT]),
+    "SIGTERM": (SystemExit(143), 143, [KEPT]),
+    "no memory": (MemoryError(), 4, ["uwm: error: out of memory; try a smaller --batch-size, or --device cpu", KEPT]),
+    "a full disk": (FULL, 4, ["uwm: error: the system: No space left on device", KEPT]),
+    "a bad input": (BadInput("x: bad; mend it"), 2, ["uwm: error: x: bad; mend it"]),
+}
+
+
+@pytest.mark.parametrize("name", STOPS)
+def test_a_run_that_is_stopped_says_how_to_go_on(name, tiny_hf, tiny_set, tmp_path, cache, run_uwm):
+    fault, code, told = STOPS[name]
+    score = ("score", tiny_hf, "--calib", tiny_set, "--batch-size", "5", "-o", tmp_path / "s.safetensors")
+    with keeping(stop_by(fault)):
+        found, _, errors = run_uwm(*score)
+    assert (found, errors.splitlines()[-len(told) :]) == (code, told)
+    assert kept(cache)
+    with mock.patch.object(Unfinished, "get", side_effect=fault):  # before this run keeps anything
+        assert run_uwm(*score)[2].splitlines()[-len(told) :] == told
+
+
+def test_a_run_that_is_stopped_before_it_keeps_anything_promises_nothing(tiny_hf, tiny_set, tmp_path, cache, run_uwm):
+    score = ("score", tiny_hf, "--calib", tiny_set, "-o", tmp_path / "s.safetensors")
+    for there in (False, True):
+        with mock.patch.object(Unfinished, "is_due", side_effect=KeyboardInterrupt):
+            assert run_uwm(*score)[2].splitlines()[-1] == INTERRUPTED
+        if not there:
+            with keeping(kill_at(1)), pytest.raises(Killed):
+                uwm.cli.main([*map(str, score)])
+            for path in kept(cache):  # as a kill leaves what was being written
+                path.rename(path.with_name(f".uwm-{'0' * 16}-{path.name}"))
+
+
+def test_a_run_of_before_makes_no_promise(store):
+    begun = time.monotonic()
+    store().put(NAME, Entry({"rows": torch.ones(1)}))
+    assert is_kept(begun)
+    assert not is_kept(time.monotonic())
+    store().remove()
+    assert not is_kept(begun)
+
+
+@pytest.mark.slow
+def test_a_run_of_several_processes_that_is_stopped_says_how_to_go_on(tiny_hf, tiny_set, tmp_path, cache):
+    edit = ["edit", tiny_hf, "--calib", tiny_set, "--beside", "none", "--batch-size", "3", "-o", tmp_path / "out"]
+    path = os.pathsep.join([str(STOPPING.parent), str(HERE.parents[1])])
+    with launch(2, STOPPING, 3, *edit, folder=tmp_path, PYTHONPATH=path, STOP="SIGTERM") as process:
+        _, errors = process.communicate(timeout=200)
+    told = [line for line in ours(errors) if line.startswith("uwm: ")]
+    assert told == [STOPPED, KEPT]
 
 
 # ---------------------------------------------------------------- which runs are the same

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 INTERRUPTED = "uwm: interrupted; nothing was left half-written"
+KEPT = "uwm: what was done so far is kept; run the same command again to go on"
 
 
 class UwmError(Exception):

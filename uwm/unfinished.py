@@ -27,8 +27,14 @@ SHARE = 0.05  # of the time that keeping it may take
 MAX_BYTES = 4 << 30  # of all runs together
 MAX_AGE = 14 * 24 * 3600.0  # seconds after which a run that nobody went on with is forgotten
 RUN, ENTRY = re.compile("[0-9a-f]{64}"), re.compile(r"(\.uwm-[0-9a-f]{16}-)?[0-9a-f]{64}\.safetensors")
+_begun: dict[Path, float] = {}  # the folder of a run of this process that has not come to its end -> when it began
 
 logger = logging.getLogger(__name__)
+
+
+def is_kept(since: float = 0.0) -> bool:
+    """Whether a run of this process, begun after a time of `time.monotonic`, has left something to go on with."""
+    return any(begun >= since and _holds_work(folder) for folder, begun in _begun.items())
 
 
 @dataclass(frozen=True)
@@ -66,8 +72,9 @@ class Unfinished:
         self._pause = self._every
         self._written = time.monotonic()
         self._waiting: dict[str, Entry] = {}
-        self._begun = 0
-        self.goes_on: bool = from_first(self._left, "an earlier run")
+        self._number = 0
+        _begun[self._own] = self._written
+        self.goes_on: bool = from_first(lambda: _holds_work(self._own), "an earlier run")
 
     @classmethod
     def of(cls, run: str) -> Unfinished | None:
@@ -81,8 +88,8 @@ class Unfinished:
 
     def next_number(self) -> int:
         """How many pieces of work were begun before: the same run begins them in the same order."""
-        self._begun += 1
-        return self._begun - 1
+        self._number += 1
+        return self._number - 1
 
     def is_due(self, part: float = 1.0) -> bool:
         """Whether this process should write now, after so large a part of the usual pause."""
@@ -106,9 +113,10 @@ class Unfinished:
     def remove(self) -> None:
         """The run is done."""
         self._waiting.clear()
+        _begun.pop(self._own, None)
         if is_first():
             with contextlib.suppress(OSError):
-                for path in self._entries(self._own):
+                for path in _entries(self._own):
                     path.unlink()
                 self._own.rmdir()
 
@@ -122,13 +130,6 @@ class Unfinished:
 
     def _key(self, name: str) -> str:
         return hashlib.sha256(f"{self._run} {name}".encode()).hexdigest()
-
-    def _left(self) -> bool:
-        try:
-            return any(self._entries(self._own))
-        except OSError as error:
-            logger.info("no work to go on with: %s", error)
-            return False
 
     def _read(self, name: str) -> Entry | None:
         try:
@@ -150,15 +151,10 @@ class Unfinished:
         except (UwmError, OSError) as error:
             logger.info("work not kept: %s", error)
 
-    def _entries(self, folder: Path) -> Iterator[Path]:
-        """The files of a run; none of a folder that is not there, or is a link."""
-        if not folder.is_symlink() and folder.is_dir():
-            yield from (path for path in folder.iterdir() if ENTRY.fullmatch(path.name))
-
     def _shrink(self) -> None:
         """Remove what is old, and what was written longest ago where all is too much; never a file that is not ours."""
         runs = [path for path in self._folder.iterdir() if RUN.fullmatch(path.name)]
-        found = [(path.stat(), path) for run in runs for path in self._entries(run)]
+        found = [(path.stat(), path) for run in runs for path in _entries(run)]
         total, now = 0, time.time()
         for about, path in sorted(found, key=lambda one: one[0].st_mtime, reverse=True):
             total += about.st_size
@@ -167,6 +163,21 @@ class Unfinished:
         for run in runs:
             with contextlib.suppress(OSError):  # it is not empty
                 run.rmdir()
+
+
+def _entries(folder: Path) -> Iterator[Path]:
+    """The files of a run; none of a folder that is not there, or is a link."""
+    if not folder.is_symlink() and folder.is_dir():
+        yield from (path for path in folder.iterdir() if ENTRY.fullmatch(path.name))
+
+
+def _holds_work(folder: Path) -> bool:
+    """Whether a run has left a whole file; not one that a kill left while it was written."""
+    try:
+        return any(not path.name.startswith(".") for path in _entries(folder))
+    except OSError as error:
+        logger.info("no work to go on with: %s", error)
+        return False
 
 
 def _forms(about: Mapping[str, Any]) -> tuple[Forms, Forms]:

@@ -7,14 +7,17 @@ import logging
 import os
 import signal
 import sys
+import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import click
 
 from ..clock import reuse_freed_memory
-from ..errors import INTERRUPTED, ResourceFault, UwmError
+from ..errors import INTERRUPTED, KEPT, ResourceFault, UwmError
 from ..escaping import CleanLines, error_text, one_line, terminal
 from ..processes import ProcessLost, is_first, joined
 from ..processes.ending import Ending, is_one_of_several, together
@@ -34,11 +37,22 @@ def launch(command: click.Group, arguments: list[str]) -> None:
             stream.reconfigure(errors="backslashreplace")
     if logging.lastResort is not None:  # what shows warnings where nobody has set logging up
         logging.lastResort.setFormatter(CleanLines())
-    shared = is_one_of_several(os.environ)
+    shared, way_on = is_one_of_several(os.environ), partial(_way_on, time.monotonic())
     _listen(shared)
     if shared:
-        together(lambda: _shared_ending(command, arguments), os.environ)
-    sys.exit(_told(_ending(command, arguments)).code)
+        together(lambda: _shared_ending(command, arguments), os.environ, way_on)
+    try:
+        ending = _ending(command, arguments)
+    except SystemExit as stop:
+        _told(Ending(0, stopped=True), way_on)  # by a signal, which leaves with its own code
+        raise stop
+    sys.exit(_told(ending, way_on).code)
+
+
+def _way_on(since: float) -> str:
+    """What to say of work that a run begun since then has kept; empty where there is none."""
+    unfinished = sys.modules.get("uwm.unfinished")  # nothing is kept where nobody has imported it
+    return KEPT if unfinished is not None and unfinished.is_kept(since) else ""
 
 
 def _listen(shared: bool) -> None:
@@ -69,13 +83,13 @@ def _interrupt(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _told(ending: Ending) -> Ending:
+def _told(ending: Ending, way_on: Callable[[], str]) -> Ending:
     """Tell how it ended. What could not be written to stdout, such as to a full device, is an error of its own."""
     if fault := _stdout_fault():
         ending = ending if ending.code else Ending(ResourceFault.exit_code, f"uwm: error: stdout: {fault}")
-    if ending.text:
+    if text := ending.with_way_on(ending.text, way_on):
         with suppress(OSError):
-            click.echo(ending.text, err=True)
+            click.echo(text, err=True)
     return ending
 
 
@@ -111,13 +125,15 @@ def _ending(command: click.Group, arguments: list[str]) -> Ending:
     except UwmError as error:
         return _failed(error, arguments)
     except click.exceptions.Abort:
-        return Ending(130, INTERRUPTED)
+        return Ending(130, INTERRUPTED, stopped=True)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f" Try '{context.command_path} --help' for help." if context is not None else ""
         return Ending(error.exit_code, f"uwm: error: {one_line(error.format_message())}{hint}")
     except (MemoryError, RuntimeError, ImportError, OSError) as error:
-        return _failed(_fault_of(error), arguments)
+        fault = _fault_of(error)
+        fault.__cause__ = error
+        return _failed(fault, arguments)
     return Ending(0)
 
 
@@ -142,4 +158,5 @@ def _failed(error: UwmError, arguments: list[str]) -> Ending:
         raise error
     if "--debug" in arguments:
         click.echo(terminal("".join(traceback.format_exception(error))), err=True)
-    return Ending(error.exit_code, f"uwm: error: {error_text(error)}")
+    stopped = isinstance(error, ResourceFault) and isinstance(error.__cause__, OSError | MemoryError | RuntimeError)
+    return Ending(error.exit_code, f"uwm: error: {error_text(error)}", stopped=stopped)

@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
@@ -41,11 +41,17 @@ class Ending:
         code: Its exit code.
         text: What the user is to be told; empty for nothing.
         rank: Of the process.
+        stopped: Whether it was stopped, by a signal or for want of memory or disk: the same command may come further.
     """
 
     code: int
     text: str = ""
     rank: int = 0
+    stopped: bool = False
+
+    def with_way_on(self, text: str, way_on: Callable[[], str]) -> str:
+        """What is told, with a line of its own on how to go on where the process was stopped and there is a way."""
+        return "\n".join(filter(None, (text, way_on() if self.stopped else "")))
 
     def told_by(self, rank: int, count: int) -> str:
         """The text, with the process that it is about where another one tells it."""
@@ -58,7 +64,7 @@ def is_one_of_several(environment: Mapping[str, str]) -> bool:
     return all(environment.get(name) for name in VARIABLES) and environment["WORLD_SIZE"] != "1"
 
 
-def together(work: Callable[[], Ending], environment: Mapping[str, str]) -> NoReturn:
+def together(work: Callable[[], Ending], environment: Mapping[str, str], way_on: Callable[[], str] = str) -> NoReturn:
     """Work in the group that torchrun started, and leave.
 
     The first process prints; the others are silent. A failure of any of them ends all: the first one tells it once and
@@ -67,6 +73,7 @@ def together(work: Callable[[], Ending], environment: Mapping[str, str]) -> NoRe
     Args:
         work: The job; it returns how it ended, and raises `SystemExit` where a signal stops it.
         environment: With torchrun's variables.
+        way_on: How to go on, a line, where work was kept; else empty.
     """
     rank, terminal = int(environment["RANK"]), sys.stderr
     if rank > 0:
@@ -84,19 +91,19 @@ def together(work: Callable[[], Ending], environment: Mapping[str, str]) -> NoRe
             if ending.code == 0:
                 group.exchange(None, "the end")
     except ProcessLost:
-        ending = Ending(4, STOPPED)
+        ending = Ending(4, STOPPED, stopped=True)
     except UwmError as error:
         ending = Ending(error.exit_code, f"uwm: error: {error_text(error)}")
     except SystemExit as stop:
-        ending = Ending(stop.code if isinstance(stop.code, int) else 1, STOPPED)
+        ending = Ending(stop.code if isinstance(stop.code, int) else 1, STOPPED, stopped=True)
     except KeyboardInterrupt:
-        ending = Ending(130, INTERRUPTED)
+        ending = Ending(130, INTERRUPTED, stopped=True)
     except BaseException:
         ending = Ending(1, traceback.format_exc().rstrip())
     for name in ("SIGTERM", "SIGINT"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)  # what is left takes no time
     watcher.stop()
-    _end(group, board, Ending(ending.code, ending.text, rank), terminal)
+    _end(group, board, replace(ending, rank=rank), terminal, way_on)
 
 
 def _start(environment: Mapping[str, str]) -> tuple[TorchGroup, Board]:
@@ -179,7 +186,7 @@ class Watcher(threading.Thread):
         self._done.set()
 
 
-def _end(group: TorchGroup, board: Board, ending: Ending, terminal: TextIO) -> NoReturn:
+def _end(group: TorchGroup, board: Board, ending: Ending, terminal: TextIO, way_on: Callable[[], str]) -> NoReturn:
     """Tell what is to be told, once, and leave."""
     if ending.code == 0:
         sys.stdout.flush()
@@ -191,7 +198,7 @@ def _end(group: TorchGroup, board: Board, ending: Ending, terminal: TextIO) -> N
     until = time.monotonic() + (PATIENCE if ending.text != STOPPED else GRACE)
     while group.rank > 0 and not board.ended() and time.monotonic() < until:
         time.sleep(LOOK / 4)
-    text = found.told_by(group.rank, group.count)
+    text = found.with_way_on(found.told_by(group.rank, group.count), way_on)
     if text and not board.ended() and board.may_tell(group.rank):
         _say(text, terminal)
     if group.rank == 0:
