@@ -8,10 +8,10 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from . import records
 from .errors import UwmError
@@ -23,11 +23,14 @@ if TYPE_CHECKING:
     import torch
 
 EVERY = 60.0  # seconds of work that a kill may cost
+SOON = 1 / 6  # of that, after which the end of a pass, or of a set, is kept
 SHARE = 0.05  # of the time that keeping it may take
 MAX_BYTES = 4 << 30  # of all runs together
 MAX_AGE = 14 * 24 * 3600.0  # seconds after which a run that nobody went on with is forgotten
 RUN, ENTRY = re.compile("[0-9a-f]{64}"), re.compile(r"(\.uwm-[0-9a-f]{16}-)?[0-9a-f]{64}\.safetensors")
 _begun: dict[Path, float] = {}  # the folder of a run of this process that has not come to its end -> when it began
+
+Item = TypeVar("Item")
 
 logger = logging.getLogger(__name__)
 
@@ -163,6 +166,60 @@ class Unfinished:
         for run in runs:
             with contextlib.suppress(OSError):  # it is not empty
                 run.rmdir()
+
+
+class KeptBatches(Generic[Item]):
+    """What the batches of a set come to, made in turn; an earlier run may have made the first ones.
+
+    Args:
+        kept: Where; None keeps nothing.
+        name: A sha256 that tells these batches from all others of the run.
+        pack: Makes an entry of some items; its `about` says how many.
+        unpack: Makes the items again, of an entry and the number of its first batch.
+
+    Attributes:
+        found: The items that are there.
+        seconds: What they took.
+    """
+
+    def __init__(
+        self,
+        kept: Unfinished | None,
+        name: str,
+        pack: Callable[[Sequence[Item]], Entry],
+        unpack: Callable[[Entry, int], Iterable[Item]],
+    ) -> None:
+        self._kept, self._name, self._pack = kept, name, pack
+        self._new: list[Item] = []
+        self.found: list[Item] = []
+        self.seconds = 0.0
+        while kept is not None and (entry := kept.get(self._part(len(self.found)))) is not None:
+            self.found += unpack(Entry(entry.tensors, entry.about["about"]), len(self.found))
+            self.seconds += entry.about["seconds"]
+        self._first, self._since = len(self.found), time.monotonic()
+
+    def add(self, item: Item) -> None:
+        """The next batch; of several processes all add it."""
+        if self._kept is not None:
+            self._new.append(item)
+            if self._kept.is_due():
+                self._kept.put(*self._gathered())
+
+    def end(self) -> None:
+        """All batches are done."""
+        if self._kept is not None and self._new:
+            small = self._gathered()
+            self._kept.put(*small) if self._kept.is_due(SOON) else self._kept.later(*small)
+
+    def _gathered(self) -> tuple[str, Entry]:
+        packed, now = self._pack(self._new), time.monotonic()
+        name, about = self._part(self._first), {"about": packed.about, "seconds": now - self._since}
+        self._first, self._new, self._since = self._first + len(self._new), [], now
+        return name, Entry(packed.tensors, about)
+
+    def _part(self, first: int) -> str:
+        """Named by its first batch: of runs that were stopped, each cuts the batches at other places."""
+        return hashlib.sha256(f"{self._name} {first}".encode()).hexdigest()
 
 
 def _entries(folder: Path) -> Iterator[Path]:

@@ -14,11 +14,10 @@ from ..checkpoint.dtypes import Bits
 from ..models import Model
 from ..models.kept import Batch, Source
 from ..processes import count_of_processes
-from ..unfinished import Entry, Unfinished
+from ..unfinished import SOON, Entry, KeptBatches, Unfinished
 from . import sums
 
 Item = TypeVar("Item")
-PART = 1 / 6  # of the pause, after which the end of a pass, or of a set, is kept
 
 
 class KeptPass:
@@ -57,7 +56,7 @@ class KeptPass:
     def end(self) -> None:
         """All batches are summed up."""
         if self._kept is not None:
-            self._keep(self._kept, self._last, PART)
+            self._keep(self._kept, self._last, SOON)
 
     def _keep(self, kept: Unfinished, done: int, part: float) -> None:
         if done <= self.done or not kept.is_due(part):
@@ -70,54 +69,25 @@ class KeptPass:
         kept.put(self._name, Entry(tensors, {"done": done, "sums": about}))
 
 
-class KeptRows:
-    """Embeddings of the batches of a set, in turn; an earlier run may have made the first ones.
+def kept_rows(model: Model, tower: str, batches: Sequence[Batch]) -> KeptBatches[torch.Tensor]:
+    """Embeddings of the batches of a set, [batch, dim] each, of which an earlier run may have made the first ones.
 
     Args:
         model: As it is now; its edited tensors tell its embeddings from those of other edits.
         tower: Which.
         batches: All that are to be embedded.
-
-    Attributes:
-        found: The embeddings that are there, [batch, dim] each.
     """
+    kept = model.unfinished if batches else None
+    sizes = [len(batch) for batch in batches]
 
-    def __init__(self, model: Model, tower: str, batches: Sequence[Batch]) -> None:
-        self._kept = model.unfinished if batches else None
-        self._new: list[torch.Tensor] = []
-        self._first = 0  # batch of those that are not kept yet
-        self.found: list[torch.Tensor] = []
-        if self._kept is None:
-            return
-        self._name = _digest([tower, _edit(model), [[_named(source) for source in batch] for batch in batches]])
-        sizes = [len(batch) for batch in batches]
-        while (entry := self._kept.get(self._part())) is not None:
-            last = self._first + entry.about["batches"]
-            self.found += entry.tensors["rows"].split(sizes[self._first : last])
-            self._first = last
+    def pack(rows: Sequence[torch.Tensor]) -> Entry:
+        return Entry({"rows": torch.cat([*rows])}, len(rows))
 
-    def add(self, rows: torch.Tensor) -> None:
-        """The next batch, [batch, dim]; of several processes all add it."""
-        if self._kept is not None:
-            self._new.append(rows)
-            if self._kept.is_due():
-                self._kept.put(*self._gathered())
+    def unpack(entry: Entry, first: int) -> Sequence[torch.Tensor]:
+        return entry.tensors["rows"].split(sizes[first : first + entry.about])
 
-    def end(self) -> None:
-        """All batches are embedded."""
-        if self._kept is not None and self._new:
-            small = self._gathered()
-            self._kept.put(*small) if self._kept.is_due(PART) else self._kept.later(*small)
-
-    def _gathered(self) -> tuple[str, Entry]:
-        entry = Entry({"rows": torch.cat(self._new)}, {"batches": len(self._new)})
-        name = self._part()
-        self._first, self._new = self._first + len(self._new), []
-        return name, entry
-
-    def _part(self) -> str:
-        """Named by its first batch: of runs that were stopped, each cuts the batches at other places."""
-        return _digest([self._name, self._first])
+    named = [] if kept is None else [tower, _edit(model), [[_named(source) for source in batch] for batch in batches]]
+    return KeptBatches(kept, _digest(named), pack, unpack)
 
 
 def _digest(value: Any) -> str:

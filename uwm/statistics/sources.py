@@ -14,7 +14,7 @@ from ..models.kept import Batch, Kept, Source
 from ..processes import in_rounds, is_own, own_part
 from ..weights import WeightId
 from .batches import Progress, embed_inputs
-from .going_on import KeptRows
+from .going_on import kept_rows
 from .hooks import kept_outputs, skipped
 from .passes import block_module
 from .pixels import pixel_batches
@@ -67,7 +67,7 @@ def embed_sources(
     edited = [weight for weight in model.edited if weight.tower == tower]
     known = {} if edited else kept.embeddings
     missing = [batch for batch in batches if (tower, batch) not in known]
-    rows = KeptRows(model, tower, missing)
+    rows = kept_rows(model, tower, missing)
     found = dict(zip(missing, rows.found, strict=False))
     missing = missing[len(found) :]
     own = own_part(missing)
