@@ -277,6 +277,23 @@ def test_another_run_does_not_take_what_is_kept(tiny_hf, tiny_set, batches, cach
     assert batches[0] == alone
 
 
+def test_scores_of_another_method_or_variant_do_not_go_on(tiny_hf, tiny_set, tmp_path, cache, run_uwm):
+    def work(*how):
+        given = ("--calib", tiny_set, "--batch-size", "5", "--overwrite", "-o", tmp_path / "s.safetensors", *how)
+        assert run_uwm("score", tiny_hf, *given)[0] == 0
+        return (tmp_path / "s.safetensors").read_bytes()
+
+    for one, other in (
+        ("--method=grad-unsafe", "--method=grad-safe-clip"),
+        ("--variant=difference", "--variant=ratio"),
+    ):
+        expected = work(other)
+        with keeping(kill_at(2)), pytest.raises(Killed):
+            work(one)
+        assert kept(cache)
+        assert work(other) == expected
+
+
 # ---------------------------------------------------------------- what is kept
 
 

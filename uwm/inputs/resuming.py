@@ -20,6 +20,7 @@ from ..stages import note
 from ..unfinished import Unfinished
 from .fingerprints import content_or_tag, data_set_fingerprint
 
+FORMAT = 1  # raise it when a pass sums up otherwise, or embeddings are made in another way
 SIDE_FILES = {".json", ".txt", ".model", ".jinja"}  # what says how weights are used, and the tokenizer's files
 NO_MATTER = ("workers", "cache")  # settings on which no bit hangs
 GOES_ON = "going on with what an earlier run of the same command has done; --no-cache begins anew"
