@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import logging
 import os
@@ -23,7 +22,6 @@ from ..processes.ending import Ending, is_one_of_several, together
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # that end a program
 NO_MEMORY = ("out of memory", "allocate memory", "bad_alloc", "can't start new thread", "failed to map segment")
 PRINTERS = ("click", "rich")  # the libraries that write to stdout
-FEW_COLLECTIONS = (50_000, 20, 100)  # of garbage: torch's and transformers' modules are many objects, and none is any
 _deaf: set[int] = set()  # the signals that are ignored because one of them has come
 SHARED = ("edit", "demo", "tune", "score", "eval", "compare", "finetune")  # verbs that several processes share
 
@@ -31,7 +29,6 @@ SHARED = ("edit", "demo", "tune", "score", "eval", "compare", "finetune")  # ver
 def launch(command: click.Group, arguments: list[str]) -> None:
     """Run a verb of the program and leave with its exit code."""
     reuse_freed_memory(os.environ)
-    gc.set_threshold(*FEW_COLLECTIONS)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what the terminal's encoding has not, and bytes of names
             stream.reconfigure(errors="backslashreplace")
@@ -41,9 +38,7 @@ def launch(command: click.Group, arguments: list[str]) -> None:
     _listen(shared)
     if shared:
         together(lambda: _shared_ending(command, arguments), os.environ)
-    code = _told(_ending(command, arguments)).code
-    gc.freeze()  # or else Python, as it ends, looks through all objects for garbage, for most of a second
-    sys.exit(code)
+    sys.exit(_told(_ending(command, arguments)).code)
 
 
 def _listen(shared: bool) -> None:

@@ -36,6 +36,10 @@ class Kept:
     embeddings: dict[tuple[str, Batch], torch.Tensor] = field(default_factory=dict, repr=False)
     blocks: Mapping[str, frozenset[int]] = field(default_factory=dict)
 
+    def beside(self) -> Kept:
+        """What another model keeps that takes images in the same form: the same images, all else of its own."""
+        return Kept(max(0, ROOM - sum(image.nbytes for image in self.pixels.values())), self.pixels)
+
     def take(self, *tensors: torch.Tensor) -> bool:
         """Whether these fit; then their bytes are taken."""
         wanted = sum(tensor.nbytes for tensor in tensors)

@@ -13,6 +13,8 @@ from ..models import Model
 from .batches import embed_inputs
 from .room import can_run_out
 
+FEW = 16  # below so many rows a product rounds otherwise than one of many, so it is not tried
+
 
 def embed_pooled(model: Model, tower: str, inputs: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Embeddings as `uwm.statistics.batches.embed_inputs` gives them, [n, dim], on the CPU with less work.
@@ -26,7 +28,8 @@ def embed_pooled(model: Model, tower: str, inputs: torch.Tensor, mask: torch.Ten
         tower: ``text`` or ``vision``.
         inputs, mask: As in `embed_inputs`, n of them.
     """
-    pair = None if can_run_out(model.device) or tower not in model.editable else model.last_mlp(tower)
+    able = len(inputs) >= FEW and not can_run_out(model.device) and tower in model.editable
+    pair = model.last_mlp(tower) if able else None
     known = (tower, len(inputs))
     if pair is None or pair[0].block is None or not model.pooled_alone.get(known, True):
         return embed_inputs(model, inputs, mask)

@@ -15,13 +15,12 @@ from ..processes import in_order, own_part
 from ..weights import WeightId
 from .batches import Progress, embed_inputs
 from .hooks import kept_outputs, skipped
-from .last_mlp import embed_pooled
+from .last_mlp import FEW, embed_pooled
 from .passes import block_module
 from .pixels import pixel_batches
 from .room import Room, can_run_out
 
 PIECE = 32  # samples that run together on the CPU: the activations of more leave its caches and are slower
-SORTED = 16  # captions in a batch from which on they are sorted: products of few rows round by how many there are
 LATE = ("norm", "proj", "head.norm", "head.fc1", "head.fc2")  # what follows all blocks
 
 Inputs = tuple[torch.Tensor, torch.Tensor | None]  # pixel values, or tokens with their mask
@@ -36,9 +35,9 @@ def in_turn(model: Model, sources: Sequence[Source], size: int) -> list[int]:
     """In which order captions are embedded, so many at a time: the short ones first, so that they need little padding.
 
     Returns:
-        Places in `sources`; from the first to the last of images, and of captions in batches below `SORTED`.
+        Places in `sources`; from the first to the last of images, and of captions in batches below `FEW`.
     """
-    if size < SORTED or not sources or not isinstance(sources[0], str):
+    if size < FEW or not sources or not isinstance(sources[0], str):
         return [*range(len(sources))]
     known = {} if model.kept is None else model.kept.lengths
     missing = [str(text) for text in dict.fromkeys(sources) if text not in known]
