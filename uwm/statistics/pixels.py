@@ -74,7 +74,9 @@ def _found(reading: Reading) -> Found:
     return {source: one for part in reading for source, one in part.result().items()}
 
 
-def _preprocessed(model: Model, group: Sequence[Source], found: Found) -> torch.Tensor:
+def _preprocessed(
+    model: Model, group: Sequence[Source], found: Mapping[Source, torch.Tensor | BadInput]
+) -> torch.Tensor:
     """Pixel values of a group, [images, 3, h, w]."""
     made: dict[Source, torch.Tensor] = {}
     for source, one in found.items():
