@@ -16,6 +16,9 @@ from uwm.errors import BadInput
 from uwm.images import load_image
 from uwm.models.kept import Kept
 from uwm.statistics import pixels
+from uwm.statistics.batches import embed_inputs
+from uwm.statistics.hooks import kept_outputs
+from uwm.statistics.passes import block_module
 from uwm.statistics.sources import embed_sources, in_turn, keep_for
 from uwm.weights import WeightId
 
@@ -158,11 +161,13 @@ def test_images_that_are_preprocessed_together_are_the_same_bit_for_bit(model, t
     counts, preprocess = [], model.preprocess
     monkeypatch.setattr(model, "preprocess", lambda images: counts.append(len(images)) or preprocess(images))
     monkeypatch.setattr(pixels, "PIXELS", pixels_at_a_time)
+    model.kept = Kept()
     (together,) = pixels.pixel_batches(model, [files], 1)
     assert together.equal(apart)
     assert sum(counts) == 7
     assert (max(counts) == 1) == (pixels_at_a_time == 1)
-    assert together[0].untyped_storage().nbytes() == together.nbytes
+    kept = model.kept.pixels[files[0]]
+    assert kept.untyped_storage().nbytes() == kept.nbytes  # it does not hold the memory of all
 
 
 def test_every_worker_reads_a_part_of_a_batch(model, pairs, monkeypatch):
@@ -171,6 +176,20 @@ def test_every_worker_reads_a_part_of_a_batch(model, pairs, monkeypatch):
     sources = sources_of(pairs, "vision")
     [*pixels.pixel_batches(model, [sources], 3)]
     assert sorted(counts) == [2, 3, 3]
+
+
+def test_what_is_kept_of_the_last_block_is_of_all_tokens(model, pairs):
+    sources = 2 * sources_of(pairs, "vision")  # as many as may take the short way of `embed_pooled`
+    model.kept = Kept()
+    embed_sources(model, "vision", sources, batch_size=16, workers=1)
+    model.kept.embeddings.clear()
+    keep_for(model, [changes_of(model, ["vision.proj"])])
+    embed_sources(model, "vision", sources, batch_size=16, workers=1)
+    (output,) = model.kept.outputs.values()
+    with kept_outputs(block_module(model, WeightId("vision", 2, "fc1"))) as whole:
+        embed_inputs(model, *pixels.pixel_batches(model, [sources], 1), None)
+    assert model.pooled_alone == {("vision", 16): True}
+    torch.testing.assert_close(output, whole[0], rtol=0, atol=0)
 
 
 def test_an_edit_within_another_does_not_make_the_model_count_as_unedited(model, pairs):
