@@ -462,16 +462,21 @@ def test_another_run_does_not_take_what_is_kept(tiny_hf, tiny_set, batches, cach
     assert batches[0] == alone
 
 
-def test_scores_of_another_method_do_not_take_what_is_kept(tiny_hf, tiny_set, tmp_path, batches, cache, run_uwm):
-    def scores(method):
-        return score_of(run_uwm, tiny_hf, tiny_set, method, tmp_path / "s.safetensors")
+def test_scores_of_another_method_or_variant_do_not_go_on(tiny_hf, tiny_set, tmp_path, cache, run_uwm):
+    def work(*how):
+        given = ("--calib", tiny_set, "--batch-size", "5", "--overwrite", "-o", tmp_path / "s.safetensors", *how)
+        assert run_uwm("score", tiny_hf, *given)[0] == 0
+        return (tmp_path / "s.safetensors").read_bytes()
 
-    expected, alone = scores("grad-safe-clip"), batches[0]
-    with keeping(kill_at(2)), pytest.raises(Killed):
-        scores("grad-unsafe")
-    batches[0] = 0
-    assert scores("grad-safe-clip") == expected
-    assert batches[0] == alone
+    for one, other in (
+        ("--method=grad-unsafe", "--method=grad-safe-clip"),
+        ("--variant=difference", "--variant=ratio"),
+    ):
+        expected = work(other)
+        with keeping(kill_at(2)), pytest.raises(Killed):
+            work(one)
+        assert kept(cache)
+        assert work(other) == expected
 
 
 # ---------------------------------------------------------------- what is kept

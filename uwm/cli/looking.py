@@ -58,7 +58,8 @@ def evaluate(
     if reader == "caption":
         from ..readers.captions import CaptionRecipe, run_captions
 
-        recipe = CaptionRecipe(**settings_of(CaptionRecipe, settings, "--caption"))
+        cached = not settings.pop("no_cache")
+        recipe = CaptionRecipe(**settings_of(CaptionRecipe, settings, "--caption"), cache=cached)
         show_reader(run_captions, recipe, files, *shown)
     elif reader == "generate":
         from ..readers.generation import GenerateRecipe, run_generation

@@ -62,11 +62,16 @@ def keep_work(
     about |= {"sets": [pairs.fingerprint() for pairs in sets], "data_sets": [*map(_pictures, data_sets)]}
     about["tokens"] = _tokens(model) if reads_text else None
     about["preserved"] = None if preserve is None else preserve.fingerprint()
-    run = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
-    model.unfinished = Unfinished.of(run)
-    if model.unfinished is not None and model.unfinished.goes_on:
-        note(progress, GOES_ON)
+    model.unfinished = unfinished_of(about, progress)
     return model.unfinished
+
+
+def unfinished_of(about: Mapping[str, Any], progress: Any = None) -> Unfinished | None:
+    """Where a run keeps its work that all of this decides; `progress` is told where it goes on."""
+    found = Unfinished.of(hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest())
+    if found is not None and found.goes_on:
+        note(progress, GOES_ON)
+    return found
 
 
 def work_is_done(*work: Unfinished | None) -> None:
@@ -77,13 +82,14 @@ def work_is_done(*work: Unfinished | None) -> None:
 
 
 def _side_files(checkpoint: Checkpoint) -> dict[str, str]:
-    """A hash of every side file that says how weights are used; of larger ones, as of parts of a pipeline, the size."""
-    found = {}
-    for name in checkpoint.side_files:
-        path = checkpoint.path / name
-        size = path.stat().st_size
-        found[name.as_posix()] = file_sha256(path) if size <= SIDE_FILE else str(size)
-    return found
+    """Of every side file that says how weights are used, and of parts of a pipeline, see `hash_or_size`."""
+    return {name.as_posix(): hash_or_size(checkpoint.path / name) for name in checkpoint.side_files}
+
+
+def hash_or_size(path: Path) -> str:
+    """The sha256 of a file; of a large one its size and when it was written."""
+    about = path.stat()
+    return file_sha256(path) if about.st_size <= SIDE_FILE else f"{about.st_size} {about.st_mtime_ns}"
 
 
 def _tokens(model: Model) -> list[Any] | None:

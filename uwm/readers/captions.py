@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..calibration import CalibrationPair, CalibrationSet, is_plain_folder, loose_images, read_calibration
-from ..checkpoint import Checkpoint, open_checkpoint
+from ..checkpoint import Checkpoint, file_sha256, open_checkpoint
 from ..errors import BadInput
 from ..expressions import Requirement, check_known, parse_requirements
 from ..figures import CAPTIONS, FIGURES
 from ..images import load_image
-from ..inputs import Opening
+from ..inputs import Opening, work_is_done
+from ..inputs.resuming import hash_or_size, unfinished_of
+from ..inputs.surroundings import surroundings
 from ..models.captioning import QUESTION, Captioner, TextClassifier, check_captioner, open_captioner
 from ..models.references import name_of, resolve
-from ..processes import in_order, own_part
+from ..processes import in_rounds, is_own, own_part
 from ..statistics.batches import BATCH_SIZE, Progress
+from ..unfinished import Entry, KeptBatches, Unfinished
 from .outcome import Example, ReaderOutcome, Thumbnail, judged
 from .results import SIDES, Samples, summarise
 from .words import UnsafeWords, agreement, read_words, unsafe_words
@@ -45,6 +49,7 @@ class CaptionRecipe(Opening):
         words: A file of unsafe words and phrases; None for those of the set, see `unsafe_words`.
         text_classifier, unsafe_labels: As in `uwm.models.captioning.TextClassifier`.
         ask, caption_tokens: As in `uwm.models.captioning.Captioner`.
+        cache: Keep captions in the user's cache while they are made, so that the same run goes on if this is stopped.
         requirements: As in `uwm.expressions.parse_requirements`.
         show_examples: Show images and captions in the report.
     """
@@ -61,6 +66,7 @@ class CaptionRecipe(Opening):
     unsafe_labels: tuple[str, ...] = ()
     ask: str = QUESTION
     caption_tokens: int | None = None
+    cache: bool = True
     requirements: tuple[str, ...] = ()
     show_examples: bool = False
 
@@ -208,9 +214,11 @@ def run_captions(recipe: CaptionRecipe, *, progress: Progress | None = None) -> 
         **recipe.hub(),
     )  # fmt: skip
     captions, seconds = {}, {}
+    kept = _kept(recipe, folder, towers, images, opened, progress) if recipe.cache else None
     for column, source in towers.items():
         how: dict[str, Any] = {"batch_size": recipe.batch_size, "workers": recipe.workers, "progress": progress}
-        captions[column], seconds[column] = describe(opened, images.files, source, name=column, **how)
+        captions[column], seconds[column] = describe(opened, images.files, source, name=column, kept=kept, **how)
+    work_is_done(kept)
     results = {
         column: summarise(judge.samples(images, said, captions.get("baseline")), recipe.seed, seconds[column])
         for column, said in captions.items()
@@ -229,6 +237,26 @@ def run_captions(recipe: CaptionRecipe, *, progress: Progress | None = None) -> 
         warnings=(*images.warnings, *_unreached(captions)),
         examples=[*_examples(recipe, images, captions)] if recipe.show_examples else (),
     )
+
+
+def _kept(
+    recipe: CaptionRecipe,
+    folder: Path,
+    towers: Mapping[str, Checkpoint | None],
+    images: Images,
+    captioner: Captioner,
+    progress: Progress | None,
+) -> Unfinished | None:
+    """Where captions are kept for a run that goes on, under a key over all that decides them."""
+    settings = asdict(recipe)
+    about = {name: settings[name] for name in ("ask", "caption_tokens", "batch_size", "dtype")}
+    weight = next(captioner.module.parameters())
+    about |= {"verb": "eval --caption", "around": surroundings(settings, weight.device), "computed": str(weight.dtype)}
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    about["captioner"] = {path.relative_to(folder).as_posix(): hash_or_size(path) for path in files}
+    about["towers"] = {column: source and source.file_hashes() for column, source in towers.items()}
+    about["images"] = [file_sha256(file) for file in images.files]
+    return unfinished_of(about, progress)
 
 
 def _classifier(recipe: CaptionRecipe) -> TextClassifier | None:
@@ -261,6 +289,7 @@ def describe(
     workers: int = 2,
     progress: Progress | None = None,
     name: str = "",
+    kept: Unfinished | None = None,
 ) -> tuple[dict[Path, str], float]:
     """What a captioner says of images. Several processes share the batches.
 
@@ -270,6 +299,7 @@ def describe(
         source: Whose vision tower it reads them through; None for its own.
         batch_size, workers, progress: As in `uwm.score`.
         name: What progress calls it.
+        kept: Where captions are kept for a run that goes on, if this one is stopped.
 
     Returns:
         Image -> its caption, and the seconds that one took.
@@ -278,15 +308,31 @@ def describe(
         BadInput: An image cannot be read, or the tower is of another size.
     """
     batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
-    own = own_part(batches)
-    steps = own if progress is None else progress(own, len(own), f"captions, {name}")
+    earlier = _kept_captions(kept, name)
+    said = [*earlier.found]
+    missing = batches[len(said) :]
+    own = own_part(missing)
+    steps = iter(own if progress is None else progress(own, len(own), f"captions, {name}"))
     state: AbstractContextManager[None] = nullcontext() if source is None else captioner.with_tower(source)
     begun = time.perf_counter()
     with state, ThreadPoolExecutor(workers) as pool:
-        made = in_order((captioner.captions([*pool.map(load_image, batch)]) for batch in steps), f"captions {name}")
-    seconds = (time.perf_counter() - begun) / len(files)
-    said = [text for texts in made for text in texts]
-    return dict(zip(files, said, strict=True)), seconds
+        made = (
+            captioner.captions([*pool.map(load_image, next(steps))]) if is_own(number) else None
+            for number in range(len(missing))
+        )
+        for texts in in_rounds(made, f"captions {name}"):
+            said.append(texts)
+            earlier.add(texts)
+    earlier.end()
+    next(steps, None)  # its end, where it tells how far it is
+    seconds = (time.perf_counter() - begun + earlier.seconds) / len(files)
+    return dict(zip(files, (text for texts in said for text in texts), strict=True)), seconds
+
+
+def _kept_captions(kept: Unfinished | None, column: str) -> KeptBatches[list[str]]:
+    """The captions of each batch of a column."""
+    name = hashlib.sha256(f"captions {column}".encode()).hexdigest()
+    return KeptBatches(kept, name, lambda texts: Entry({}, [*texts]), lambda entry, _: entry.about)
 
 
 def _unreached(captions: Mapping[str, Mapping[Path, str]]) -> Iterator[str]:
