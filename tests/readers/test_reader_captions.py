@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from stopping import Killed, keeping, kill_at
 from terminal import done, refused
 from tiny_captioners import captioner
 
@@ -18,7 +19,7 @@ import uwm
 from uwm.calibration import CalibrationPair
 from uwm.checkpoint import open_checkpoint
 from uwm.errors import BadInput
-from uwm.models.captioning import open_captioner
+from uwm.models.captioning import Captioner, open_captioner
 from uwm.readers.captions import CaptionRecipe, Images, Judge, read_images, run_captions
 from uwm.readers.words import UnsafeWords
 from uwm.shipped_files import DEMO_CAPTIONER, DEMO_MODEL, DEMO_SET
@@ -74,6 +75,27 @@ def _figures(outcome):
 def test_figures_do_not_depend_on_the_batch_size(recipe, edited):
     model = replace(recipe, model=str(edited / "clip"))
     assert _figures(run_captions(model)) == _figures(run_captions(replace(model, batch_size=5)))
+
+
+def test_a_run_that_was_stopped_goes_on_with_its_captions(recipe, edited, tmp_path, monkeypatch):
+    monkeypatch.setenv("UWM_EMBEDDINGS_DIR", str(tmp_path))
+    read, real = [], Captioner.captions
+    monkeypatch.setattr(Captioner, "captions", lambda self, images: read.append(len(images)) or real(self, images))
+    model = replace(recipe, model=str(edited / "clip"), batch_size=5)  # two columns of five batches
+    expected = _figures(run_captions(replace(model, cache=False)))
+    for at in (1, 7):
+        read.clear()
+        with keeping(kill_at(at)), pytest.raises(Killed):
+            run_captions(model)
+        assert len(read) == at
+        read.clear()
+        run_captions(replace(model, caption_tokens=9))  # another run takes nothing of it
+        assert len(read) == 10
+        read.clear()
+        with keeping():
+            assert _figures(run_captions(model)) == expected
+        assert len(read) == 10 - at
+        assert not any(path.suffix == ".safetensors" for path in tmp_path.rglob("*"))
 
 
 @pytest.mark.parametrize("tower", ["clip", "siglip"])
