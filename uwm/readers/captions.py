@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -331,8 +332,14 @@ def describe(
 
 def _kept_captions(kept: Unfinished | None, column: str) -> KeptBatches[list[str]]:
     """The captions of each batch of a column."""
-    name = hashlib.sha256(f"captions {column}".encode()).hexdigest()
-    return KeptBatches(kept, name, lambda texts: Entry({}, [*texts]), lambda entry, _: entry.about)
+
+    def pack(texts: Sequence[list[str]]) -> Entry:
+        return Entry({"json": torch.tensor([*json.dumps([*texts]).encode()], dtype=torch.uint8)})
+
+    def unpack(entry: Entry, first: int) -> list[list[str]]:
+        return json.loads(entry.tensors["json"].numpy().tobytes())
+
+    return KeptBatches(kept, hashlib.sha256(f"captions {column}".encode()).hexdigest(), pack, unpack)
 
 
 def _unreached(captions: Mapping[str, Mapping[Path, str]]) -> Iterator[str]:
