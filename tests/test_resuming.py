@@ -35,7 +35,7 @@ from uwm.processes.ending import STOPPED
 from uwm.recipe import run
 from uwm.statistics import passes, sources
 from uwm.statistics.batches import DoneBatch
-from uwm.statistics.going_on import KeptRows
+from uwm.statistics.going_on import kept_rows
 from uwm.unfinished import Entry, Unfinished, is_kept
 
 STOPPING = HERE.parent / "stopping.py"
@@ -502,7 +502,7 @@ def test_what_was_kept_is_found_by_the_next_run_alone(store):
 
 def embed_and_stop(store, count, every):
     """The rows that are there; then those up to `count` are made, and kept after every so many batches."""
-    rows = KeptRows(SimpleNamespace(unfinished=store(), edited=()), "text", [(f"{n} dogs",) for n in range(6)])
+    rows = kept_rows(SimpleNamespace(unfinished=store(), edited=()), "text", [(f"{n} dogs",) for n in range(6)])
     found = [row.item() for row in rows.found]
     for number in range(len(found), count):
         with mock.patch.object(Unfinished, "is_due", lambda *_, due=(number + 1) % every == 0: due):
