@@ -33,8 +33,9 @@ from uwm.knowledge import open_data_sets
 from uwm.models.hugging_face import HuggingFaceModel
 from uwm.processes.ending import STOPPED
 from uwm.recipe import run
-from uwm.statistics import passes, sources
+from uwm.statistics import passes, sources, sums
 from uwm.statistics.batches import DoneBatch
+from uwm.statistics.embeddings import PairEmbeddings
 from uwm.statistics.going_on import KeptRows
 from uwm.unfinished import Entry, Unfinished, is_kept
 
@@ -485,6 +486,17 @@ def store(cache):
     return again
 
 
+def test_kept_work_holds_no_caption_and_no_path(tiny_hf, tiny_set, classes, cache):
+    with keeping(kill_at(20)), pytest.raises(Killed):
+        run(Recipe(str(tiny_hf), str(tiny_set), zero_shot=(str(classes),), beside=("repel",), batch_size=5))
+    written = b"".join(path.read_bytes() for path in kept(cache))
+    pairs = uwm.read_calibration(tiny_set).pairs
+    told = [text for pair in pairs for text in (pair.safe_text, pair.unsafe_text, pair.safe_image.name)]
+    assert b"done" in written  # sums of a pass
+    assert b"batches" in written  # and embeddings
+    assert not [text for text in told if text.encode() in written]
+
+
 def test_what_was_kept_is_found_by_the_next_run_alone(store):
     first = store()
     first.put(NAME, Entry({"rows": torch.arange(6.0).reshape(2, 3)}, {"batches": 2}))
@@ -624,3 +636,18 @@ def test_the_work_of_a_plug_in_that_names_no_sums_is_made_anew(tiny_hf, tiny_set
         run(recipe)
     with keeping():
         assert facts(run(recipe)) == goes_on
+
+
+def test_a_subclass_does_not_take_over_the_sums_of_its_base():
+    """It may sum up more than they name."""
+
+    class Counting(PairEmbeddings):
+        def join(self, item):
+            super().join(item)
+            self.count = getattr(self, "count", 0) + 1
+
+    class Telling(Counting):
+        SUMS = (*PairEmbeddings.SUMS, "count")
+
+    assert sums.can_be_told([PairEmbeddings(), Telling()])
+    assert not sums.can_be_told([PairEmbeddings(), Counting()])
