@@ -624,6 +624,12 @@ def test_writing_takes_a_small_share_of_the_time(store, monkeypatch):
     assert not here.is_due()
     now[0] += 2
     assert here.is_due()
+    now[0] += 5  # to gather it from a GPU
+    here.put(NAME, Entry({}))
+    now[0] += 299
+    assert not here.is_due()
+    now[0] += 2
+    assert here.is_due()
 
 
 def test_the_work_of_a_plug_in_that_names_no_sums_is_made_anew(tiny_hf, tiny_set, monkeypatch, batches, cache):
