@@ -25,7 +25,7 @@ import uwm
 from uwm import unfinished
 from uwm.editing.editors import find_editors
 from uwm.errors import INTERRUPTED, KEPT, BadInput
-from uwm.evaluating import EvalRecipe, run_evaluation
+from uwm.evaluating import EvalRecipe, Reports, run_evaluation
 from uwm.fitting import Recipe
 from uwm.inputs import surroundings
 from uwm.inputs.resuming import GOES_ON, keep_work
@@ -41,6 +41,7 @@ from uwm.unfinished import Entry, Unfinished, is_kept
 
 STOPPING = HERE.parent / "stopping.py"
 RUN, NAME = "0" * 64, "1" * 64
+FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.fixture(autouse=True)
@@ -156,6 +157,21 @@ def test_an_evaluation_goes_on(tiny_hf, tiny_open_clip, tiny_set, classes, batch
     assert goes_on_after_each_kill(work, batches, cache) > 10
 
 
+def test_an_evaluation_whose_page_cannot_be_written_goes_on(
+    tiny_hf, tiny_set, classes, tmp_path, batches, cache, run_uwm
+):
+    given = ("eval", tiny_hf, "--pairs", tiny_set, "--zero-shot", classes, "--html", tmp_path / "page.html")
+    with keeping(), mock.patch.object(Reports, "write", side_effect=FULL):
+        code, _, errors = run_uwm(*given)
+    assert (code, errors.splitlines()[-1]) == (4, KEPT)
+    assert batches[0] > 0
+    batches[0] = 0
+    shutil.rmtree(cache / "embeddings")
+    assert run_uwm(*given)[0] == 0
+    assert batches[0] == 0
+    assert kept(cache) == []
+
+
 @pytest.mark.parametrize("method", ["uwm", "grad-safe-clip"])
 def test_scores_go_on(method, tiny_hf, tiny_set, tmp_path, batches, cache, run_uwm):
     def work():
@@ -208,7 +224,6 @@ def stop_by(fault):
     return stop
 
 
-FULL = OSError(errno.ENOSPC, "No space left on device")
 STOPS = {
     "Ctrl-C": (KeyboardInterrupt(), 130, [INTERRUPTED, KEPT]),
     "SIGTERM": (SystemExit(143), 143, [KEPT]),

@@ -115,12 +115,12 @@ class Unfinished:
     def remove(self) -> None:
         """The run is done."""
         self._waiting.clear()
-        _begun.pop(self._own, None)
         if is_first():
             with contextlib.suppress(OSError):
                 for path in _entries(self._own):
                     path.unlink()
                 self._own.rmdir()
+        _begun.pop(self._own, None)
 
     @property
     def _own(self) -> Path:
