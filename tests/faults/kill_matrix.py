@@ -21,7 +21,9 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -105,9 +107,14 @@ def cheap() -> Iterator[None]:
 
 
 def start(
-    ground: Ground, arguments: list, log: Path, cold: bool = False, most: int | None = None, keeps: bool = False
+    ground: Ground,
+    arguments: list,
+    log: Path,
+    cold: bool = False,
+    most: int | None = None,
+    within: Callable[[], AbstractContextManager] = contextlib.nullcontext,
 ) -> int:
-    """A run in a child that may write files of so many bytes, and may keep its work all the time; its process id."""
+    """A run in a child that may write files of so many bytes, within a context; its process id."""
     child = os.fork()
     if child:
         return child
@@ -118,7 +125,7 @@ def start(
         os.environ["XDG_CACHE_HOME"] = str(log.with_suffix(".cache") if cold else ground.root / "cache")
         if most is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-        with keeping() if keeps else contextlib.nullcontext():
+        with within():
             code = called(arguments)
     except BaseException:
         import traceback
@@ -314,25 +321,36 @@ def two(trial: Trial) -> str:
 
 
 def stopped(trial: Trial) -> str:
-    """Stopped by signals at random moments, once or more, while it keeps its work all the time; then the same again."""
+    """Stopped at random moments, or when it has kept work so often, once or more; then the same again."""
     trial.cold, work = True, trial.log.with_suffix(".cache") / "uwm" / "unfinished"
     for _ in range(trial.rng.randrange(1, 4)):
         begun, number, before = time.monotonic(), trial.rng.choice(SIGNALS), kept_in(work)
-        child = start(trial.ground, trial.arguments, trial.log, cold=True, keeps=True)
-        time.sleep((0.05 + trial.rng.random()) * trial.ground.seconds[trial.verb.name])
-        os.kill(child, number)
+        at = trial.rng.randrange(1, 25) if trial.rng.random() < 0.5 else None
+        within = partial(keeping, partial(stop_itself, at, number))
+        child = start(trial.ground, trial.arguments, trial.log, cold=True, within=within)
+        if at is None:
+            time.sleep((0.1 + 0.8 * trial.rng.random()) * trial.ground.seconds[trial.verb.name])
+            os.kill(child, number)
         ended = wait(child, trial.log, begun)
         unheard = ended.code == -number or "KeyboardInterrupt" in ended.text  # before the program listened
         demand(unheard or ended.code in (0, 128 + number), f"{ended.code}: {ended.text[-400:]}")
         trial.check_kept()
         if not ended.code:
-            return "over before"
+            odd = trial.verb.difference(trial.out, trial.ground.whole[trial.verb.name])
+            demand(trial.is_new(), f"not the output of an undisturbed run: {odd}")
+            return "gone on with" if before else "over before"
         promised, left = KEPT in ended.text, kept_in(work)
         demand(left != {} or not promised, f"promised, and nothing is there: {ended.text[-400:]}")
         demand(unheard or promised or left == before, f"did not say how to go on: {ended.text[-400:]}")
     trial.check_again()
     demand(not [*work.glob("*")], f"work is left behind: {[*work.rglob('*')]}")
     return "gone on with" if left else "begun anew"
+
+
+def stop_itself(at: int | None, number: int, puts: int) -> None:
+    """Send a signal to this process when it has kept work for the `at`-th time."""
+    if puts == at:
+        os.kill(os.getpid(), number)
 
 
 def kept_in(work: Path) -> dict[Path, int]:
