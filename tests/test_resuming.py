@@ -25,7 +25,7 @@ import uwm
 from uwm import unfinished
 from uwm.editing.editors import find_editors
 from uwm.errors import INTERRUPTED, KEPT, BadInput
-from uwm.evaluating import EvalRecipe, run_evaluation
+from uwm.evaluating import EvalRecipe, Reports, run_evaluation
 from uwm.fitting import Recipe
 from uwm.inputs import surroundings
 from uwm.inputs.resuming import GOES_ON, keep_work
@@ -33,13 +33,15 @@ from uwm.knowledge import open_data_sets
 from uwm.models.hugging_face import HuggingFaceModel
 from uwm.processes.ending import STOPPED
 from uwm.recipe import run
-from uwm.statistics import passes, sources
+from uwm.statistics import passes, sources, sums
 from uwm.statistics.batches import DoneBatch
+from uwm.statistics.embeddings import PairEmbeddings
 from uwm.statistics.going_on import kept_rows
 from uwm.unfinished import Entry, Unfinished, is_kept
 
 STOPPING = HERE.parent / "stopping.py"
 RUN, NAME = "0" * 64, "1" * 64
+FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.fixture(autouse=True)
@@ -155,6 +157,21 @@ def test_an_evaluation_goes_on(tiny_hf, tiny_open_clip, tiny_set, classes, batch
     assert goes_on_after_each_kill(work, batches, cache) > 10
 
 
+def test_an_evaluation_whose_page_cannot_be_written_goes_on(
+    tiny_hf, tiny_set, classes, tmp_path, batches, cache, run_uwm
+):
+    given = ("eval", tiny_hf, "--pairs", tiny_set, "--zero-shot", classes, "--html", tmp_path / "page.html")
+    with keeping(), mock.patch.object(Reports, "write", side_effect=FULL):
+        code, _, errors = run_uwm(*given)
+    assert (code, errors.splitlines()[-1]) == (4, KEPT)
+    assert batches[0] > 0
+    batches[0] = 0
+    shutil.rmtree(cache / "embeddings")
+    assert run_uwm(*given)[0] == 0
+    assert batches[0] == 0
+    assert kept(cache) == []
+
+
 @pytest.mark.parametrize("method", ["uwm", "grad-safe-clip"])
 def test_scores_go_on(method, tiny_hf, tiny_set, tmp_path, batches, cache, run_uwm):
     def work():
@@ -207,7 +224,6 @@ def stop_by(fault):
     return stop
 
 
-FULL = OSError(errno.ENOSPC, "No space left on device")
 STOPS = {
     "Ctrl-C": (KeyboardInterrupt(), 130, [INTERRUPTED, KEPT]),
     "SIGTERM": (SystemExit(143), 143, [KEPT]),
@@ -490,6 +506,17 @@ def store(cache):
     return again
 
 
+def test_kept_work_holds_no_caption_and_no_path(tiny_hf, tiny_set, classes, cache):
+    with keeping(kill_at(20)), pytest.raises(Killed):
+        run(Recipe(str(tiny_hf), str(tiny_set), zero_shot=(str(classes),), beside=("repel",), batch_size=5))
+    written = b"".join(path.read_bytes() for path in kept(cache))
+    pairs = uwm.read_calibration(tiny_set).pairs
+    told = [text for pair in pairs for text in (pair.safe_text, pair.unsafe_text, pair.safe_image.name)]
+    assert b"done" in written  # sums of a pass
+    assert b"batches" in written  # and embeddings
+    assert not [text for text in told if text.encode() in written]
+
+
 def test_what_was_kept_is_found_by_the_next_run_alone(store):
     first = store()
     first.put(NAME, Entry({"rows": torch.arange(6.0).reshape(2, 3)}, {"batches": 2}))
@@ -617,6 +644,12 @@ def test_writing_takes_a_small_share_of_the_time(store, monkeypatch):
     assert not here.is_due()
     now[0] += 2
     assert here.is_due()
+    now[0] += 5  # to gather it from a GPU
+    here.put(NAME, Entry({}))
+    now[0] += 299
+    assert not here.is_due()
+    now[0] += 2
+    assert here.is_due()
 
 
 def test_the_work_of_a_plug_in_that_names_no_sums_is_made_anew(tiny_hf, tiny_set, monkeypatch, batches, cache):
@@ -629,3 +662,18 @@ def test_the_work_of_a_plug_in_that_names_no_sums_is_made_anew(tiny_hf, tiny_set
         run(recipe)
     with keeping():
         assert facts(run(recipe)) == goes_on
+
+
+def test_a_subclass_does_not_take_over_the_sums_of_its_base():
+    """It may sum up more than they name."""
+
+    class Counting(PairEmbeddings):
+        def join(self, item):
+            super().join(item)
+            self.count = getattr(self, "count", 0) + 1
+
+    class Telling(Counting):
+        SUMS = (*PairEmbeddings.SUMS, "count")
+
+    assert sums.can_be_told([PairEmbeddings(), Telling()])
+    assert not sums.can_be_told([PairEmbeddings(), Counting()])

@@ -124,12 +124,15 @@ class Evaluated:
         return sections(self.pairs.name, self.results, self.changes, verdicts, **shown)
 
 
-def run_evaluation(recipe: EvalRecipe, *, progress: Progress | None = None) -> Evaluated:
+def run_evaluation(
+    recipe: EvalRecipe, *, progress: Progress | None = None, tell: Callable[[Evaluated], None] | None = None
+) -> Evaluated:
     """Measure a model, compare it with a baseline, and check requirements.
 
     Args:
         recipe: The settings.
         progress: As in `uwm.score`.
+        tell: Writes what was found; the work is kept until then.
 
     Raises:
         UwmError: Of every kind; a requirement that is not met raises nothing, see `uwm.gate.demand`.
@@ -161,7 +164,6 @@ def run_evaluation(recipe: EvalRecipe, *, progress: Progress | None = None) -> E
             notes = (*model_warnings(opened, {"pairs": chosen}, data_sets), *opened.notes)
             told += [f"{column}: {note}" for note in notes]
     finish(progress)
-    work_is_done(*work)
     told += collapse_notes(results)
     model, baseline = results["model"], results.get("baseline")
     changes = {} if baseline is None else differences(model, baseline, recipe.seed)
@@ -169,7 +171,11 @@ def run_evaluation(recipe: EvalRecipe, *, progress: Progress | None = None) -> E
     if required and not recipe.allow_calibration_pairs:
         verdicts += [_not_apart(one) for one in learnt if one.column == "model"]
     told += [f"{one.column}: {one.words}; measure on pairs that share none" for one in learnt]
-    return Evaluated(recipe, chosen, results, changes, verdicts, tuple(told))
+    found = Evaluated(recipe, chosen, results, changes, verdicts, tuple(told))
+    if tell is not None:
+        tell(found)
+    work_is_done(*work)
+    return found
 
 
 def _kept(

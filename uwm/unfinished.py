@@ -74,6 +74,7 @@ class Unfinished:
         self._process = os.getpid()
         self._pause = self._every
         self._written = time.monotonic()
+        self._asked: float | None = None
         self._waiting: dict[str, Entry] = {}
         self._number = 0
         _begun[self._own] = self._written
@@ -97,16 +98,17 @@ class Unfinished:
     def is_due(self, part: float = 1.0) -> bool:
         """Whether this process should write now, after so large a part of the usual pause."""
         mine = is_first() and os.getpid() == self._process  # not one that was forked for a trial
-        return mine and time.monotonic() - self._written >= part * self._pause
+        self._asked = time.monotonic()
+        return mine and self._asked - self._written >= part * self._pause
 
     def put(self, name: str, entry: Entry) -> None:
         """Keep work under a name, in place of what was kept there, and what waited for that."""
-        begun = time.monotonic()
+        begun = time.monotonic() if self._asked is None else self._asked  # what is kept was gathered since then
         self._waiting[name] = entry
         while self._waiting:
             self._write(*self._waiting.popitem())
         self._written = time.monotonic()
-        self._pause = max(self._every, (self._written - begun) / SHARE)
+        self._pause, self._asked = max(self._every, (self._written - begun) / SHARE), None
 
     def later(self, name: str, entry: Entry) -> None:
         """Keep small work with the next that is kept."""
@@ -116,12 +118,12 @@ class Unfinished:
     def remove(self) -> None:
         """The run is done."""
         self._waiting.clear()
-        _begun.pop(self._own, None)
         if is_first():
             with contextlib.suppress(OSError):
                 for path in _entries(self._own):
                     path.unlink()
                 self._own.rmdir()
+        _begun.pop(self._own, None)
 
     @property
     def _own(self) -> Path:

@@ -1,8 +1,9 @@
 """Verbs that are killed, run out of disk and meet themselves: `PYTHONPATH=.:tests python tests/faults/kill_matrix.py`.
 
 A process imports everything once, and each trial is a child of it. Drawn at random: when a run is killed, how much room
-the disk has, how much later the second of two begins, and whether an earlier output is there. What is dear and has
-nothing to do with files (charts, pages, resampling) is made cheap.
+the disk has, how much later the second of two begins, and whether an earlier output is there. A verb that keeps its
+work is stopped up to three times in a row, by a signal drawn at random, and goes on then. What is dear and has nothing
+to do with files (charts, pages, resampling) is made cheap.
 """
 
 from __future__ import annotations
@@ -20,19 +21,25 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
 from conftest import write_tiny_hf, write_tiny_set
-from faults.outputs_of_trials import VERBS, Bytes, Verb, bytes_of, result_of, strays
+from faults.outputs_of_trials import KEEPING, VERBS, Bytes, Verb, bytes_of, result_of, strays
+from PIL import Image
+from stopping import keeping
 
 import uwm.clock
 import uwm.intervals
+from uwm.errors import KEPT
 from uwm.inputs import describing
 from uwm.report import plotting
 
 SHARED = Path("/dev/shm")
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)  # that stop a verb which keeps its work
 PAGE = 4096  # bytes in which a disk gives room
 
 
@@ -72,11 +79,15 @@ class Ground:
 
 
 def ground_of(root: Path) -> Ground:
-    """A tiny model and a dozen pairs."""
+    """A tiny model, a dozen pairs, and images of two classes."""
     inputs = root / "inputs"
     inputs.mkdir()
     write_tiny_hf(inputs / "model")
     write_tiny_set(inputs / "set", 12, 8)
+    for number in range(7):
+        image = inputs / "classes" / ("dog", "cat")[number % 2] / f"{number}.png"
+        image.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (30 * number, 0, 90)).save(image)
     return Ground(root, inputs, bytes_of(inputs))
 
 
@@ -95,8 +106,15 @@ def cheap() -> Iterator[None]:
         yield
 
 
-def start(ground: Ground, arguments: list, log: Path, cold: bool = False, most: int | None = None) -> int:
-    """A run in a child that may write files of so many bytes; its process id."""
+def start(
+    ground: Ground,
+    arguments: list,
+    log: Path,
+    cold: bool = False,
+    most: int | None = None,
+    within: Callable[[], AbstractContextManager] = contextlib.nullcontext,
+) -> int:
+    """A run in a child that may write files of so many bytes, within a context; its process id."""
     child = os.fork()
     if child:
         return child
@@ -107,7 +125,8 @@ def start(ground: Ground, arguments: list, log: Path, cold: bool = False, most: 
         os.environ["XDG_CACHE_HOME"] = str(log.with_suffix(".cache") if cold else ground.root / "cache")
         if most is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-        code = called(arguments)
+        with within():
+            code = called(arguments)
     except BaseException:
         import traceback
 
@@ -178,7 +197,7 @@ class Trial:
     def __post_init__(self) -> None:
         self.out, self.log = self.place / "out", self.ground.root / "trial.txt"
         self.cold = self.rng.random() < 0.25
-        self.replaces = self.rng.random() < 0.5
+        self.replaces = self.rng.random() < 0.5 and self.verb.gives == "-o"  # pages are not replaced
         if self.replaces:
             _copy(self.ground.earlier[self.verb.name], self.out)
         self.old = result_of(self.out) if self.replaces else None
@@ -301,7 +320,51 @@ def two(trial: Trial) -> str:
     return "in use" if loser.code == 4 else "exists"
 
 
-FAULTS: dict[str, Callable[[Trial], str]] = {"killed": killed, "disk full": full, "two at once": two}
+def stopped(trial: Trial) -> str:
+    """Stopped at random moments, or when it has kept work so often, once or more; then the same again."""
+    trial.cold, work = True, trial.log.with_suffix(".cache") / "uwm" / "unfinished"
+    for _ in range(trial.rng.randrange(1, 4)):
+        begun, number, before = time.monotonic(), trial.rng.choice(SIGNALS), kept_in(work)
+        at = trial.rng.randrange(1, 25) if trial.rng.random() < 0.5 else None
+        within = partial(keeping, partial(stop_itself, at, number))
+        child = start(trial.ground, trial.arguments, trial.log, cold=True, within=within)
+        if at is None:
+            time.sleep((0.1 + 0.8 * trial.rng.random()) * trial.ground.seconds[trial.verb.name])
+            os.kill(child, number)
+        ended = wait(child, trial.log, begun)
+        unheard = ended.code == -number or "KeyboardInterrupt" in ended.text  # before the program listened
+        demand(unheard or ended.code in (0, 128 + number), f"{ended.code}: {ended.text[-400:]}")
+        trial.check_kept()
+        if not ended.code:
+            odd = trial.verb.difference(trial.out, trial.ground.whole[trial.verb.name])
+            demand(trial.is_new(), f"not the output of an undisturbed run: {odd}")
+            return "gone on with" if before else "over before"
+        promised, left = KEPT in ended.text, kept_in(work)
+        demand(left != {} or not promised, f"promised, and nothing is there: {ended.text[-400:]}")
+        demand(unheard or promised or left == before, f"did not say how to go on: {ended.text[-400:]}")
+    trial.check_again()
+    demand(not [*work.glob("*")], f"work is left behind: {[*work.rglob('*')]}")
+    return "gone on with" if left else "begun anew"
+
+
+def stop_itself(at: int | None, number: int, puts: int) -> None:
+    """Send a signal to this process when it has kept work for the `at`-th time."""
+    if puts == at:
+        os.kill(os.getpid(), number)
+
+
+def kept_in(work: Path) -> dict[Path, int]:
+    """The whole files that runs have left to go on with, and when they were written."""
+    whole = [path for path in work.rglob("*.safetensors") if not path.name.startswith(".uwm")]
+    return {path: path.stat().st_mtime_ns for path in whole}
+
+
+FAULTS: dict[str, Callable[[Trial], str]] = {
+    "killed": killed,
+    "disk full": full,
+    "two at once": two,
+    "stopped": stopped,
+}
 
 
 # ---------------------------------------------------------------- the matrix
@@ -312,24 +375,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--verbs", default=",".join(VERBS))
+    parser.add_argument("--verbs", default=",".join({**VERBS, **KEEPING}))
     parser.add_argument("--faults", default=",".join(FAULTS))
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after so long")
     chosen = parser.parse_args()
     end = time.monotonic() + 60 * chosen.minutes
     with tempfile.TemporaryDirectory(dir=SHARED if SHARED.is_dir() else None) as folder, cheap():
         os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"
-        ground = ground_of(Path(folder))
-        rows = [Row(fault, VERBS[name]) for fault in chosen.faults.split(",") for name in chosen.verbs.split(",")]
-        for name in chosen.verbs.split(","):
-            learn(ground, VERBS[name])
+        rows = [*rows_of(Path(folder), chosen.faults.split(","), chosen.verbs.split(","))]
         for seed in range(chosen.seed, chosen.seed + chosen.trials):
             for row in rows:
                 if time.monotonic() < end:
-                    row.add(ground, seed)
+                    row.add(seed)
     for row in rows:
         row.tell()
     raise SystemExit(any(row.wrong for row in rows))
+
+
+def rows_of(folder: Path, faults: list[str], verbs: list[str]) -> Iterator[Row]:
+    """A row for each fault and verb that meets it, after all that a verb needs was imported."""
+    for name, table in (("verbs", VERBS), ("keeping", KEEPING)):
+        met = [fault for fault in faults if (fault == "stopped") == (table is KEEPING)]
+        known = [verb for verb in table.values() if met and verb.name in verbs]
+        (folder / name).mkdir()
+        ground = ground_of(folder / name)
+        for verb in known:
+            learn(ground, verb)
+        yield from (Row(fault, verb, ground) for fault in met for verb in known)
 
 
 @dataclass
@@ -338,15 +410,16 @@ class Row:
 
     fault: str
     verb: Verb
+    ground: Ground
     counts: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
 
-    def add(self, ground: Ground, seed: int) -> None:
+    def add(self, seed: int) -> None:
         """One more trial."""
         rng = random.Random(f"{self.verb.name} {self.fault} {seed}")
         try:
-            with folder_for(ground, self.fault) as place:
-                self.counts[FAULTS[self.fault](Trial(ground, self.verb, place, rng))] += 1
+            with folder_for(self.ground, self.fault) as place:
+                self.counts[FAULTS[self.fault](Trial(self.ground, self.verb, place, rng))] += 1
         except AssertionError as error:
             self.wrong.append(f"seed {seed}: {error}")
 

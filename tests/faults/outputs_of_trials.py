@@ -35,6 +35,7 @@ class Verb:
         resumes: Whether its output is a folder that is filled and gone on with.
         kept: What it leaves beside its output to go on from.
         last: Of such a folder, the file without which it is no finished output.
+        takes, gives: The flags for pairs and output.
     """
 
     name: str
@@ -42,10 +43,13 @@ class Verb:
     resumes: bool = False
     kept: tuple[str, ...] = ()
     last: str | None = None
+    takes: str = "--calib"
+    gives: str = "-o"
 
     def arguments(self, inputs: Path, out: Path, earlier: bool = False) -> list:
         """What follows the program's name."""
-        return [self.name, inputs / "model", "--calib", inputs / "set", *self.words(inputs, earlier), "-o", out]
+        inputs_of = [inputs / "model", self.takes, inputs / "set"]
+        return [self.name, *inputs_of, *self.words(inputs, earlier), self.gives, out]
 
     def check_parts(self, out: Path, old: Bytes | None, whole: Bytes) -> None:
         """Every file of a folder that is filled is that of the earlier output or of an undisturbed run, or is whole."""
@@ -96,6 +100,25 @@ VERBS = {
     )
 }
 
+KEEPING = {  # that keep their work while they last; each has many batches
+    verb.name: verb
+    for verb in (
+        Verb(
+            "edit",
+            lambda inputs, earlier: (
+                [*SETS, "--batch-size", 2, "--zero-shot", inputs / "classes"] + (["--mass", 0.3] if earlier else [])
+            ),
+        ),
+        Verb("score", lambda inputs, earlier: ["--batch-size", 2, *(["--limit", 4] if earlier else [])]),
+        Verb(
+            "eval",
+            lambda inputs, earlier: ["--batch-size", 2, *(["--limit", 8] if earlier else [])],
+            takes="--pairs",
+            gives="--html",
+        ),
+    )
+}
+
 
 def bytes_of(place: Path) -> Bytes:
     """Every file below a folder, or the file itself, by its path there."""
@@ -123,7 +146,7 @@ def untimed(path: Path, data: bytes) -> bytes:
     """A file's content without what another run would take otherwise."""
     if path.suffix == ".json":
         return json.dumps(_without(json.loads(data))).encode()
-    if path.name == "report.html":
+    if path.name == "report.html" or data[:15].lower() == b"<!doctype html>":
         data = MADE.sub(b"", data)
     timed = any((path.parent / name).is_file() for name in ("front.svg", "comparison.json"))
     if path.name in TABLES or (path.name == "report.html" and timed):

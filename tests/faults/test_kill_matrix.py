@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from faults import kill_matrix
 from faults.kill_matrix import FAULTS, Ended, Ground, Trial, Wrong
-from faults.outputs_of_trials import VERBS, bytes_of, result_of
+from faults.outputs_of_trials import KEEPING, VERBS, bytes_of, result_of
+
+from uwm.errors import KEPT
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -24,9 +26,9 @@ def matrix(*flags):
     return done.returncode, [line for line in done.stdout.splitlines() if " as it should be" in line], done
 
 
-def shown(code, lines, done, trials, verbs=VERBS):
+def shown(code, lines, done, trials):
     assert code == 0, done.stdout + done.stderr
-    assert [line.split()[0] for line in lines] == [*verbs] * len(FAULTS)
+    assert [line.split()[0] for line in lines] == [*VERBS] * (len(FAULTS) - 1) + [*KEEPING]
     assert all(f"{trials} as it should be, 0 not" in line for line in lines)
 
 
@@ -96,6 +98,33 @@ def test_a_run_that_ends_badly_the_second_time_is_seen(trial, monkeypatch):
     monkeypatch.setattr(kill_matrix, "run", lambda *_: Ended(0, "", 0, 1))
     with pytest.raises(Wrong, match="not the output of an undisturbed run"):
         trial.check_again()
+
+
+@pytest.mark.parametrize(
+    ("left", "said", "wrong"),
+    [
+        (False, f"uwm: interrupted\n{KEPT}\n", "promised, and nothing is there"),
+        (True, "uwm: interrupted\n", "did not say how to go on"),
+        (True, f"uwm: interrupted\n{KEPT}\n", "work is left behind"),
+    ],
+)
+def test_what_a_stop_says_is_held_against_what_it_left(left, said, wrong, trial, monkeypatch):
+    work = trial.log.with_suffix(".cache") / "uwm" / "unfinished" / "run"
+
+    def stopped(child, log, begun):
+        work.mkdir(parents=True, exist_ok=True)
+        if left:
+            (work / "entry.safetensors").write_bytes(b"x")
+        return Ended(128 + kill_matrix.SIGNALS[0], said, 0, 1)
+
+    monkeypatch.setattr(trial.rng, "randrange", lambda *_: 1, raising=False)
+    monkeypatch.setattr(trial.rng, "choice", lambda among: among[0], raising=False)
+    monkeypatch.setattr(kill_matrix, "start", lambda *_, **__: 0)
+    monkeypatch.setattr(kill_matrix.os, "kill", lambda *_: None)
+    monkeypatch.setattr(kill_matrix, "wait", stopped)
+    monkeypatch.setattr(Trial, "check_again", lambda _: None)
+    with pytest.raises(Wrong, match=wrong):
+        kill_matrix.stopped(trial)
 
 
 def test_half_a_file_of_a_folder_that_is_filled_is_seen(tmp_path):

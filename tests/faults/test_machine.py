@@ -8,12 +8,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from terminal import done, refused
 from tiny_files import hf_folder
 
-from uwm.cli.launch import _stop, _turn_deaf
+from uwm import inspection
+from uwm.cli.launch import _interrupt, _stop, _turn_deaf
+from uwm.errors import INTERRUPTED
 
 ROOT = Path(__file__).parents[2]
 SLOW = """
@@ -121,6 +124,28 @@ def test_f69_signals_are_heard_again_by_the_next_run(run_uwm, source):
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(
+    ("heard", "number", "code", "said"), [(_interrupt, 2, 130, f"{INTERRUPTED}\n"), (_stop, 15, 143, "")]
+)
+def test_f69_a_signal_of_which_a_library_makes_another_error_is_the_signal(heard, number, code, said, run_uwm, source):
+    """As NumPy does where a signal comes while it compares types."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+
+    def compare(*_):
+        try:
+            heard(number, None)
+        except BaseException:
+            raise TypeError("Cannot compare structured arrays") from None
+
+    try:
+        with mock.patch.object(inspection, "inspect", compare):
+            found = run_uwm("inspect", source)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert found == (code, "", said)
 
 
 @pytest.mark.parametrize(

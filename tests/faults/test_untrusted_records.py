@@ -24,7 +24,10 @@ from uwm.editing.entries.scores import Scores
 from uwm.editing.patch import Patch
 from uwm.errors import BadInput, InvalidResult
 from uwm.manifest import read_manifest
+from uwm.unfinished import Entry, Unfinished
 from uwm.weights import WeightId
+
+NAME = "1" * 64  # of some work
 
 
 def rewritten(path, kind, change):
@@ -385,6 +388,48 @@ def test_a_secret_of_another_user_is_not_used(cache, monkeypatch):
     cache.put(KEY, embeddings())
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
     assert cache.get(KEY) is None
+
+
+# ---------------------------------------------------------------- the work of a run that was stopped
+
+
+@pytest.fixture
+def work(tmp_path):
+    """Opens the work of a run: of the user, or of others with a secret of their own."""
+
+    def opened(folder="unfinished"):
+        return Unfinished(tmp_path / folder, KEY, every=0.0)
+
+    return opened
+
+
+def test_work_that_others_wrote_is_not_gone_on_with(work, tmp_path):
+    """They know the format and every hash of it, and not the user's secret."""
+    work().put(NAME, Entry({"rows": torch.ones(3)}, {"batches": 1}))
+    work("others").put(NAME, Entry({"rows": torch.full((3,), 7.0)}, {"batches": 1}))
+    file = tmp_path / "unfinished" / KEY / f"{NAME}.safetensors"
+    file.write_bytes((tmp_path / "others" / KEY / file.name).read_bytes())
+    assert work().get(NAME) is None
+    for change in (lambda t, a: t["rows"].fill_(7.0), lambda t, a: a.update(about={"batches": 2})):
+        work().put(NAME, Entry({"rows": torch.ones(3)}, {"batches": 1}))
+        assert work().get(NAME).about == {"batches": 1}
+        rewritten(file, "unfinished", change)
+        assert work().get(NAME) is None
+
+
+def test_work_of_another_run_or_name_is_not_gone_on_with(work, tmp_path):
+    work().put(NAME, Entry({"rows": torch.ones(3)}, {"batches": 1}))
+    file = tmp_path / "unfinished" / KEY / f"{NAME}.safetensors"
+    for run, name in ((KEY, "2" * 64), ("3" * 64, NAME)):
+        (tmp_path / "unfinished" / run).mkdir(exist_ok=True)
+        (tmp_path / "unfinished" / run / f"{name}.safetensors").write_bytes(file.read_bytes())
+        assert Unfinished(tmp_path / "unfinished", run).get(name) is None
+
+
+def test_the_secret_of_work_and_its_folder_are_the_users_alone(work, tmp_path):
+    work().put(NAME, Entry({"rows": torch.ones(3)}))
+    assert stat.S_IMODE((tmp_path / "unfinished.key").stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "unfinished" / KEY).stat().st_mode) == 0o700
 
 
 def test_selecting_still_refuses_scores_with_nan(source):

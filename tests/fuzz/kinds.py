@@ -44,6 +44,7 @@ from uwm.tuning.page import front_page
 from uwm.tuning.search import Search
 from uwm.tuning.space import Space
 from uwm.tuning.table import csv_table, markdown
+from uwm.unfinished import Entry, Unfinished
 
 TYPES_BY_NAME = {name: dtype for dtype, name in NAMES.items()}
 KEY = "ab" * 32
@@ -71,7 +72,7 @@ def kinds(root: Path) -> list[Kind]:
     """Every kind, with valid files under a folder."""
     source = hf_folder(root / "model")
     made = [_patch(root, source), _first_patch(root), _scores(root, source), _state(root), _result(root)]
-    return [*made, _kept(root), _manifest(root), _front(root), _journal(root), _cache(root)]
+    return [*made, _kept(root), _manifest(root), _front(root), _journal(root), _cache(root), _work(root)]
 
 
 # ---------------------------------------------------------------- how files are changed
@@ -289,6 +290,24 @@ def _cache(root: Path) -> Kind:
         return whole
 
     return Kind("cached embeddings", path, read, mutate_record)
+
+
+def _work(root: Path) -> Kind:
+    def store() -> Unfinished:
+        return Unfinished(root / "unfinished", KEY, every=0.0)
+
+    sums, about = {"0": torch.arange(6.0).reshape(2, 3), "1": torch.ones(2, 8, dtype=torch.uint8)}, {"done": 3}
+    store().put(KEY, Entry(sums, {**about, "sums": [{"tensor": ["0", False]}, {"digests": {"tensor": ["1", False]}}]}))
+    path = root / "unfinished" / KEY / f"{KEY}.safetensors"
+    whole = path.read_bytes()
+
+    def read(path: Path) -> bytes:
+        found = store().get(KEY)
+        assert found is None or (found.about["done"] == 3 and len(found.about["sums"]) == 2)
+        assert found is None or all(torch.equal(found.tensors[name], tensor) for name, tensor in sums.items())
+        return whole
+
+    return Kind("unfinished work", path, read, mutate_record)
 
 
 # ---------------------------------------------------------------- one trial

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 NAMES = (
     "patch", "patch of format 1", "scores", "training state", "comparison result", "costs of a comparison", "uwm.json",
-    "tune.json", "study.journal", "cached embeddings",
+    "tune.json", "study.journal", "cached embeddings", "unfinished work",
 )  # fmt: skip
 
 

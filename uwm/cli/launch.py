@@ -26,6 +26,7 @@ SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # that end a program
 NO_MEMORY = ("out of memory", "allocate memory", "bad_alloc", "can't start new thread", "failed to map segment")
 PRINTERS = ("click", "rich")  # the libraries that write to stdout
 _deaf: set[int] = set()  # the signals that are ignored because one of them has come
+_heard: list[int] = []  # that one
 SHARED = ("edit", "demo", "tune", "score", "eval", "compare", "finetune")  # verbs that several processes share
 
 
@@ -63,6 +64,7 @@ def _listen(shared: bool) -> None:
             continue
         signal.signal(number, _interrupt if name == "SIGINT" else _stop)
     _deaf.clear()
+    _heard.clear()
 
 
 def _turn_deaf() -> None:
@@ -75,11 +77,13 @@ def _turn_deaf() -> None:
 
 def _stop(number: int, frame: Any) -> None:
     _turn_deaf()
+    _heard.append(number)
     raise SystemExit(128 + number)
 
 
 def _interrupt(number: int, frame: Any) -> None:
     _turn_deaf()
+    _heard.append(number)
     raise KeyboardInterrupt
 
 
@@ -119,22 +123,33 @@ def _shared_ending(command: click.Group, arguments: list[str]) -> Ending:
 
 
 def _ending(command: click.Group, arguments: list[str]) -> Ending:
-    """Run a verb; how it ended."""
+    """Run a verb; how it ended. Raises SystemExit for a signal other than Ctrl-C."""
     try:
         command.main(arguments or ["--help"], prog_name="uwm", standalone_mode=False, obj=arguments)
-    except UwmError as error:
+    except Exception as error:
+        if not _heard:
+            return _ending_by(error, arguments)
+        if _heard[0] == signal.SIGINT:  # whatever error a library made of it: NumPy does while it compares
+            return Ending(130, INTERRUPTED, stopped=True)
+        raise SystemExit(128 + _heard[0]) from error
+    return Ending(0)
+
+
+def _ending_by(error: Exception, arguments: list[str]) -> Ending:
+    """How a verb ended that raised an error. Raises it where it is a mistake of ours."""
+    if isinstance(error, UwmError):
         return _failed(error, arguments)
-    except click.exceptions.Abort:
+    if isinstance(error, click.exceptions.Abort):
         return Ending(130, INTERRUPTED, stopped=True)
-    except click.ClickException as error:
+    if isinstance(error, click.ClickException):
         context = getattr(error, "ctx", None)
         hint = f" Try '{context.command_path} --help' for help." if context is not None else ""
         return Ending(error.exit_code, f"uwm: error: {one_line(error.format_message())}{hint}")
-    except (MemoryError, RuntimeError, ImportError, OSError) as error:
-        fault = _fault_of(error)
-        fault.__cause__ = error
-        return _failed(fault, arguments)
-    return Ending(0)
+    if not isinstance(error, MemoryError | RuntimeError | ImportError | OSError):
+        raise error
+    fault = _fault_of(error)
+    fault.__cause__ = error
+    return _failed(fault, arguments)
 
 
 def _fault_of(error: Exception) -> ResourceFault:

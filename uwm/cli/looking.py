@@ -85,8 +85,8 @@ def _evaluate_pairs(
     if not is_first():  # it does its part, and tells nothing
         run_evaluation(recipe)
         return
-    with open_reports(recipe, files) as reports:
-        done = run_evaluation(recipe, progress=progress_of(show))
+
+    def tell(done: Evaluated) -> None:
         warn(show, (*reports.notes, *done.warnings))
         tables = done.sections(all_figures=all_figures, by_concept=by_concept)
         if show["as_json"]:
@@ -96,6 +96,9 @@ def _evaluate_pairs(
         for line in github_annotations(done.verdicts) if annotations == "github" else ():
             click.echo(line, err=True)  # GitHub reads both streams; stdout may hold JSON
         reports.write(done, tables)
+
+    with open_reports(recipe, files) as reports:
+        done = run_evaluation(recipe, progress=progress_of(show), tell=tell)
     demand(done.verdicts)
 
 

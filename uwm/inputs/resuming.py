@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +102,14 @@ def _tokens(model: Model) -> list[Any] | None:
 
 def _pictures(data: DataSet) -> list[Any]:
     """What decides the figures of a data set: sizes and times of its files, whose content would take long to read."""
-    place, files = data.place, []
-    for folder, inner, names in os.walk(place, followlinks=True) if place is not None else ():
+    return [*data_set_fingerprint(data), [] if data.place is None else [*_listed(data.place)]]
+
+
+def _listed(place: Path) -> Iterator[list[Any]]:
+    """Name, size and time of every file below a folder, sorted."""
+    for folder, inner, names in os.walk(place, followlinks=True):
         inner.sort()
         for path in (Path(folder, name) for name in sorted(names)):
             with contextlib.suppress(OSError):  # a link to nothing
                 about = path.stat()
-                files.append([path.relative_to(place).as_posix(), about.st_size, about.st_mtime_ns])
-    return [*data_set_fingerprint(data), files]
+                yield [path.relative_to(place).as_posix(), about.st_size, about.st_mtime_ns]

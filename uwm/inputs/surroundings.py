@@ -41,7 +41,8 @@ def surroundings(settings: Mapping[str, Any], device: torch.device) -> dict[str,
         settings: Of the job; ``method`` and ``beside`` name editors.
         device: On which the model computes.
     """
-    editors, one = [settings.get("method"), *settings.get("beside", ())], torch.ones(1, 1, device=device)
+    editors = [name for name in (settings.get("method"), *settings.get("beside", ())) if name]
+    one = torch.ones(1, 1, device=device)
     return {
         "versions": versions() | {name: _version(name) for name in OTHERS},
         "code": {package: _code(package) for package in ("uwm", *_packages_of(editors))},
@@ -62,7 +63,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _packages_of(names: Iterable[str | None]) -> list[str]:
+def _packages_of(names: Iterable[str]) -> list[str]:
     """The packages of editors, without ours."""
     found = find_editors()
     return sorted({type(found[name]).__module__.partition(".")[0] for name in names if name in found} - {"uwm"})

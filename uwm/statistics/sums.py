@@ -1,6 +1,7 @@
 """What reducers have summed up, as plain objects and tensors, and back: for a pass that another process goes on with.
 
-A class names its sums in ``SUMS``, the attributes that a pass changes. All else of it is as it was when it was made.
+A class names its sums in ``SUMS``, the attributes that a pass changes. All else of it is as it was when it was made. A
+subclass names them again, for it may sum up more.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def outline(value: Any) -> Any:
 
 
 def _names(value: Any) -> tuple[str, ...]:
-    return getattr(type(value), "SUMS", ())
+    return vars(type(value)).get("SUMS", ())
 
 
 # ---------------------------------------------------------------- plain values as they are, all else as {kind: content}

@@ -21,6 +21,8 @@ class LogRatioScorer(UwmScorer):
         weight: W [out, in].
     """
 
+    SUMS = UwmScorer.SUMS
+
     def __init__(self, weight_id: WeightId, weight: torch.Tensor) -> None:
         super().__init__(weight_id, weight, "ratio")
 
@@ -30,6 +32,8 @@ class LogRatioScorer(UwmScorer):
 
 class _LogMean(EntryMean):
     """The geometric mean over samples of a_i · b_j, where a product of 0 counts as 1."""
+
+    SUMS = EntryMean.SUMS
 
     def add(
         self, rows: slice, a: torch.Tensor, b: torch.Tensor, less: tuple[torch.Tensor, torch.Tensor] | None = None
