@@ -513,7 +513,7 @@ def test_kept_work_holds_no_caption_and_no_path(tiny_hf, tiny_set, classes, cach
     pairs = uwm.read_calibration(tiny_set).pairs
     told = [text for pair in pairs for text in (pair.safe_text, pair.unsafe_text, pair.safe_image.name)]
     assert b"done" in written  # sums of a pass
-    assert b"batches" in written  # and embeddings
+    assert b"rows" in written  # and embeddings
     assert not [text for text in told if text.encode() in written]
 
 
