@@ -84,8 +84,10 @@ def test_bootstrap_holds_the_mean_and_has_the_binomial_width():
     assert bootstrap({"x": passed}, seed=0) == bootstrap({"x": passed}, seed=0)
 
 
-def test_bootstrap_equals_the_slow_form():
+@pytest.mark.parametrize("drawn", [1, 7 * 211, 1 << 14])  # one resample at a time, the last few fewer, all at once
+def test_bootstrap_equals_the_slow_form(drawn, monkeypatch):
     """Bit for bit for values that are sums of halves, which have no rounding; the others to the last digits."""
+    monkeypatch.setattr("uwm.intervals.DRAWN", drawn)
     generator = torch.Generator().manual_seed(7)
     samples = {name: torch.randint(3, (211,), generator=generator) / most for name, most in (("half", 2), ("third", 3))}
     samples |= {"passed": torch.arange(211) < 40, "all": torch.ones(211)}

@@ -89,13 +89,6 @@ def facts(outcome):
     return outcome.patch.content(), json.dumps(manifest, default=str)
 
 
-def score_of(run_uwm, model, pairs, method, out):
-    """`uwm score` through the program; its bytes."""
-    given = ("--calib", pairs, "--method", method, "--batch-size", "5", "--overwrite")
-    assert run_uwm("score", model, *given, "-o", out)[0] == 0
-    return out.read_bytes()
-
-
 def goes_on_after_each_kill(work, batches, cache, times=3):
     """Kill some work at its first, middle and last time of keeping, and go on: the same comes of it, none runs twice.
 
@@ -175,7 +168,9 @@ def test_an_evaluation_whose_page_cannot_be_written_goes_on(
 @pytest.mark.parametrize("method", ["uwm", "grad-safe-clip"])
 def test_scores_go_on(method, tiny_hf, tiny_set, tmp_path, batches, cache, run_uwm):
     def work():
-        return score_of(run_uwm, tiny_hf, tiny_set, method, tmp_path / "s.safetensors")
+        given = ("--calib", tiny_set, "--method", method, "--batch-size", "5", "--overwrite")
+        assert run_uwm("score", tiny_hf, *given, "-o", tmp_path / "s.safetensors")[0] == 0
+        return (tmp_path / "s.safetensors").read_bytes()
 
     assert goes_on_after_each_kill(work, batches, cache) > 1
 
@@ -478,16 +473,21 @@ def test_another_run_does_not_take_what_is_kept(tiny_hf, tiny_set, batches, cach
     assert batches[0] == alone
 
 
-def test_scores_of_another_method_do_not_take_what_is_kept(tiny_hf, tiny_set, tmp_path, batches, cache, run_uwm):
-    def scores(method):
-        return score_of(run_uwm, tiny_hf, tiny_set, method, tmp_path / "s.safetensors")
+def test_scores_of_another_method_or_variant_do_not_go_on(tiny_hf, tiny_set, tmp_path, cache, run_uwm):
+    def work(*how):
+        given = ("--calib", tiny_set, "--batch-size", "5", "--overwrite", "-o", tmp_path / "s.safetensors", *how)
+        assert run_uwm("score", tiny_hf, *given)[0] == 0
+        return (tmp_path / "s.safetensors").read_bytes()
 
-    expected, alone = scores("grad-safe-clip"), batches[0]
-    with keeping(kill_at(2)), pytest.raises(Killed):
-        scores("grad-unsafe")
-    batches[0] = 0
-    assert scores("grad-safe-clip") == expected
-    assert batches[0] == alone
+    for one, other in (
+        ("--method=grad-unsafe", "--method=grad-safe-clip"),
+        ("--variant=difference", "--variant=ratio"),
+    ):
+        expected = work(other)
+        with keeping(kill_at(2)), pytest.raises(Killed):
+            work(one)
+        assert kept(cache)
+        assert work(other) == expected
 
 
 # ---------------------------------------------------------------- what is kept

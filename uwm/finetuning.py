@@ -20,6 +20,7 @@ from .errors import BadInput, InvalidResult
 from .evaluation import EvalResult
 from .inputs import (
     Inputs,
+    SharedImages,
     check_sets,
     check_sets_with,
     describe_inputs,
@@ -29,7 +30,6 @@ from .inputs import (
     measure,
     read_data_sets,
     read_sets,
-    refuse_bad_images,
     warnings,
     write_documents,
 )
@@ -124,7 +124,6 @@ def _carry_out(
     clock = Clock(progress)
     with clock("read", "reading the sets"):
         calibration, held_out = read_sets(recipe)
-        refuse_bad_images([calibration, *held_out.values()], recipe.workers)
         pairs, validation = _split(recipe, calibration)
         data_sets = read_data_sets(recipe)
         checked = check_sets(recipe, pairs, held_out, data_sets, validation=[validation])
@@ -135,9 +134,11 @@ def _carry_out(
                     "after": column})  # fmt: skip
     with clock("load", "loading the model"):
         model = load_model(replace(recipe, dtype="float32"), reads=calibration)  # the frozen reference
+        images = SharedImages([calibration, *held_out.values()], recipe.workers)
         check_trainable(model)
+        images.give(model)
         reached = check_sets_with(recipe, model, {"calibration": calibration, **held_out}, data_sets)
-        _try_output(recipe, model, pairs, place)
+        _try_output(recipe, model, pairs, place, images)
     state = state_file(place.output) if place is not None else None
     with clock("train", "training"):
         how: dict[str, Any] = {"seed": recipe.seed, "computing": recipe.computing(), "state": state}
@@ -148,7 +149,7 @@ def _carry_out(
         with clock("write"):
             manifest["output_sha256"] = write_trained(model, trained.adapter, folder)
         with clock("evaluate"):
-            results = measure(recipe, _columns(recipe, model, folder), held_out, data_sets, progress)
+            results = measure(recipe, _columns(recipe, model, folder, images), held_out, data_sets, progress)
         manifest |= describe_results(results, recipe.seed, checked.shared)
         write_documents(folder, model, manifest, results, clock)
     if state is not None:
@@ -192,7 +193,9 @@ def _split(recipe: FinetuneRecipe, calibration: CalibrationSet) -> tuple[Calibra
     return whole.holdout(recipe.validation, recipe.seed, "--validation")
 
 
-def _try_output(recipe: FinetuneRecipe, model: Model, pairs: CalibrationSet, output: OutputFolder | None) -> None:
+def _try_output(
+    recipe: FinetuneRecipe, model: Model, pairs: CalibrationSet, output: OutputFolder | None, images: SharedImages
+) -> None:
     """Write the untrained model as the trained one will be, load it, and embed a pair: all that the end needs.
 
     Raises:
@@ -205,7 +208,7 @@ def _try_output(recipe: FinetuneRecipe, model: Model, pairs: CalibrationSet, out
         write_edited(model.checkpoint, {}, Path(place), with_config=True)
         model.write_side_files(Path(place))
         try:
-            written = load(place, device=recipe.device, offline=recipe.offline)
+            written = images.give(load(place, device=recipe.device, offline=recipe.offline))
             found = [vars(embed(side, first, batch_size=1)) for side in (model, written)]
         except BadInput as error:
             raise BadInput(
@@ -228,9 +231,11 @@ def _folder(output: OutputFolder | None) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _columns(recipe: FinetuneRecipe, model: Model, folder: Path) -> Iterator[tuple[str, AbstractContextManager[Model]]]:
+def _columns(
+    recipe: FinetuneRecipe, model: Model, folder: Path, images: SharedImages
+) -> Iterator[tuple[str, AbstractContextManager[Model]]]:
     yield "before", nullcontext(model)
-    yield "after", nullcontext(load(folder, device=recipe.device, offline=recipe.offline))
+    yield "after", nullcontext(images.give(load(folder, device=recipe.device, offline=recipe.offline)))
 
 
 def _training(backend: Backend, settings: TrainingSettings, trained: Trained, validation: int) -> TrainingFacts:

@@ -8,6 +8,8 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+DRAWN = 1 << 14  # rows that are drawn at a time
+
 
 def shares(
     samples: Mapping[str, torch.Tensor], seed: int, repeats: int = 1000
@@ -105,7 +107,12 @@ def bootstrap(
     rng, n = np.random.default_rng(seed), len(values)
     kinds, kind_of = np.unique(values, axis=0, return_inverse=True)  # [kinds, figures], [n]
     kind_of = kind_of.ravel()  # of two dimensions in NumPy 2.0
-    counts = (np.bincount(kind_of[rng.integers(n, size=n)], minlength=len(kinds)) for _ in range(repeats))
-    means = np.stack([count @ kinds / n for count in counts])
+    means = np.empty((repeats, len(names)))
+    some = max(1, DRAWN // n)
+    for start in range(0, repeats, some):
+        own = np.arange(min(some, repeats - start))
+        drawn = kind_of[rng.integers(n, size=(len(own), n))] + len(kinds) * own[:, None]  # [resamples, n]
+        counts = np.bincount(drawn.ravel(), minlength=len(own) * len(kinds)).reshape(len(own), -1)
+        means[start : start + len(own)] = [count @ kinds / n for count in counts]
     low, high = np.percentile(means, [2.5, 97.5], axis=0)
     return {f: (float(m), float(a), float(b)) for f, m, a, b in zip(names, values.mean(0), low, high, strict=True)}

@@ -32,6 +32,7 @@ JOBS: list[tuple[str, list[str] | None, list[str]]] = [  # title; the command wi
     ("Scoring and the plain forward pass", ["scoring.py", "--quick", "--batches", "2"], ["scoring.py"]),
     ("The same, stopped half-way", None, ["scoring.py", "--late", "--no-memory", "--models", "B/32", "L/14"]),
     ("The same in bfloat16", None, ["scoring.py", "--dtype", "bfloat16", "--no-memory", "--models", "L/14"]),
+    ("An edit from end to end and its forward passes", ["edit.py", "--quick"], ["edit.py"]),
     ("Precision and the selection", None, ["precision.py"]),
     ("Score update", ["score_update.py"], ["score_update.py"]),
     ("Selection", ["selection.py"], ["selection.py"]),

@@ -45,6 +45,12 @@ sys.meta_path.insert(0, Slow())
 from uwm.__main__ import main
 main()
 """
+GARBAGE = """
+import atexit, gc
+from uwm.__main__ import main
+atexit.register(lambda: print(gc.get_threshold()[0], gc.get_freeze_count() > 0))
+main()
+"""
 
 
 def start(*arguments, code=None, before=(), **options):
@@ -54,6 +60,12 @@ def start(*arguments, code=None, before=(), **options):
     command = [*before, sys.executable, *program, *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **pipes.pop("environment", {})}
     return subprocess.Popen(command, env=environment, **pipes)
+
+
+def test_garbage_is_seldom_looked_for_and_not_at_the_end():
+    process = start("--version", code=GARBAGE, text=True)
+    assert process.communicate()[0].splitlines()[-1] == "50000 True"
+    assert process.returncode == 0
 
 
 @pytest.fixture

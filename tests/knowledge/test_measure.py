@@ -15,7 +15,7 @@ import uwm
 from uwm.errors import BadInput, InvalidResult
 from uwm.intervals import bootstrap
 from uwm.knowledge import DataSet, ZeroShot, difference, mean_over_sets, open_data_sets, zero_shot
-from uwm.knowledge.measure import class_embeddings
+from uwm.knowledge.measure import class_embeddings, class_labels
 from uwm.shipped_files import DEMO_SET
 
 NAMES = ("dog", "cat", "knife", "tree", "car", "cup", "bomb")
@@ -58,6 +58,18 @@ def by_hand(model, data):
         near = [cosine_similarity(image, text).item() for text in texts]
         found.append((target, sorted(range(len(near)), key=lambda n: -near[n])))
     return found
+
+
+@pytest.mark.parametrize("at_a_time", [1, 5, 1024])
+def test_the_prompts_of_all_classes_are_tokenized_some_at_a_time(model, noise, at_a_time, monkeypatch):
+    twice = replace(noise, class_names=(*noise.class_names, noise.class_names[1]), templates=("a {}", "{} here"))
+    monkeypatch.setattr("uwm.knowledge.measure.TOKENIZED", at_a_time)
+    calls, tokenize = [], model.tokenize
+    monkeypatch.setattr(model, "tokenize", lambda texts: calls.append(len(texts)) or tokenize(texts))
+    count = len(noise.class_names)
+    assert class_labels(model, twice).tolist() == [*range(count), 1]
+    assert sum(calls) == 2 * count + 2
+    assert max(calls) <= max(2, at_a_time)
 
 
 def test_figures_by_hand(model, noise):

@@ -13,9 +13,10 @@ from ..calibration import CalibrationSet
 from ..embedding import Embeddings
 from ..images import load_image
 from ..models import Model
+from ..models.kept import Kept
 from ..statistics.batches import embed_inputs
 
-KEPT_BYTES = 1 << 30  # sets whose preprocessed pictures fit in this are read once
+KEPT_BYTES = 1 << 30  # preprocessed pictures of so many bytes are read once, where the model itself keeps none
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Feeder:
         self._pairs = pairs.pairs
         self.size = len(pairs)
         self._readers = ThreadPoolExecutor(max(1, workers))
-        self._kept: dict[int, torch.Tensor] | None = {}  # row -> both sides' pixel values, while all of them fit
+        self._kept = model.kept or Kept(KEPT_BYTES)
 
     def feed(self, batches: Iterable[torch.Tensor]) -> Iterator[Batch]:
         """The batches of these rows, int64 [batch] each, in order."""
@@ -63,17 +64,16 @@ class Feeder:
         return Batch(pixels.flatten(0, 1), *self._model.tokenize(texts))
 
     def _pixels(self, row: int) -> torch.Tensor:
-        if self._kept is not None and row in self._kept:
-            return self._kept[row]
         pair = self._pairs[row]
         paths = [path for path in (pair.safe_image, pair.unsafe_image) if path is not None]
-        pixels = self._model.preprocess(list(self._readers.map(load_image, paths)))
-        if self._kept is not None:
-            if pixels.nbytes * len(self._pairs) <= KEPT_BYTES:
-                self._kept[row] = pixels
-            else:
-                self._kept = None
-        return pixels
+        known = self._kept.pixels
+        missing = [path for path in dict.fromkeys(paths) if path not in known]
+        images = self._model.preprocess(list(self._readers.map(load_image, missing))) if missing else ()
+        read = dict(zip(missing, (image.clone() for image in images), strict=True))
+        for path, image in read.items():
+            if self._kept.take(image):
+                known[path] = image
+        return torch.stack([read[path] if path in read else known[path] for path in paths])
 
 
 def student_embeddings(student: Model, batch: Batch) -> Embeddings:

@@ -136,5 +136,6 @@ def demand_signal(model: Model, calibration: CalibrationSet, towers: Collection[
     if reason := signal(model, calibration, towers).refusal(towers):
         raise BadInput(f"{calibration.root}: {reason}")
     image = next((p.safe_image for p in calibration.pairs if p.has_image), None)
-    if image is not None and "vision" in towers:
+    kept = () if model.kept is None else model.kept.pixels  # which were preprocessed
+    if image is not None and image not in kept and "vision" in towers:
         model.preprocess([load_image(image)])

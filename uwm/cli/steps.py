@@ -65,8 +65,8 @@ def score(output: Path, overwrite: bool, **flags: Any) -> None:
     def made() -> tuple[CalibrationSet, Model, Scores]:
         pairs, model = calibration_pairs(recipe), load_model(recipe)
         if cached:
-            decides = {**settings, **{name: how[name] for name in ("method", *SCORING) if name in how}}
-            keep_work("score", decides, model, [pairs], progress=how["progress"])
+            decides = {name: how.get(name) for name in ("method", *SCORING)}
+            keep_work("score", settings | decides, model, [pairs], progress=how["progress"])
         return pairs, model, make(model, pairs, **how)
 
     if not is_first():  # it does its part, and writes nothing

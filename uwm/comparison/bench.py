@@ -22,7 +22,7 @@ from ..editing.files import fit, write_patched
 from ..editing.making import about, gather, make_patch
 from ..editing.patch import Patch
 from ..errors import BadInput
-from ..inputs import load_model
+from ..inputs import SharedImages, load_model
 from ..models import Model
 from ..outputs import new_folder, put_file
 from ..schema import COUNT, keyed, nullable
@@ -55,6 +55,7 @@ class Bench:
         facts: For the names of what is written.
         calibration, validation: Seed -> pairs.
         output: Where checkpoints and the state of training lie while they are needed.
+        images: Those of all sets, which the models keep together.
         preserve: Safe captions and images that edits shall leave alone, of those that can; None for none.
     """
 
@@ -63,12 +64,13 @@ class Bench:
     calibration: Mapping[int, CalibrationSet]
     validation: Mapping[int, CalibrationSet]
     output: Path
+    images: SharedImages
     preserve: Preservation | None = None
 
     def start(self, stages: tuple[Stage, ...], seed: int, progress: Progress | None) -> Made:
         """The model that these stages make, each but the given ones by way of a checkpoint."""
         if not stages:
-            return Made(_two_towers(load_model(self.recipe, keep=True)))
+            return Made(self._opened(self.recipe))
         *before, stage = stages
         if isinstance(stage, Given):
             return Made(self.open(stage.reference))
@@ -82,7 +84,11 @@ class Bench:
 
     def open(self, reference: str) -> Model:
         """A checkpoint as a user would load it."""
-        return _two_towers(load_model(self.recipe.of(reference)))
+        return self._opened(self.recipe.of(reference))
+
+    def _opened(self, recipe: CompareRecipe) -> Model:
+        """The model of a recipe, with the images that the models share. Raises BadInput."""
+        return self.images.give(_two_towers(load_model(recipe)))
 
     def _make(
         self, folder: Path, before: Made, stages: tuple[Stage, ...], seed: int, progress: Progress | None
@@ -129,7 +135,7 @@ class Bench:
         backend = self.facts.backends[stage.backend]
         if model.dtype != torch.float32:  # what it computes in is `train_dtype`; the reference is exact
             assert model.checkpoint is not None
-            model = load_model(replace(self.recipe.of(str(model.checkpoint.path)), dtype="float32"))
+            model = self._opened(replace(self.recipe.of(str(model.checkpoint.path)), dtype="float32"))
         folder = self.folder(TRAINING, stages, seed)
         state = folder.with_name("-".join([folder.name, *map(str, sorted(epochs))]))  # it holds their snapshots too
         with measured() as cost:

@@ -16,7 +16,7 @@ from ..checkpoint import check_written
 from ..clock import now
 from ..embedding import quadruples
 from ..escaping import file_part
-from ..inputs import Checked, check_sets, input_paths, public_settings, read_data_sets, read_sets, refuse_bad_images
+from ..inputs import Checked, SharedImages, check_sets, input_paths, public_settings, read_data_sets, read_sets
 from ..inputs.fingerprints import content_or_tag, data_set_fingerprint, device_name, model_files
 from ..manifest import Manifest, write_manifest
 from ..models.references import resolve
@@ -108,10 +108,7 @@ def _carry_out(
     """What `compare` does after the checks, with the lock of the folder held."""
     prepared = prepare(recipe, output)
     _open(output, overwrite)
-    bench, yardstick = prepared.bench, prepared.yardstick
-    sets = [bench.calibration[recipe.seeds[0]], *yardstick.sets.values()]
-    refuse_bad_images(sets, recipe.workers, bench.preserve)
-    carry_out(prepared.runs, bench, yardstick, keep_checkpoints, progress)
+    carry_out(prepared.runs, prepared.bench, prepared.yardstick, keep_checkpoints, progress)
     found = _gather(prepared, output)
     _write(found, output)
     clear(output, keep_checkpoints)
@@ -166,7 +163,8 @@ def prepare(recipe: CompareRecipe, output: Path) -> _Prepared:
     training = {"dtype": recipe.train_dtype, "micro_batch": recipe.micro_batch}
     given = _given(methods, recipe)
     facts = Facts(shared, _fingerprints(calibration), _fingerprints(validation), given, backends, training)
-    bench = Bench(recipe, facts, calibration, validation, output, preserve)
+    images = SharedImages([pairs, *sets.values()], recipe.workers, preserve)
+    bench = Bench(recipe, facts, calibration, validation, output, images, preserve)
     checked = check_sets(recipe, pairs, sets, data_sets, preserve=preserve, validation=validation.values())
     return _Prepared(recipe, bench, yardstick, plan(recipe, methods, facts), checked)
 

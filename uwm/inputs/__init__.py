@@ -15,6 +15,7 @@ from .describing import (
     warnings,
     write_documents,
 )
+from .images import SharedImages
 from .measuring import measure
 from .reading import (
     BARE,
@@ -40,6 +41,7 @@ __all__ = [
     "Inputs",
     "Opening",
     "Sets",
+    "SharedImages",
     "calibrated_on",
     "calibration_pairs",
     "check_sets",

@@ -18,6 +18,7 @@ from ..statistics.sources import embed_sources
 from .data_sets import DataSet
 
 MOST_ALIKE = 0.5  # share of classes with another's prompts above which a set is refused
+TOKENIZED = 1024  # prompts at a time, so that their tokens stay few
 MEANS = ("top1", "top5", "mean_per_class")
 
 
@@ -100,9 +101,14 @@ def class_labels(model: Model, data: DataSet) -> torch.Tensor:
 
 def _prompt_tokens(model: Model, data: DataSet) -> Iterator[tuple]:
     """The tokens of each class's prompts, without padding."""
-    for name in data.class_names:
-        ids, mask = model.tokenize([template.replace("{}", name) for template in data.templates])
-        yield tuple(tuple(row[counted > 0].tolist()) for row, counted in zip(ids, mask, strict=True))
+    some = max(1, TOKENIZED // len(data.templates))
+    for start in range(0, len(data.class_names), some):
+        names = data.class_names[start : start + some]
+        ids, mask = model.tokenize([template.replace("{}", name) for name in names for template in data.templates])
+        rows = [tuple(row[counted > 0].tolist()) for row, counted in zip(ids, mask, strict=True)]
+        yield from (
+            tuple(rows[first : first + len(data.templates)]) for first in range(0, len(rows), len(data.templates))
+        )
 
 
 def check_classes(model: Model, data_sets: Mapping[str, DataSet]) -> list[str]:

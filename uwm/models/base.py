@@ -56,6 +56,8 @@ class Model(ABC):
         edited: The weights that an open `patched` block has changed.
         notes: What a user should know of how it was read, one line each; every job that opens the model says them.
         end_tokens: Of text towers whose pooled token was checked, the one that ends captions; None where none does.
+        pooled_alone: Tower and number of inputs -> whether its last MLP may see the pooled token alone, as
+            `uwm.statistics.last_mlp` found it.
         kept: What a job keeps of its work, see `uwm.statistics.sources`; None where nothing is.
         unfinished: Where the work is kept for a run that goes on, if this one is stopped; None where it is not.
         offline, cache_dir: How `uwm.load` was told to fetch; a tokenizer is only loaded when it is asked for.
@@ -71,6 +73,7 @@ class Model(ABC):
         self.edited: set[WeightId] = set()
         self.notes: list[str] = [] if checkpoint is None else [*checkpoint.notes]
         self.end_tokens: dict[str, EndToken | None] = {}
+        self.pooled_alone: dict[tuple[str, int], bool] = {}
         self.nameless: dict[str, str] = {}
         self.kept: Kept | None = None
         self.unfinished: Unfinished | None = None

@@ -36,6 +36,7 @@ class Kept:
         room: Bytes that are left.
         pixels: Image -> pixel values, [3, h, w].
         outputs: Tower, block and batch -> the block's output; that of a block before the first edited one is the same.
+        lengths: Caption -> its tokens, see `Model.caption_lengths`.
         embeddings: Tower and batch -> embeddings, not normalised, float32 [batch, dim], on the CPU; kept in any case.
         blocks: Tower -> blocks whose outputs are kept when the unedited model runs, for edits to come.
     """
@@ -43,8 +44,13 @@ class Kept:
     room: int = ROOM
     pixels: dict[Source, torch.Tensor] = field(default_factory=dict, repr=False)
     outputs: dict[tuple[str, int, Batch], Any] = field(default_factory=dict, repr=False)
+    lengths: dict[str, int] = field(default_factory=dict, repr=False)
     embeddings: dict[tuple[str, Batch], torch.Tensor] = field(default_factory=dict, repr=False)
     blocks: Mapping[str, frozenset[int]] = field(default_factory=dict)
+
+    def beside(self) -> Kept:
+        """What another model keeps that takes images in the same form: the same images, all else of its own."""
+        return Kept(max(0, ROOM - sum(image.nbytes for image in self.pixels.values())), self.pixels)
 
     def take(self, *tensors: torch.Tensor) -> bool:
         """Whether these fit; then their bytes are taken."""

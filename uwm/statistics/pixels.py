@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from ..errors import BadInput
 from ..images import load_image
 from ..models import Model
 from ..models.kept import Source
+
+TOGETHER = 16  # images that a worker preprocesses in one call
+PIXELS = 4_000_000  # opened images of so many are preprocessed before the next one is opened
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +38,9 @@ def pixel_batches(model: Model, groups: Iterable[Sequence[Source]], workers: int
     """
     begun, waited = time.perf_counter(), 0.0
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        for group, reading in _one_ahead(model, groups, pool):
+        for group, reading in _one_ahead(model, groups, pool, workers):
             asked = time.perf_counter()
-            pixels = _preprocessed(model, group, reading)
+            pixels = _preprocessed(model, group, _found(reading))
             waited += time.perf_counter() - asked
             yield pixels
     if waited:
@@ -44,11 +48,12 @@ def pixel_batches(model: Model, groups: Iterable[Sequence[Source]], workers: int
         logger.info("the model waited %.1f s for images, %.0f %% of the time", waited, 100 * waited / took)
 
 
-Reading = dict[Source, "Future[torch.Tensor | BadInput]"]  # pixel values [3, h, w], or why it cannot be read
+Found = dict[Source, "torch.Tensor | BadInput"]  # pixel values [3, h, w], or why it cannot be read
+Reading = list["Future[Found]"]
 
 
 def _one_ahead(
-    model: Model, groups: Iterable[Sequence[Source]], pool: ThreadPoolExecutor, checking: bool = False
+    model: Model, groups: Iterable[Sequence[Source]], pool: ThreadPoolExecutor, workers: int, checking: bool = False
 ) -> Iterator[tuple[Sequence[Source], Reading]]:
     """Each group with those of its images that are being read, one group ahead."""
     waiting: list[tuple[Sequence[Source], Reading]] = []
@@ -56,20 +61,28 @@ def _one_ahead(
         known = () if model.kept is None else model.kept.pixels
         only_read = checking and not (model.kept and model.kept.room > 0 and "vision" in model.modalities)
         missing = [source for source in dict.fromkeys(group) if source not in known]
-        waiting.append((group, {source: pool.submit(_read, model, source, only_read) for source in missing}))
+        size = max(1, min(TOGETHER, -(-len(missing) // max(1, workers))))
+        parts = [missing[start : start + size] for start in range(0, len(missing), size)]
+        waiting.append((group, [pool.submit(_read, model, part, only_read) for part in parts]))
         if len(waiting) > 1:
             yield waiting.pop(0)
     yield from waiting
 
 
-def _preprocessed(model: Model, group: Sequence[Source], reading: Reading) -> torch.Tensor:
+def _found(reading: Reading) -> Found:
+    """Every image that was read, in order."""
+    return {source: one for part in reading for source, one in part.result().items()}
+
+
+def _preprocessed(
+    model: Model, group: Sequence[Source], found: Mapping[Source, torch.Tensor | BadInput]
+) -> torch.Tensor:
     """Pixel values of a group, [images, 3, h, w]."""
     made: dict[Source, torch.Tensor] = {}
-    for source, one in reading.items():
-        found = one.result()
-        if isinstance(found, BadInput):
-            raise found
-        made[source] = found
+    for source, one in found.items():
+        if isinstance(one, BadInput):
+            raise one
+        made[source] = one
     kept = model.kept
     if kept is None:
         return torch.stack([made[source] for source in group])
@@ -88,20 +101,42 @@ def keep_images(model: Model, paths: Sequence[Path], workers: int, group: int = 
     found: list[str] = []
     with ThreadPoolExecutor(max(1, workers)) as pool:
         parts = [paths[start : start + group] for start in range(0, len(paths), group)]
-        for _, reading in _one_ahead(model, parts, pool, checking=True):
-            results = {path: one.result() for path, one in reading.items()}
+        for _, reading in _one_ahead(model, parts, pool, workers, checking=True):
+            results = _found(reading)
             found += [str(one) for one in results.values() if isinstance(one, BadInput)]
-            good = [path for path, one in results.items() if isinstance(one, torch.Tensor) and len(one)]
+            good = {path: one for path, one in results.items() if isinstance(one, torch.Tensor) and len(one)}
             if good:
-                _preprocessed(model, good, {path: reading[path] for path in good})
+                _preprocessed(model, [*good], good)
     return found
 
 
-def _read(model: Model, source: Source, only_read: bool) -> torch.Tensor | BadInput:
-    """Pixel values of one image, [3, h, w], empty if it is `only_read`; or why it cannot be read."""
-    assert not isinstance(source, str)
-    try:
-        image = load_image(source) if isinstance(source, Path) else source()
-    except BadInput as error:
-        return error
-    return torch.empty(0) if only_read else model.preprocess([image])[0]
+def _read(model: Model, sources: Sequence[Source], only_read: bool) -> Found:
+    """Pixel values of images, [3, h, w] each, empty if they are `only_read`; or why one cannot be read.
+
+    They are preprocessed together, which is quicker than one by one, but no more than `PIXELS` at a time.
+    """
+    found: Found = {}
+    opened: dict[Source, Image.Image] = {}
+    for source in sources:
+        assert not isinstance(source, str)
+        try:
+            image = load_image(source) if isinstance(source, Path) else source()
+        except BadInput as error:
+            found[source] = error
+            continue
+        found[source] = torch.empty(0)  # holds its place
+        if only_read:
+            continue
+        opened[source] = image
+        if sum(one.width * one.height for one in opened.values()) > PIXELS:
+            found |= _of_model(model, opened)
+            opened = {}
+    return found | _of_model(model, opened)
+
+
+def _of_model(model: Model, opened: Mapping[Source, Image.Image]) -> Found:
+    """Pixel values of opened images, [3, h, w] each; copies, so that one does not hold the memory of all."""
+    if not opened:
+        return {}
+    pixels = model.preprocess([*opened.values()])
+    return {source: own.clone() for source, own in zip(opened, pixels, strict=True)}

@@ -16,10 +16,12 @@ from ..weights import WeightId
 from .batches import Progress, embed_inputs
 from .going_on import KeptRows
 from .hooks import kept_outputs, skipped
+from .last_mlp import FEW, embed_pooled
 from .passes import block_module
 from .pixels import pixel_batches
-from .room import Room
+from .room import Room, can_run_out
 
+PIECE = 32  # samples that run together on the CPU: the activations of more leave its caches and are slower
 LATE = ("norm", "proj", "head.norm", "head.fc1", "head.fc2")  # what follows all blocks
 
 Inputs = tuple[torch.Tensor, torch.Tensor | None]  # pixel values, or tokens with their mask
@@ -28,6 +30,20 @@ Inputs = tuple[torch.Tensor, torch.Tensor | None]  # pixel values, or tokens wit
 def in_batches(sources: Sequence[Source], size: int) -> list[Batch]:
     """Captions or images, so many at a time."""
     return [tuple(sources[start : start + size]) for start in range(0, len(sources), size)]
+
+
+def in_turn(model: Model, sources: Sequence[Source], size: int) -> list[int]:
+    """In which order captions are embedded, so many at a time: the short ones first, so that they need little padding.
+
+    Returns:
+        Places in `sources`; from the first to the last of images, and of captions in batches below `FEW`.
+    """
+    if size < FEW or not sources or not isinstance(sources[0], str):
+        return [*range(len(sources))]
+    known = {} if model.kept is None else model.kept.lengths
+    missing = [str(text) for text in dict.fromkeys(sources) if text not in known]
+    known |= dict(zip(missing, model.caption_lengths(missing), strict=True)) if missing else {}
+    return sorted(range(len(sources)), key=lambda place: known[str(sources[place])])
 
 
 def inputs_of(model: Model, batches: Iterable[Batch], workers: int) -> Iterator[Inputs]:
@@ -52,6 +68,7 @@ def embed_sources(
 ) -> torch.Tensor:
     """Embeddings, not normalised, float32 [n, dim], on the CPU, of a model as it is.
 
+    On the CPU a batch holds at most `PIECE` inputs, and captions of about one length are in one, see `in_turn`.
     Where the model keeps its work (`Model.kept`), what an edit leaves as it is, is not run again: a tower without an
     edited tensor, and the blocks before the first edited one. The embeddings are the same bit for bit. Several
     processes share the batches.
@@ -63,12 +80,14 @@ def embed_sources(
         batch_size, workers, progress: As in `uwm.score`.
         name: What progress calls it.
     """
-    batches, kept = in_batches(sources, batch_size), model.kept or Kept(room=0)
+    size = batch_size if can_run_out(model.device) else min(batch_size, PIECE)
+    places, kept = in_turn(model, sources, size), model.kept or Kept(room=0)
+    batches = in_batches([sources[place] for place in places], size)
     edited = [weight for weight in model.edited if weight.tower == tower]
     known = {} if edited else kept.embeddings
     missing = [batch for batch in batches if (tower, batch) not in known]
-    rows = KeptRows(model, tower, missing)
-    found = dict(zip(missing, rows.found, strict=False))
+    earlier = KeptRows(model, tower, missing)
+    found = dict(zip(missing, earlier.found, strict=False))
     missing = missing[len(found) :]
     own = own_part(missing)
     steps = iter(own if progress is None else progress(own, len(own), name))
@@ -79,13 +98,14 @@ def embed_sources(
     )
     for batch, embedded in zip(missing, in_rounds(made, f"embed {tower}"), strict=True):
         found[batch] = embedded
-        rows.add(embedded)
-    rows.end()
+        earlier.add(embedded)
+    earlier.end()
     for ending in (steps, inputs):  # they tell how far it is, and how long the model waited
         next(ending, None)
     if not edited:
         kept.embeddings |= {(tower, batch): rows for batch, rows in found.items()}
-    return torch.cat([found[batch] if batch in found else known[tower, batch] for batch in batches])
+    rows = torch.cat([found[batch] if batch in found else known[tower, batch] for batch in batches])
+    return torch.empty_like(rows).index_copy_(0, torch.tensor(places), rows)
 
 
 def _embed(
@@ -97,7 +117,7 @@ def _embed(
     if output is not None and room.most is None:
         try:
             with skipped([_block(model, tower, block) for block in range(first)], output):
-                return embed_inputs(model, *inputs)
+                return embed_pooled(model, tower, *inputs)
         except RuntimeError as error:
             room.halve(error, len(inputs[0]), tower)
     wanted = kept.blocks.get(tower, frozenset()) if not edited else frozenset({first - 1} if first else ())
@@ -107,22 +127,24 @@ def _embed(
             for block in sorted(wanted)
             if (tower, block, batch) not in kept.outputs
         }
-        found = _by_parts(model, tower, inputs, room)
+        whole = bool(seen) and max(seen) == model.depth(tower) - 1  # then all of the last block's output is kept
+        found = _by_parts(model, tower, inputs, room, whole)
     for block, outputs in seen.items():
         if len(outputs) == 1 and kept.take(*_tensors(outputs[0])):
             kept.outputs[tower, block, batch] = outputs[0]
     return found
 
 
-def _by_parts(model: Model, tower: str, inputs: Inputs, room: Room) -> torch.Tensor:
-    """Embeddings [batch, dim] of as many inputs at a time as memory has room for."""
+def _by_parts(model: Model, tower: str, inputs: Inputs, room: Room, whole: bool) -> torch.Tensor:
+    """Embeddings [batch, dim] of as many inputs at a time as memory has room for; `whole`: of every token's work."""
     values, mask = inputs
     rows: list[torch.Tensor] = []
     start = 0
     while start < len(values):
         part = slice(start, None if room.most is None else start + room.most)
         try:
-            rows.append(embed_inputs(model, values[part], None if mask is None else mask[part]))
+            own = (values[part], None if mask is None else mask[part])
+            rows.append(embed_inputs(model, *own) if whole else embed_pooled(model, tower, *own))
         except RuntimeError as error:
             room.halve(error, len(values[part]), tower)
         else:
