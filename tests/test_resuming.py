@@ -89,13 +89,6 @@ def facts(outcome):
     return outcome.patch.content(), json.dumps(manifest, default=str)
 
 
-def score_of(run_uwm, model, pairs, method, out):
-    """`uwm score` through the program; its bytes."""
-    given = ("--calib", pairs, "--method", method, "--batch-size", "5", "--overwrite")
-    assert run_uwm("score", model, *given, "-o", out)[0] == 0
-    return out.read_bytes()
-
-
 def goes_on_after_each_kill(work, batches, cache, times=3):
     """Kill some work at its first, middle and last time of keeping, and go on: the same comes of it, none runs twice.
 
@@ -175,7 +168,9 @@ def test_an_evaluation_whose_page_cannot_be_written_goes_on(
 @pytest.mark.parametrize("method", ["uwm", "grad-safe-clip"])
 def test_scores_go_on(method, tiny_hf, tiny_set, tmp_path, batches, cache, run_uwm):
     def work():
-        return score_of(run_uwm, tiny_hf, tiny_set, method, tmp_path / "s.safetensors")
+        given = ("--calib", tiny_set, "--method", method, "--batch-size", "5", "--overwrite")
+        assert run_uwm("score", tiny_hf, *given, "-o", tmp_path / "s.safetensors")[0] == 0
+        return (tmp_path / "s.safetensors").read_bytes()
 
     assert goes_on_after_each_kill(work, batches, cache) > 1
 

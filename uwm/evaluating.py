@@ -147,10 +147,8 @@ def run_evaluation(
     check_known(required, concepts_of(chosen), [*data_sets], "--require")
     told, results, learnt, work = [*_warnings(whole, data_sets)], {}, [], []
     references = {"baseline": recipe.baseline, "model": recipe.model}
-    measured = 4.0 * len(chosen) + sum(map(len, data_sets.values())) + 1
     asked = [column for column, reference in references.items() if reference is not None]
-    stages = [{f"loading the {column}": 0.2 * measured, column: measured} for column in asked]
-    plan(progress, {name: weight for each in stages for name, weight in each.items()})
+    plan(progress, _stages(asked, 4.0 * len(chosen) + sum(map(len, data_sets.values())) + 1))
     for column, reference in references.items():
         if reference is not None:
             stage(progress, f"loading the {column}", 0)
@@ -176,6 +174,12 @@ def run_evaluation(
         tell(found)
     work_is_done(*work)
     return found
+
+
+def _stages(columns: Iterable[str], measured: float) -> dict[str, float]:
+    """The stages of an evaluation, and how long each takes beside the others: by what goes through a model."""
+    stages = [{f"loading the {column}": 0.2 * measured, column: measured} for column in columns]
+    return {name: weight for each in stages for name, weight in each.items()}
 
 
 def _kept(
