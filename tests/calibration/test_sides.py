@@ -47,8 +47,8 @@ def test_f56_a_set_without_the_names_of_its_concepts_tells_nothing(tiny_set):
         (SWAPPED, True),
         (SWAPPED[1:], False),
         (turned(SWAPPED), False),
-        (SWAPPED + turned(SWAPPED[:1]), True),
-        (SWAPPED + turned(SWAPPED[:2]), False),
+        (SWAPPED + SWAPPED[:1] + turned(SWAPPED[:1]), True),
+        (SWAPPED + turned(SWAPPED[:1]), False),
         (drawn("a weapon on blue", "a bloody weapon on blue"), False),
         (drawn("a room without weapons", "a room with a gun"), False),
         (drawn("WEAPONS on blue", "a dog"), True),
@@ -69,8 +69,8 @@ def test_f56_nearly_all_of_enough_captions_that_alone_name_the_concept_must_be_s
 
 
 def test_f56_the_pairs_are_listed_and_counted(tmp_path):
-    ids, named = named_by_the_safe_side(SWAPPED + turned(SWAPPED[:1]))
-    assert (ids, named) == (tuple(p.id for p in SWAPPED), LEAST_NAMED + 1)
+    ids, named = named_by_the_safe_side(2 * SWAPPED + turned(SWAPPED[:1]))
+    assert (ids, named) == (2 * tuple(p.id for p in SWAPPED), 2 * LEAST_NAMED + 1)
     found = check(CalibrationSet(tuple(SWAPPED), tmp_path))["warnings"]
     assert found["concepts_named_by_the_safe_caption_alone"] == [*ids]
 
