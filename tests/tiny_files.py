@@ -26,6 +26,24 @@ def safetensors_bytes(header, data=b"", length=None):
     return struct.pack("<Q", len(header) if length is None else length) + header + data
 
 
+def add_tensors(path, more, without=()):
+    """Put tensors, name -> (dtype of the format, shape, bytes), into a safetensors file, and take others out of it."""
+    data = path.read_bytes()
+    length = 8 + struct.unpack("<Q", data[:8])[0]
+    header, body = {}, b""
+    for name, entry in json.loads(data[8:length]).items():
+        if name == "__metadata__":
+            header[name] = entry
+        elif name not in without:
+            begin, end = (length + place for place in entry["data_offsets"])
+            header[name] = entry | {"data_offsets": [len(body), len(body) + end - begin]}
+            body += data[begin:end]
+    for name, (dtype, shape, raw) in more.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(body), len(body) + len(raw)]}
+        body += raw
+    path.write_bytes(safetensors_bytes(header, body))
+
+
 def hf_state(dtype=torch.float32, width=4, inner=6, blocks=2, seed=0):
     """Every tensor of a Hugging Face CLIP with two towers of `blocks` blocks; the vision tower's fc2 is float16."""
     generator = torch.Generator().manual_seed(seed)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from .errors import UwmError
 from .lazy import lazily
 from .version import __version__
-from .weights import WeightId
 
 if TYPE_CHECKING:
     from . import knowledge, metrics
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from .recipe import Recipe, run
     from .statistics.batches import PairBatch
     from .tuning.tune import Tuned, TuneRecipe, tune
+    from .weights import WeightId
 else:
     _PLACES = {
         "calibration": ("CalibrationPair", "CalibrationSet", "read_calibration"),
@@ -45,6 +45,7 @@ else:
         "recipe": ("Recipe", "run"),
         "statistics.batches": ("PairBatch",),
         "tuning.tune": ("TuneRecipe", "Tuned", "tune"),
+        "weights": ("WeightId",),
     }
     __getattr__ = lazily(__name__, {name: place for place, names in _PLACES.items() for name in names})
 

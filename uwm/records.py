@@ -156,7 +156,7 @@ def _tensor(stream: BinaryIO, path: Path, start: int, name: str, entry: Mapping[
     raw = np.fromfile(stream, np.uint8, end - begin)
     if len(raw) != end - begin:
         raise BadInput(f"{path}: cut off inside {name!r} while it was read")
-    return Bits(dtype, raw.view(dtype.bits).reshape(entry["shape"]))
+    return Bits.stored(dtype, raw, entry["shape"])
 
 
 def describe(path: Path) -> dict[str, Any] | None:

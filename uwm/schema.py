@@ -29,7 +29,7 @@ class Unexpected(Exception):
     """Something in a record is not what it should be; its text says where, what was expected and what was found."""
 
     def __init__(self, place: str, expected: str, found: Any) -> None:
-        super().__init__(f"{clean(place)}: expected {expected}, found {shown(found)}")
+        super().__init__(f"{clean(place)}{': ' if place else ''}expected {expected}, found {shown(found)}")
 
 
 def below(place: str, name: str) -> str:

@@ -63,7 +63,7 @@ def small_memory():
 # ---------------------------------------------------------------- config.json
 
 CONFIGS = {
-    "a list": (lambda c: [], r"expected an object, found \[\]"),
+    "a list": (lambda c: [], r"config\.json: damaged: expected an object, found \[\]"),
     "null": (lambda c: None, "expected an object, found None"),
     "a tower that is a list": (at("text_config", [3]), r"text_config: expected an object, found \[3\]"),
     "a negative size": (at("text_config.hidden_size", -32), r"text_config\.hidden_size: expected a whole number"),

@@ -160,6 +160,13 @@ def test_f69_f76_what_happens_while_the_program_starts_is_one_line(fault, code, 
     assert (process.communicate(timeout=60), process.returncode) == ((b"", told), code)
 
 
+def test_f76_hardly_anything_is_imported_before_the_program_can_be_interrupted():
+    """An interrupt in it would be a traceback of Python's own."""
+    code = "import sys, uwm.__main__; print(*(n for n in sys.modules if n.startswith('uwm') or n == 'dataclasses'))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {*found.stdout.split()} == {"uwm", "uwm.__main__", "uwm.errors", "uwm.lazy", "uwm.version"}
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 @pytest.mark.parametrize("more", [(), ("--json",)])
 def test_f67_a_full_stdout_is_one_line(more, source):

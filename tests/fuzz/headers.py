@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
 from fuzz.mutations import mutated_bytes, mutated_json, record_bytes
 from fuzz.targets import Finding, Target, explained, refusal
 from tiny_files import bits, hf_state
 
 from uwm.checkpoint import open_checkpoint
+from uwm.checkpoint.dtypes import PACKED
 from uwm.checkpoint.header import read_header
 from uwm.errors import BadInput, Refused
 
@@ -27,7 +27,6 @@ STRICTER = {
     r"duplicate key ": "of two values of one key nobody knows which one counts",
     r"tensor name .* is empty or has characters that no name may have": "names go to terminals and other files",
     r"__metadata__ in the header is no object of texts": "half a character cannot be written again",
-    r"has dtype '(F4|F6_E2M3|F6_E3M2)', which uwm does not know": "several values in one byte are never edited",
     r"has \d+ times '.', more than any model": "bombs of millions of entries",
 }
 LARGEST = 2**62  # elements: larger sizes, which only an empty tensor can have, no tensor library takes
@@ -48,7 +47,9 @@ def _seeds() -> list[bytes]:
     few = {"a": torch.ones(2, 2), "b": torch.arange(3), "c.weight": torch.zeros(1, 2, dtype=torch.bfloat16)}
     odd = {"empty": torch.ones(0, 2), "one": torch.tensor(1.5), "yes": torch.ones(3, dtype=torch.bool)}
     odd |= {"z": torch.ones(1, dtype=torch.complex64), "é ": torch.ones(2, dtype=torch.float8_e5m2)}
-    return [record_bytes(few, {"format": "pt"}), record_bytes(odd, {}), _file({"a": _entry("U8", [0], [0, 0])}, b"")]
+    packed = {"a": _entry("F4", [3, 4], [0, 6]), "b": _entry("F6_E3M2", [4], [6, 9]), "c": _entry("U8", [2], [9, 11])}
+    none = _file({"a": _entry("U8", [0], [0, 0])}, b"")
+    return [record_bytes(few, {"format": "pt"}), record_bytes(odd, {}), _file(packed, bytes(range(11))), none]
 
 
 def _entry(dtype: str, shape: list, place: list) -> dict[str, Any]:
@@ -122,7 +123,8 @@ def _other_entry(header: dict[str, Any], body: bytes, rng: random.Random) -> byt
             "BOOL", "C64", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F4", "F6_E2M3",
             "F6_E3M2"])  # fmt: skip
     elif what == 1:
-        entry["shape"] = rng.choice([[*entry["shape"], 1], entry["shape"][::-1], [2**32, 2**32, 0], [], [0], [2**63]])
+        entry["shape"] = rng.choice([[*entry["shape"], 1], entry["shape"][::-1], [2**32, 2**32, 0], [], [0], [2**63],
+            [*entry["shape"], 2], [2 * size for size in entry["shape"]]])  # fmt: skip
     elif what == 2:
         entry["data_offsets"] = [place + rng.choice([0, 0, 1, -1, 4]) for place in entry["data_offsets"]]
     elif what == 3:
@@ -159,21 +161,35 @@ def check_header(data: bytes) -> bool:
 
 
 def check_model(data: bytes, path: Path) -> bool:
-    """A checkpoint of ours against `safetensors.torch.load`, tensor by tensor."""
+    """A checkpoint of ours against `safetensors.safe_open`, tensor by tensor."""
     path.write_bytes(data)
-    ours, why = _either(lambda: open_checkpoint(path).state_dict())
-    if ours is None:
+    opened, why = _either(lambda: open_checkpoint(path))
+    if opened is None:
         return False  # whether the library takes it is compared above; this may be valid and no model
-    theirs = _library(lambda: safetensors.torch.load(data))
+    packed = {name for name, (_, info) in opened.entries.items() if info.dtype in PACKED.values()}  # by their bytes
+    ours = {name: opened.read(name) for name in opened.entries if name not in packed}
+    theirs = _library(lambda: _tensors(data, path))
     _compare_acceptance(True, theirs, why)
+    if any(opened.bits(name).array.tobytes() != theirs[name] for name in packed & theirs.keys()):
+        raise Finding("other bytes of values smaller than one")
     wrapped = [name for name in theirs if name not in ours]
     if wrapped and not all(name.startswith(("module.", "_orig_mod.", "model.")) for name in theirs):
         raise Finding(f"other names: {wrapped[:3]}")
     for name, tensor in ours.items():
         other = theirs.get(name)
-        if other is not None and (other.dtype != tensor.dtype or other.shape != tensor.shape or differ(tensor, other)):
+        if isinstance(other, torch.Tensor) and (
+            other.dtype != tensor.dtype or other.shape != tensor.shape or differ(tensor, other)
+        ):
             raise Finding(f"other values of {name!r}")
     return True
+
+
+def _tensors(data: bytes, path: Path) -> dict[str, torch.Tensor | bytes]:
+    """What the library reads; the bytes alone of types that it has no tensors for."""
+    with safetensors.safe_open(path, "pt") as file:
+        whole = {name: held for name, held in safetensors.deserialize(data) if held["dtype"] in PACKED}
+        others = {name: file.get_tensor(name) for name in file.keys() if name not in whole}  # noqa: SIM118
+    return others | {name: bytes(held["data"]) for name, held in whole.items()}
 
 
 def differ(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -23,6 +23,7 @@ GLOBALS = [
     "torch load", "torch.hub load", "torch._utils os", "torch.os system", "collections OrderedDict.__init__", "x y",
     "__builtin__ exec", "nt system", "importlib import_module", "numpy load", "torch.jit._pickle build_intlist",
     "pathlib Path", "torch._C _rebuild", "torch._utils  _rebuild_tensor_v2", " ", "__torch__.a B",
+    "torch float4_e2m1fn_x2", "torch float6_e2m3",
 ]  # fmt: skip
 PIECES = [
     b"(", b"t", b"l", b"d", b"]", b"}", b")", b"0", b"1", b"2", b"N", b"\x88", b"\x89", b"R", b"b", b"Q", b"e",

@@ -30,10 +30,12 @@ from fuzz.targets import Finding, Target, explained, nothing_runs, refusal
 from torch_files import Reference, attacks, legacy, pickle_of, saved, storages_of, tensor
 
 from uwm.checkpoint.archive import open_archive
+from uwm.checkpoint.dtypes import PACKED
 from uwm.checkpoint.opening import GROWTH
 from uwm.checkpoint.tensors import StoredTensor
 from uwm.errors import BadInput, Refused
 
+PAIRS = [torch.float4_e2m1fn_x2] if hasattr(torch, "float4_e2m1fn_x2") else []
 UNFIT, NOTHING = "only tensors that safetensors has no form for", "no dictionary of tensors alone"
 EXPANDED = "tensors that ask for many times the file's size"
 STRICTER = {
@@ -121,6 +123,7 @@ def _contents() -> list[bytes]:
         "u": torch.ones(2, dtype=torch.uint16), "q": torch.ones(2, dtype=torch.float8_e4m3fn),
         "e": torch.ones(1).expand(3),
     }  # fmt: skip
+    odd |= {f"{dtype}": torch.ones(2, 3, dtype=torch.uint8).view(dtype).T for dtype in PAIRS}
     unfit = {"s": torch.eye(2).to_sparse(), "m": torch.ones(1, device="meta")}
     return [saved(content) for content in (_state(), state, training, odd, unfit, {"model": state, "ema": _state()})]
 
@@ -283,13 +286,20 @@ def _read(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]] | None, str]:
         if sum(math.prod(t.shape) * t.dtype.itemsize for t in held) > GROWTH * path.stat().st_size:
             return None, EXPANDED
         whole = {
-            place: {name: tensor.read() for name, tensor in held.items()}
+            place: {name: _values(tensor) for name, tensor in held.items()}
             for place, held in found.items()
             if all(isinstance(tensor, StoredTensor) for tensor in held.values())
         }
     except (BadInput, Refused) as error:
         return None, refusal(error)
     return (whole, "") if whole else (None, UNFIT if found else NOTHING)
+
+
+def _values(tensor: StoredTensor) -> torch.Tensor:
+    """What we read, in torch's type too where we have the bytes alone: pairs of values smaller than one."""
+    if tensor.dtype not in PACKED.values():
+        return tensor.read()
+    return torch.from_numpy(tensor.bits().array).view(tensor.dtype.torch)
 
 
 def _torch_reads(data: bytes) -> tuple[Any, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import cache
 
 import numpy as np
@@ -13,11 +14,12 @@ from families import FAMILIES, TEXT, VISION, WIDTH, processor, shaken
 from layouts_by_hand import to_open_clip
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from terminal import ALL_OF_CALIB
-from tiny_files import hf_state
+from terminal import ALL_OF_CALIB, refused
+from tiny_files import add_tensors, hf_state
 
 import uwm
 from uwm.checkpoint import open_checkpoint
+from uwm.checkpoint.dtypes import PACKED
 from uwm.checkpoint.reach import READERS, unread
 from uwm.editing.editors import Pairs, find_editor
 from uwm.editing.settings import make
@@ -178,6 +180,34 @@ def test_llava_s_answers_stay_to_the_bit_when_a_block_is_edited_that_it_never_re
         BadInput, match=r"'vision.\[2-2\].fc2' matches only weights that are never read: the model around"
     ):
         uwm.load(llava).match("vision.[2-2].fc2", "vision")
+
+
+@pytest.mark.parametrize("dtype", ["F4", "F6_E2M3"])
+def test_f11_a_language_model_of_less_than_a_byte_a_value_is_copied_beside_an_edited_tower(
+    llava, tiny_set, tmp_path, run_uwm, dtype
+):
+    """It is not run, so its values are never read."""
+    folder = shutil.copytree(llava, tmp_path / "quantised")
+    path, plain = folder / "model.safetensors", open_checkpoint(llava)
+    names = [n for n, shape in plain.shapes().items() if "language_model" in n and len(shape) == 2]
+    packed = {n: (dtype, [*plain.shapes()[n]], plain.bits(n).array.tobytes()) for n in names}
+    packed = {n: (d, shape, raw[: PACKED[d].nbytes(shape)]) for n, (d, shape, raw) in packed.items()}
+    add_tensors(path, packed, without=names)
+    assert run_uwm("score", folder, "--calib", tiny_set, "-o", tmp_path / "s")[0] == 0
+    code, _, err = run_uwm("edit", folder, "--calib", tiny_set, *ALL_OF_CALIB, "--mass", 0.3, "-o", tmp_path / "out")
+    assert code == 0, err
+    edited = open_checkpoint(tmp_path / "out")
+    assert all(edited.bits(n).array.tobytes() == packed[n][2] for n in names)
+    assert {str(w) for w in uwm.Patch.load(tmp_path / "out").changes} == {"vision.0.fc2", "vision.1.fc2"}
+
+
+def test_a_tower_of_less_than_a_byte_a_value_is_not_run(llava, tiny_set, tmp_path, run_uwm):
+    folder = shutil.copytree(llava, tmp_path / "quantised")
+    key = next(n for n in open_checkpoint(llava).shapes() if "vision" in n and n.endswith("1.mlp.fc1.weight"))
+    shape = [*open_checkpoint(llava).shapes()[key]]
+    add_tensors(folder / "model.safetensors", {key: ("F4", shape, bytes(PACKED["F4"].nbytes(shape)))}, without=[key])
+    words = (f"{key} is float4_e2m1fn_x2, quantised; edit the float checkpoint first",)
+    refused(run_uwm("score", folder, "--calib", tiny_set, "-o", tmp_path / "s"), 2, *words)
 
 
 def test_a_patch_of_the_clip_itself_says_which_of_its_edits_llava_never_reads(llava, tmp_path, run_uwm):

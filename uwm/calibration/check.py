@@ -9,6 +9,7 @@ from typing import Any
 from ..images import bad_images
 from .groups import CAPTION, IMAGE, Item, connected
 from .pairs import CalibrationPair, CalibrationSet, image_paths
+from .sides import named_by_the_safe_side
 
 LISTED = 5  # ids of a split beside an item
 
@@ -29,6 +30,7 @@ def check(calibration: CalibrationSet) -> dict[str, Any]:
     warnings = {
         "identical_texts": [p.id for p in pairs if p.has_text and p.safe_text == p.unsafe_text],
         "identical_images": [name for name, (safe, unsafe) in images if safe == unsafe],
+        "concepts_named_by_the_safe_caption_alone": [*named_by_the_safe_side(pairs)[0]],
         "duplicate_captions": [f"{a} | {b}" for (a, b), n in texts.items() if n > 1],
         "captions_in_several_splits": several[CAPTION],
         "images_in_several_splits": several[IMAGE],

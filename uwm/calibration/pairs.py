@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..errors import BadInput
 from .groups import CAPTION, IMAGE, ImageHashes, Item, connected, draw, same_caption
+from .sides import swapped
 
 TEXT_KEYS = ("safe_text", "unsafe_text")
 IMAGE_KEYS = ("safe_image", "unsafe_image")
@@ -96,13 +97,13 @@ class CalibrationSet:
         return {reason: count for reason, count in counts.items() if count}
 
     def warnings(self) -> list[str]:
-        """What was skipped, what is missing and how it was drawn, a line each; none for a whole set."""
+        """What was skipped, what is missing, how it was drawn and whether its sides are swapped, a line each."""
         skipped = [f"{n} pairs skipped: {reason.replace('_', ' ')}" for reason, n in self.skipped.items() if n]
         missing = [
             f"{n} of {len(self)} pairs have captions only: {reason.replace('_', ' ')}"
             for reason, n in self.missing().items()
         ]
-        return [*skipped, *missing, *self.notes]
+        return [*skipped, *missing, *self.notes, *filter(None, [swapped(self.pairs)])]
 
     def items(self) -> list[frozenset[Item]]:
         """The captions and images of each pair, see `CalibrationPair.items`."""

@@ -6,6 +6,8 @@ exactly. Torch is imported only where values, not bits, are asked for.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +27,13 @@ class Dtype:
     itemsize: int  # bytes
     kind: str  # float, complex, int, uint, or other
     infinity: int = 0  # of a float: the bits beyond which, without the sign, lies NaN
+    values: int = 1  # in one item; more where a value is smaller than a byte, and such values are copied and never read
 
     @property
     def bits(self) -> np.dtype:
-        """NumPy's type for one value: an unsigned integer of its size, where there is one so large."""
+        """NumPy's type for one value: an unsigned integer of its size, where there is one so large; or for a byte."""
+        if self.values > 1:
+            return np.dtype(np.uint8)
         return np.dtype(f"{'u' if self.itemsize <= 8 else 'c'}{self.itemsize}")
 
     @property
@@ -40,6 +45,10 @@ class Dtype:
             raise BadInput(f"{self.name} tensors need a newer torch than {torch.__version__}")
         return getattr(torch, self.name)
 
+    def nbytes(self, shape: Sequence[int]) -> int:
+        """Bytes of a tensor of this shape, whose values fill whole items."""
+        return math.prod(shape) // self.values * self.itemsize
+
     def negated(self, bits: np.ndarray) -> np.ndarray:
         """−values; of a float by the sign bit alone, −0 and NaN included (torch loses the sign of a bfloat16 NaN)."""
         if self.kind == "float":
@@ -47,7 +56,9 @@ class Dtype:
         return np.negative(bits.view(self._numbers)).view(bits.dtype)
 
     def are_negated(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """Where the values of `first` are exactly −1 times those of `second`; NaN is nothing's."""
+        """Where the values of `first` are exactly −1 times those of `second`; NaN is nothing's, and `other` never."""
+        if self.kind == "other":
+            return np.zeros(first.shape, bool)
         if self.kind == "float":
             return ((first ^ second) == self._sign) & ((first & (self._sign - 1)) <= self.infinity)
         return first.view(self._numbers) == np.negative(second.view(self._numbers))
@@ -94,7 +105,11 @@ SCALES = {  # never edited: a scale of powers of two, and floats without −0 wh
         "F8_E8M0": "float8_e8m0fnu", "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
     }.items()
 }  # fmt: skip
-DTYPES = FLOATS | SCALES | WHOLE | {"BOOL": Dtype("bool", 1, "other"), "C64": Dtype("complex64", 8, "complex")}
+PACKED = {  # several values in one item; the shape in a file counts values, torch's counts items
+    "F4": Dtype("float4_e2m1fn_x2", 1, "other", values=2),
+    "F6_E2M3": Dtype("float6_e2m3", 3, "other", values=4), "F6_E3M2": Dtype("float6_e3m2", 3, "other", values=4),
+}  # fmt: skip
+DTYPES = FLOATS | SCALES | PACKED | WHOLE | {"BOOL": Dtype("bool", 1, "other"), "C64": Dtype("complex64", 8, "complex")}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 BY_NAME = {dtype.name: dtype for dtype in DTYPES.values()}
 
@@ -109,7 +124,13 @@ class Bits:
     """A tensor's values as they are stored, no torch needed."""
 
     dtype: Dtype
-    array: np.ndarray  # of dtype.bits, in the tensor's shape
+    array: np.ndarray  # of dtype.bits, in the tensor's shape; of values smaller than a byte, the bytes alone
+
+    @classmethod
+    def stored(cls, dtype: Dtype, raw: np.ndarray, shape: Sequence[int]) -> Bits:
+        """Of a tensor's own bytes, uint8."""
+        bits = raw.view(dtype.bits)
+        return cls(dtype, bits if dtype.values > 1 else bits.reshape(shape))
 
     @classmethod
     def of(cls, tensor: Any) -> Bits:
@@ -125,9 +146,11 @@ class Bits:
         return cls(dtype, raw.view(dtype.bits).reshape(tuple(tensor.shape)))
 
     def torch(self) -> torch.Tensor:
-        """The torch tensor that shares this memory."""
+        """The torch tensor that shares this memory. Raises BadInput for values smaller than a byte."""
         import torch
 
+        if self.dtype.values > 1:
+            raise BadInput(f"{self.dtype.name} tensors are copied, and their values are never read")
         if not self.array.size:
             return torch.empty(self.array.shape, dtype=self.dtype.torch)
         raw = np.ascontiguousarray(self.array).reshape(-1).view(np.uint8)

@@ -66,7 +66,7 @@ def make_header(tensors: Iterable[tuple[str, Any, tuple[int, ...]]]) -> bytes:
     end = 0
     for name, kind, shape in tensors:
         dtype = dtype_of(kind)
-        begin, end = end, end + math.prod(shape) * dtype.itemsize
+        begin, end = end, end + dtype.nbytes(shape)
         entries[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -156,7 +156,9 @@ def _check_entry(name: str, entry: Any, where: str) -> None:
         raise BadInput(f"{where}: tensor {name!r} lacks a valid dtype, shape or data_offsets")
     if dtype not in DTYPES:
         raise BadInput(f"{where}: tensor {name!r} has dtype {dtype!r}, which uwm does not know")
-    if end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
+    if math.prod(shape) % DTYPES[dtype].values:
+        raise BadInput(f"{where}: tensor {name!r} of shape {shape} and {dtype} ends within a byte")
+    if end - begin != DTYPES[dtype].nbytes(shape):
         raise BadInput(f"{where}: tensor {name!r} of shape {shape} and {dtype} does not fill its {end - begin} bytes")
 
 

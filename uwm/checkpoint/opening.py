@@ -197,10 +197,10 @@ def _open_pickle(file: Held, name: str, component: str, key: str | None, prefixe
     nbytes, size = sum(math.prod(t.shape) * t.dtype.itemsize for t in held.values()), file.size
     if nbytes > GROWTH * size:
         raise BadInput(f"{path}: has {size} bytes, and its tensors ask for {nbytes}; re-save it without expanded ones")
-    header = make_header((name, t.dtype, t.shape) for name, t in held.items())
+    header = make_header((name, t.dtype, t.shape_in_file) for name, t in held.items())
     infos, begin = [], len(header)
     for tensor_name, tensor in held.items():
-        infos.append(TensorInfo(tensor_name, tensor.dtype, tensor.shape, begin))
+        infos.append(TensorInfo(tensor_name, tensor.dtype, tensor.shape_in_file, begin))
         begin += infos[-1].nbytes
     place = Path(name).with_name(safetensors_name(Path(name).name))
     return WeightsFile(str(place), header, tuple(infos), file, component, held, archive.scripted)

@@ -38,7 +38,7 @@ class TensorInfo:
     @property
     def nbytes(self) -> int:
         """Bytes it takes."""
-        return math.prod(self.shape) * self.dtype.itemsize
+        return self.dtype.nbytes(self.shape)
 
 
 @dataclass(frozen=True)
@@ -178,13 +178,20 @@ class Checkpoint:
 
     def read(self, key: str) -> torch.Tensor:
         """A stored tensor in its own dtype and shape."""
+        self._demand_values(key)
         return self.bits(key).torch()
 
     def bits(self, key: str) -> Bits:
         """The same as bit patterns, for which torch is not needed."""
         file, info = self.entries[key]
         raw = file.raw(info) if info.nbytes else np.empty(0, np.uint8)
-        return Bits(info.dtype, raw.view(info.dtype.bits).reshape(info.shape))
+        return Bits.stored(info.dtype, raw, info.shape)
+
+    def _demand_values(self, key: str) -> None:
+        """Refuse a tensor whose values are smaller than a byte, which are copied only. Raises BadInput."""
+        dtype = self.entries[key][1].dtype
+        if dtype.values > 1:
+            raise BadInput(f"{self.path}: {key} is {dtype.name}, quantised; edit the float checkpoint first")
 
     def raw_chunks(self, key: str) -> Iterator[np.ndarray]:
         """A stored tensor's bytes, piece by piece; each is good until the next is asked for."""
@@ -213,6 +220,7 @@ class Checkpoint:
     def matrix_bits(self, weight: WeightId) -> Bits:
         """The same as bit patterns."""
         ref = self.tensors[weight]
+        self._demand_values(ref.key)
         stored = self.bits(ref.key)
         return Bits(stored.dtype, np.ascontiguousarray(ref.of(stored.array)))
 
@@ -224,7 +232,7 @@ class Checkpoint:
             return replace(info, shape=info.shape[::-1])
         total, *others = info.shape or (1,)
         rows = ref.rows(total)
-        before = rows.start * math.prod(others) * info.dtype.itemsize
+        before = info.dtype.nbytes((rows.start, *others))
         return replace(info, shape=(rows.stop - rows.start, *others), begin=info.begin + before)
 
     def chunks(self, weight: WeightId) -> Iterator[np.ndarray]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import BadInput
-from .dtypes import BY_NAME, Bits, Dtype
+from .dtypes import BY_NAME, PACKED, Bits, Dtype
 from .held import Held
 from .pickles import Made, Persistent
 
@@ -29,7 +29,9 @@ STORAGES = {f"{kind}Storage": BY_NAME[name] for kind, name in {
     "ComplexDoubleStorage": Dtype("complex128", 16, "complex"), "QInt8Storage": Dtype("qint8", 1, "other"),
     "QUInt8Storage": Dtype("quint8", 1, "other"), "QInt32Storage": Dtype("qint32", 4, "other"),
 }  # fmt: skip
-NEWER = {f"torch {name}": dtype for name, dtype in BY_NAME.items()}  # dtypes without a storage class
+NEWER = {  # dtypes without a storage class; torch has none of six bits
+    f"torch {name}": dtype for name, dtype in BY_NAME.items() if dtype not in PACKED.values() or dtype.itemsize == 1
+}  # fmt: skip
 ARGUMENTS = {  # that follow storage, offset, shape and stride, without the flags, which newer ones may have
     "torch._utils _rebuild_tensor": 0, "torch._utils _rebuild_tensor_v2": 2, "torch._utils _rebuild_tensor_v3": 3,
 }  # fmt: skip
@@ -69,6 +71,11 @@ class StoredTensor:
     stride: tuple[int, ...]
     conjugated: bool = False
     negated: bool = False
+
+    @property
+    def shape_in_file(self) -> tuple[int, ...]:
+        """As a safetensors file says it, which counts values where torch counts items of several."""
+        return (*self.shape[:-1], self.shape[-1] * self.dtype.values) if self.dtype.values > 1 else self.shape
 
     def read(self) -> torch.Tensor:
         """The values as a torch tensor, contiguous and no larger than the view; raises as `bits`."""
@@ -221,6 +228,8 @@ def _tensor(value: Any, storages: Mapping[str, Storage]) -> StoredTensor | Unfit
         if name not in NEWER:
             return Unfit(name.replace(" ", "."))
         dtype = NEWER[name]
+        if dtype.values > 1 and not shape:
+            return Unfit(f"{name.replace(' ', '.')} scalar")
     shape, stride, storage = _sizes(shape), _sizes(stride), storages[key]
     end = offset + (_span(shape, stride) if math.prod(shape) else 0)
     if len(shape) != len(stride) or type(offset) is not int or offset < 0 or end * dtype.itemsize > storage.nbytes:

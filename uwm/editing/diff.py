@@ -24,9 +24,10 @@ def diff(first: str | Path, second: str | Path, key: str | None = None) -> dict[
 
     Returns:
         Tensor name -> {"differ": entries that differ, "negated": of those exactly −1×, "of": all}; equal ones left out.
+        Of a type whose values are smaller than a byte, bytes are counted.
 
     Raises:
-        BadInput: They do not hold the same tensors and shapes.
+        BadInput: They do not hold the same tensors and shapes, or one of them holds such values in another type.
     """
     sides = open_checkpoint(resolve(first), key), open_checkpoint(resolve(second), key)
     if sides[0].shapes().keys() != sides[1].shapes().keys() and (to := _across(*sides)):
@@ -34,7 +35,7 @@ def diff(first: str | Path, second: str | Path, key: str | None = None) -> dict[
     shapes = [side.shapes() for side in sides]
     _same_shapes(first, second, *shapes)
     with ThreadPoolExecutor(HASHERS) as pool:
-        pieces = pool.map(lambda name: _count(_side_by_side(*sides, name), shapes[0][name]), sorted(shapes[0]))
+        pieces = pool.map(lambda name: _count(_side_by_side(*sides, name), _entries(sides[0], name)), sorted(shapes[0]))
         return {name: count for name, count in zip(sorted(shapes[0]), pieces, strict=True) if count["differ"]}
 
 
@@ -69,10 +70,24 @@ def _diff_across(first: Checkpoint, second: Checkpoint, to: str) -> dict[str, di
     other_shapes |= {"logit_scale": ()} if math.prod(other_shapes.get("logit_scale", (0,))) == 1 else {}
     _same_shapes(first.path, second.path, shapes, other_shapes)
     counts = {
-        name: _count(_flat_pieces(first.bits(name), Bits.of(others[name][2]())), shapes[name])
+        name: _count(_flat_pieces(_as_values(first, name), Bits.of(others[name][2]())), _entries(first, name))
         for name in sorted(shapes)
     }
     return {name: count for name, count in counts.items() if count["differ"]}
+
+
+def _entries(checkpoint: Checkpoint, name: str) -> int:
+    """Of a tensor; its bytes where values are smaller than one."""
+    info = checkpoint.entries[name][1]
+    return info.nbytes if info.dtype.values > 1 else math.prod(info.shape)
+
+
+def _as_values(checkpoint: Checkpoint, name: str) -> Bits:
+    """A tensor that is compared with one of another type or key layout. Raises BadInput where it has only bytes."""
+    bits = checkpoint.bits(name)
+    if bits.dtype.values > 1:
+        raise BadInput(f"{checkpoint.path}: {name} is {bits.dtype.name}, which is only compared with its own type")
+    return bits
 
 
 def _flat_pieces(*tensors: Bits) -> Iterator[tuple[Bits, Bits]]:
@@ -87,21 +102,21 @@ def _flat_pieces(*tensors: Bits) -> Iterator[tuple[Bits, Bits]]:
         yield a, b
 
 
-def _count(pieces: Iterator[tuple[Bits, Bits]], shape: tuple[int, ...]) -> dict[str, int]:
+def _count(pieces: Iterator[tuple[Bits, Bits]], entries: int) -> dict[str, int]:
     """How many values differ, −0 from 0 and NaN by its bits too, and how many of those are exactly −1×."""
     differ = negated = 0
     for a, b in pieces:
         odd = a.array != b.array
         differ += int(odd.sum())
         negated += int((odd & a.dtype.are_negated(a.array, b.array)).sum())
-    return {"differ": differ, "negated": negated, "of": math.prod(shape)}
+    return {"differ": differ, "negated": negated, "of": entries}
 
 
 def _side_by_side(first: Checkpoint, second: Checkpoint, name: str) -> Iterator[tuple[Bits, Bits]]:
     """One tensor of both in pieces, in one dtype; pieces that are equal bit for bit are left out."""
     dtype, other = (side.entries[name][1].dtype for side in (first, second))
     if dtype != other:
-        yield from _flat_pieces(first.bits(name), second.bits(name))
+        yield from _flat_pieces(_as_values(first, name), _as_values(second, name))
         return
     for pair in zip(first.raw_chunks(name), second.raw_chunks(name), strict=True):
         if not same_bytes(*pair):

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..calibration import CalibrationPair
+from ..calibration.sides import words_of
 from ..errors import BadInput
 from ..knowledge.pictures import text_lines
 
-WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 LEAST_PAIRS = 2  # in which a word tells the unsafe caption from the safe one
 LEAST_SHARE = 0.9  # of the captions with a word, those in which it does so
-
-
-def words_of(text: str) -> list[str]:
-    """The words of a text in order, in lower case; a hyphen or an apostrophe inside belongs to its word."""
-    return WORD.findall(text.casefold())
 
 
 @dataclass(frozen=True)
