@@ -208,16 +208,15 @@ def run_captions(recipe: CaptionRecipe, *, progress: Progress | None = None) -> 
     }
     images = read_images(recipe)
     words = read_words(Path(recipe.words)) if recipe.words else images.words or None
-    judge = Judge(words, _classifier(recipe))
-    known = _known(judge, images, compared, required)
+    known = _known(judge := Judge(words, _classifier(recipe)), images, compared, required)
     opened = open_captioner(
         recipe.caption, question=recipe.ask, longest=recipe.caption_tokens, device=recipe.device, dtype=recipe.dtype,
         **recipe.hub(),
     )  # fmt: skip
     captions, seconds = {}, {}
     kept = _kept(recipe, folder, towers, images, opened, progress) if recipe.cache else None
+    how: dict[str, Any] = {"batch_size": recipe.batch_size, "workers": recipe.workers, "progress": progress}
     for column, source in towers.items():
-        how: dict[str, Any] = {"batch_size": recipe.batch_size, "workers": recipe.workers, "progress": progress}
         captions[column], seconds[column] = describe(opened, images.files, source, name=column, kept=kept, **how)
     work_is_done(kept)
     results = {
