@@ -16,9 +16,6 @@ class Staged(Protocol):
     def stage(self, name: str, steps: int) -> None:
         """A stage begins, in which so many iterables will be wrapped."""
 
-    def note(self, text: str) -> None:
-        """Something that a user should know at once."""
-
     def finish(self) -> None:
         """The last stage is done."""
 
@@ -36,9 +33,9 @@ def stage(progress: Any, name: str, steps: int = 1) -> None:
 
 
 def note(progress: Any, text: str) -> None:
-    """Tell a user something at once, see `Staged.note`."""
-    if isinstance(progress, Staged):
-        progress.note(text)
+    """Tell a user something at once, by ``progress.note(text)`` if there is such a method."""
+    if (tell := getattr(progress, "note", None)) is not None:
+        tell(text)
 
 
 def finish(progress: Any) -> None:
