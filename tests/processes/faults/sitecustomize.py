@@ -34,7 +34,7 @@ class AtImport(importlib.abc.MetaPathFinder):
             sys.meta_path.remove(self)
             from uwm.statistics import sources
 
-            sources.embed_inputs = lambda *_: fail(kind)
+            sources.embed_pooled = lambda *_: fail(kind)
 
 
 rank, _, kind = os.environ.get("FAULT", "").partition(":")
