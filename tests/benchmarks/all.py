@@ -3,7 +3,7 @@
     python tests/benchmarks/all.py [--quick] [--output FILE.md]
 
 Every benchmark prints ratios that are measured in turn in its own run. With ``--quick`` the small ones and small sizes,
-in two minutes; all of them take half an hour and 12 GB of memory on two cores. `results.md` beside this file is what
+in three minutes; all of them take half an hour and 12 GB of memory on two cores. `results.md` beside this file is what
 `--output` wrote last. Retrieval is compared with faiss where it is installed; `retrieval.py` by itself measures 200,000
 pairs, in 25 minutes.
 """
@@ -45,7 +45,7 @@ JOBS: list[tuple[str, list[str] | None, list[str]]] = [  # title; the command wi
 def main() -> None:
     """Print every benchmark as it runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two minutes")
+    parser.add_argument("--quick", action="store_true", help="three minutes")
     parser.add_argument("--output", type=Path, help="Markdown file to write as well")
     args = parser.parse_args()
     lines: list[str] = []
