@@ -147,6 +147,17 @@ def out(tmp_path):
     return tmp_path / "out"
 
 
+@pytest.fixture(scope="session")
+def tiny_classes(tmp_path_factory) -> Path:
+    """A zero-shot folder of 7 images in two classes."""
+    folder = tmp_path_factory.mktemp("classes") / "zs"
+    for number in range(7):
+        place = folder / ("dog", "cat")[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (30 * number, 0, 90)).save(place / f"{number}.png")
+    return folder
+
+
 @pytest.fixture
 def run_uwm(monkeypatch, capsys):
     """Run the program in this process as the terminal does: arguments -> (exit code, stdout, stderr)."""

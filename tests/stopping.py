@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from unittest import mock
 
 from uwm import unfinished
@@ -35,6 +36,11 @@ def keeping(stop: Callable[[int], None] = lambda puts: None) -> Iterator[list[st
     often = {"EVERY": 0.0, "SHARE": 1e9}
     with mock.patch.multiple(unfinished, **often), mock.patch.object(unfinished.Unfinished, "put", counted):
         yield names
+
+
+def kept(cache: Path) -> list[Path]:
+    """The files of all runs in a cache."""
+    return [path for path in (cache / "unfinished").rglob("*") if path.is_file()]
 
 
 def kill_at(count: int) -> Callable[[int], None]:
