@@ -7,7 +7,9 @@ Models have random weights, made from their sizes: nothing is downloaded. Scored
 tower's out_proj, uwm's default; with ``--late`` only those of the first half of the blocks, so that the pass may stop.
 Processor seconds (on an accelerator those of the wall, the device waited for) of plain forward, uwm and the naive form
 are measured in turn, a batch each, and the medians of the ratios are printed. The first batch of uwm is shown apart:
-its safe side runs whole, and its captions once more. Memory is the peak over the loaded model, of a process each, as
+its safe side runs whole, and its captions once more. The roofline is what the machine would score at if the plain
+forward pass ran at the rate of one large matrix product, measured on the spot in the same dtype; pairs a second are by
+the same clock. Memory is the peak over the loaded model, of a process each, as
 the kernel counts resident pages: as the allocator manages it, which keeps freed blocks, and with every large block
 given back when it is freed (glibc's MALLOC_MMAP_THRESHOLD_), which is what the forms hold. On an accelerator it is the
 most that torch allocated.
@@ -30,6 +32,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
 from uwm.editing.entries.uwm import UwmScorer
@@ -165,6 +168,29 @@ def measure(model: Model, args: argparse.Namespace) -> dict[str, float]:
     return found | ({"naive": statistics.median(naives)} if naives else {})
 
 
+def print_roofline(model: Model, args: argparse.Namespace, seconds: float) -> None:
+    """Print pairs a second of a form that takes `seconds` a batch, and how many the rate of a matrix product allows."""
+    batch = make_batch(model, args.pairs, 0)
+    with FlopCounterMode(display=False) as counted:
+        forward(model, batch)
+    rate = product_rate(model.device, getattr(torch, args.dtype))
+    mine, most = args.pairs / seconds, args.pairs * rate / counted.get_total_flops()
+    listed = f"{mine:.1f} pairs a second; roofline {most:.1f} at {rate / 1e12:.2f} TFLOP/s"
+    print(f"        {listed}; share {mine / most:.2f}", flush=True)
+
+
+def product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a product of two square matrices, by the clock of `measure`; the best."""
+    size = 2048 if device.type == "cpu" else 8192
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    clock, seconds = Clock(device), []
+    for _ in range(8):
+        clock()
+        left @ right
+        seconds.append(clock())
+    return 2 * size**3 / min(seconds)
+
+
 def resident(field: str) -> float:
     """MB of resident pages: ``VmRSS`` now, ``VmHWM`` at most."""
     status = Path("/proc/self/status").read_text("utf-8")
@@ -264,9 +290,9 @@ def main() -> None:
     print(f"load {os.getloadavg()[0]:.1f} before")
     for name in ["B/32"] if args.quick else args.models:
         model = build(name, getattr(torch, args.dtype), args.device)
-        print(
-            f"{name:7}", *(f"{what} {value:.3f}" for what, value in measure(model, args).items()), sep="  ", flush=True
-        )
+        found = measure(model, args)
+        print(f"{name:7}", *(f"{what} {value:.3f}" for what, value in found.items()), sep="  ", flush=True)
+        print_roofline(model, args, found["plain s"] * found["uwm"])
         if args.device != "cpu":
             print_device_memory(model, args)
             continue

@@ -1,9 +1,10 @@
 """Top mass by a partition against the sort of all scores that defines it.
 
-    OMP_NUM_THREADS=2 python tests/benchmarks/selection.py
+    OMP_NUM_THREADS=2 python tests/benchmarks/selection.py [--quick]
 
 Scores of several distributions at the size of ViT-L/14's fc2 and of a text tower's out_proj. Processor seconds of both
-are measured in turn; printed are medians and the median of the ratios. The indices must be equal.
+are measured in turn; printed are medians and the median of the ratios. The indices must be equal. With
+`--quick` two rounds in place of five, of the large size.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # a thread that waits sleeps: processor seconds are of work alone
 
+import argparse
 import platform
 import statistics
 import time
@@ -26,7 +28,7 @@ from reference.slow_selection import sorted_top_mass
 
 from uwm.editing.entries.selection import top_mass
 
-ROUNDS = 5
+ROUNDS, QUICK = 5, 2
 SHAPES = ((4096, 1024), (512, 512))
 DRAWS = {
     "lognormal": lambda x: x.exp(),
@@ -44,18 +46,21 @@ def seconds(run: Callable[[], torch.Tensor]) -> tuple[float, torch.Tensor]:
 
 def main() -> None:
     """Print a row a distribution, size and τ."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two rounds of the large size")
+    short = parser.parse_args().quick
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} processors, {torch.get_num_threads()} threads"
     )
     print(f"torch {torch.__version__}, load {os.getloadavg()[0]:.1f}")
     print("scores                         τ      partition s   sort s   ratio")
-    for shape in SHAPES:
+    for shape in SHAPES[:1] if short else SHAPES:
         for name, draw in DRAWS.items():
             scores = draw(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
             for mass in (0.02, 0.1):
                 quick, slow = [], []
-                for _ in range(ROUNDS):
+                for _ in range(QUICK if short else ROUNDS):
                     fast, found = seconds(lambda: top_mass(scores, mass))  # noqa: B023
                     full, expected = seconds(lambda: sorted_top_mass(scores, mass))  # noqa: B023
                     assert torch.equal(found, expected)
