@@ -5,7 +5,7 @@
 Every benchmark prints ratios that are measured in turn in its own run. With ``--quick`` the small ones and small sizes,
 in two minutes; all of them take half an hour and 12 GB of memory on two cores. `results.md` beside this file is what
 `--output` wrote last. Retrieval is compared with faiss where it is installed; `retrieval.py` by itself measures 200,000
-pairs, in 25 minutes.
+pairs, in 25 minutes. What needs a GPU runs where there is one.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import transformers
 HERE = Path(__file__).parent
 THREADS = 2
 STARTS = 5
+GPU = "--device cuda --dtype bfloat16".split()
 JOBS: list[tuple[str, list[str] | None, list[str]]] = [  # title; the command with --quick, if it is run then; without
     ("Scoring and the plain forward pass", ["scoring.py", "--quick"], ["scoring.py"]),
     ("The same, stopped half-way", None, ["scoring.py", "--late", "--no-memory", "--models", "B/32", "L/14"]),
@@ -39,6 +40,8 @@ JOBS: list[tuple[str, list[str] | None, list[str]]] = [  # title; the command wi
     ("Selection", ["selection.py", "--quick"], ["selection.py"]),
     ("Retrieval and intervals", ["retrieval.py", "--quick"], ["retrieval.py", "--pairs", "50000"]),
     ("Trials of a search", None, ["trials.py"]),
+    ("Scoring on a GPU", None, ["scoring.py", *GPU, "--pairs", "128", "--models", "L/14", "so400m"]),
+    ("Reading images for a GPU", None, ["loading.py", *GPU, *"--model L/14 --batch-size 128 --workers 1 4 16".split()]),
     ("Work on files", ["files_copy.py", "0.2", "1"], ["files_copy.py"]),
 ]
 
@@ -66,7 +69,8 @@ def _all(quick: bool) -> Iterator[str]:
     yield f"numpy {numpy.__version__}"
     yield from _section("Start", ["the command's help, and the import, five times each"], _starts())
     for title, short, whole in JOBS:
-        if command := short if quick else whole:
+        command = short if quick else whole
+        if command and ("cuda" not in command or torch.cuda.is_available()):
             yield from _section(title, command, _run(command))
 
 

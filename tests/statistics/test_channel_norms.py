@@ -117,6 +117,41 @@ def test_every_scorer_gets_its_own_weight_of_the_tower_that_ran():
     assert reducer.scorers[weights[2]].batches == []
 
 
+class Keeping:
+    """Keeps copies of what it is fed."""
+
+    def __init__(self):
+        self.fed = []
+
+    def update(self, safe, unsafe):
+        self.fed.append((safe.norm.clone(), safe.std.clone(), unsafe.norm.clone(), unsafe.std.clone()))
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["joined at once", "kept apart"])
+def test_the_safe_side_of_every_layer_stays_until_the_unsafe_side_has_run(apart):
+    """Layers of growing width, batches of changing size, and a side that a failure cut off."""
+    weights = [WeightId("text", block, "fc2") for block in range(4)]
+    scorers = {weight: Keeping() for weight in weights}
+    reducer = ChannelNorms(scorers)
+    reducer._given = [] if apart else None
+    expected = {weight: [] for weight in weights}
+    for samples in (3, 5, 2):
+        reducer.take(weights[0], SAFE, torch.randn(samples, 6, 4), None)  # cut off: the safe side runs anew
+        inputs = {w: [torch.randn(samples, 6, 4 + 3 * w.block) for _ in range(2)] for w in weights}
+        for side in (SAFE, UNSAFE):
+            for weight in weights:
+                reducer.take(weight, side, inputs[weight][side], None)
+        for weight, sides in inputs.items():
+            found = [token_statistics(x) for x in sides]
+            rounded = [value.float().double() for one in found for value in (one.norm, one.std)]
+            expected[weight].append(rounded)
+    for item in reducer._given or ():
+        reducer.join(item)
+    for weight, scorer in scorers.items():
+        for fed, rounded in zip(scorer.fed, expected[weight], strict=True):
+            assert all(a.equal(b) for a, b in zip(fed, rounded, strict=True))
+
+
 def test_the_kernel_for_cuda_gives_the_same():
     pytest.importorskip("triton")
     script = Path(__file__).with_name("kernel_on_cpu.py")  # a process of its own: Triton looks at this when imported

@@ -141,6 +141,7 @@ class ChannelNorms(Shared):
     def __init__(self, scorers: Mapping[WeightId, Scorer]) -> None:
         self.scorers = scorers
         self._safe: dict[WeightId, TokenStatistics] = {}  # float32, until the unsafe side runs
+        self._block, self._used = torch.empty(0), 0  # memory of these, and how much of it they take
 
     def layers(self, tower: str) -> Sequence[WeightId]:
         """The scored weights of a tower."""
@@ -152,10 +153,26 @@ class ChannelNorms(Shared):
         # Both sides are rounded, so that equal sides stay equal.
         rounded = TokenStatistics(found.norm.float(), found.std.float(), found.tokens)
         if side == SAFE:
-            self._safe[weight] = rounded
+            self._safe[weight] = self._in_block(weight, rounded)
         else:
             self.give((weight, self._safe.pop(weight), rounded))
         return found.norm
+
+    def _in_block(self, weight: WeightId, found: TokenStatistics) -> TokenStatistics:
+        """The same values in one block of all layers; on the CPU, where what is given is joined at once.
+
+        One by one they would lie where activations were freed, and no layer's activations would fit there again.
+        """
+        if self._given is not None or found.norm.device.type != "cpu":
+            return found
+        if not self._safe or weight in self._safe:
+            self._used = 0
+        size = 2 * found.norm.numel()
+        if self._used + size > len(self._block):
+            self._block, self._used = torch.empty(size * len(self.layers(weight.tower))), 0
+        norm, std = self._block[self._used : self._used + size].view(2, *found.norm.shape)
+        self._used += size
+        return TokenStatistics(norm.copy_(found.norm), std.copy_(found.std), found.tokens)
 
     def join(self, item: tuple[WeightId, TokenStatistics, TokenStatistics]) -> None:
         """Feed a weight's scorer with both sides of some pairs."""
