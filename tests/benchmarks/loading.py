@@ -48,7 +48,7 @@ class Waiting(logging.Handler):
 def main() -> None:
     """Print a row for each number of workers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a quarter of the pairs")
+    parser.add_argument("--quick", action="store_true", help="an eighth of the pairs")
     parser.add_argument("--model", choices=[*SIZES], default="B/32")
     parser.add_argument("--pairs", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=32)
@@ -61,7 +61,7 @@ def main() -> None:
     logger.setLevel(logging.INFO)
     with tempfile.TemporaryDirectory() as made:
         root = Path(made)
-        write_set(root, args.pairs // 4 if args.quick else args.pairs)
+        write_set(root, args.pairs // 8 if args.quick else args.pairs)
         calib = uwm.read_calibration(root)
         model = with_preprocessor(args, root)
         images = 2 * len(calib.pairs)

@@ -252,9 +252,9 @@ def print_device_memory(model: Model, args: argparse.Namespace) -> None:
 
 
 def print_memory(name: str, args: argparse.Namespace) -> None:
-    """Print two rows: with the allocator as it is, and with freed blocks given back."""
-    forms = ["plain", "uwm", *(["naive"] if args.naive_batches else [])]
-    for given_back in (False, True):
+    """Print a row with the allocator as it is, and one with freed blocks given back."""
+    forms = ["plain", "uwm", *(["naive"] if args.naive_batches and not args.quick else [])]
+    for given_back in (False,) if args.quick else (False, True):
         peaks = {form: memory(name, form, args, given_back) for form in forms}
         scores = peaks["uwm"][1]
         over = (peaks["uwm"][0] - peaks["plain"][0]) / scores
@@ -266,7 +266,7 @@ def print_memory(name: str, args: argparse.Namespace) -> None:
 def main() -> None:
     """Print a row a model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="B/32 alone")
+    parser.add_argument("--quick", action="store_true", help="B/32 alone; of memory, what is resident")
     parser.add_argument("--models", nargs="+", choices=[*SIZES], default=[*SIZES])
     parser.add_argument("--batches", type=int, default=5, help="batches that are measured, after the first")
     parser.add_argument("--naive-batches", type=int, default=1)
