@@ -28,9 +28,11 @@ import transformers
 HERE = Path(__file__).parent
 THREADS = 2
 STARTS = 5
+SCORING = ["scoring.py", "--quick"]
 GPU = "--device cuda --dtype bfloat16".split()
 JOBS: list[tuple[str, list[str] | None, list[str]]] = [  # title; the command with --quick, if it is run then; without
-    ("Scoring and the plain forward pass", ["scoring.py", "--quick", "--batches", "4"], ["scoring.py"]),
+    ("Scoring and the plain forward pass", [*SCORING, "--batches", "4"], ["scoring.py", "--models", "B/32", "L/14"]),
+    ("The same at SigLIP so400m", None, [*SCORING, *"--models so400m --batches 2 --naive-batches 0".split()]),
     ("The same, stopped half-way", None, ["scoring.py", "--late", "--no-memory", "--models", "B/32", "L/14"]),
     ("The same in bfloat16", None, ["scoring.py", "--dtype", "bfloat16", "--no-memory", "--models", "L/14"]),
     ("An edit from end to end and its forward passes", ["edit.py", "--quick"], ["edit.py"]),

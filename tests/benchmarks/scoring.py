@@ -266,8 +266,8 @@ def print_memory(name: str, args: argparse.Namespace) -> None:
 def main() -> None:
     """Print a row a model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="B/32 alone; of memory, what is resident")
-    parser.add_argument("--models", nargs="+", choices=[*SIZES], default=[*SIZES])
+    parser.add_argument("--quick", action="store_true", help="B/32 alone, if none is named; what is resident alone")
+    parser.add_argument("--models", nargs="+", choices=[*SIZES], default=None)
     parser.add_argument("--batches", type=int, default=5, help="batches that are measured, after the first")
     parser.add_argument("--naive-batches", type=int, default=1)
     parser.add_argument("--pairs", type=int, default=8, help="in a batch")
@@ -288,7 +288,7 @@ def main() -> None:
         f"torch {torch.__version__}, transformers {transformers.__version__}, {args.dtype}, {args.pairs} pairs a batch"
     )
     print(f"load {os.getloadavg()[0]:.1f} before")
-    for name in ["B/32"] if args.quick else args.models:
+    for name in args.models or (["B/32"] if args.quick else SIZES):
         model = build(name, getattr(torch, args.dtype), args.device)
         found = measure(model, args)
         print(f"{name:7}", *(f"{what} {value:.3f}" for what, value in found.items()), sep="  ", flush=True)

@@ -159,9 +159,9 @@ class ChannelNorms(Shared):
         return found.norm
 
     def _in_block(self, weight: WeightId, found: TokenStatistics) -> TokenStatistics:
-        """The same values in one block of all layers; on the CPU, where what is given is joined at once.
+        """The same values in one block of all layers, with one count of tokens; on the CPU, if joined at once.
 
-        One by one they would lie where activations were freed, and no layer's activations would fit there again.
+        One by one, however small, they would lie where activations were freed, and no others would fit there again.
         """
         if self._given is not None or found.norm.device.type != "cpu":
             return found
@@ -172,7 +172,8 @@ class ChannelNorms(Shared):
             self._block, self._used = torch.empty(size * len(self.layers(weight.tower))), 0
         norm, std = self._block[self._used : self._used + size].view(2, *found.norm.shape)
         self._used += size
-        return TokenStatistics(norm.copy_(found.norm), std.copy_(found.std), found.tokens)
+        tokens = next((one.tokens for one in self._safe.values() if one.tokens.equal(found.tokens)), found.tokens)
+        return TokenStatistics(norm.copy_(found.norm), std.copy_(found.std), tokens)
 
     def join(self, item: tuple[WeightId, TokenStatistics, TokenStatistics]) -> None:
         """Feed a weight's scorer with both sides of some pairs."""
