@@ -175,7 +175,7 @@ def print_roofline(model: Model, args: argparse.Namespace, seconds: float) -> No
         forward(model, batch)
     rate = product_rate(model.device, getattr(torch, args.dtype))
     mine, most = args.pairs / seconds, args.pairs * rate / counted.get_total_flops()
-    listed = f"{mine:.1f} pairs a second; roofline {most:.1f} at {rate / 1e12:.2f} TFLOP/s"
+    listed = f"{mine:.3g} pairs a second; roofline {most:.3g} at {rate / 1e12:.2f} TFLOP/s"
     print(f"        {listed}; share {mine / most:.2f}", flush=True)
 
 
