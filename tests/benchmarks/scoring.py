@@ -9,10 +9,9 @@ Processor seconds (on an accelerator those of the wall, the device waited for) o
 are measured in turn, a batch each, and the medians of the ratios are printed. The first batch of uwm is shown apart:
 its safe side runs whole, and its captions once more. The roofline is what the machine would score at if the plain
 forward pass ran at the rate of one large matrix product, measured on the spot in the same dtype; pairs a second are by
-the same clock. Memory is the peak over the loaded model, of a process each, as
-the kernel counts resident pages: as the allocator manages it, which keeps freed blocks, and with every large block
-given back when it is freed (glibc's MALLOC_MMAP_THRESHOLD_), which is what the forms hold. On an accelerator it is the
-most that torch allocated.
+the same clock. Memory is the peak over the loaded model, of a process each, as the kernel counts resident pages: as
+the allocator manages it, which keeps freed blocks, and with every large block given back when it is freed (glibc's
+MALLOC_MMAP_THRESHOLD_), which is what the forms hold. On an accelerator it is the most that torch allocated.
 """
 
 from __future__ import annotations

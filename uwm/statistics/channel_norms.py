@@ -165,7 +165,7 @@ class ChannelNorms(Shared):
         """
         if self._given is not None or found.norm.device.type != "cpu":
             return found
-        if not self._safe or weight in self._safe:
+        if not self._safe or weight in self._safe:  # a side begins, perhaps anew
             self._used = 0
         size = 2 * found.norm.numel()
         if self._used + size > len(self._block):
