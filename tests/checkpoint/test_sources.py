@@ -156,8 +156,10 @@ def test_transformers_loads_the_shards_with_the_same_embeddings(tmp_path, tiny_h
     inputs = {"input_ids": torch.tensor([[1, 5, 9, 2]]), "pixel_values": torch.rand(1, 3, 64, 64)}
     with torch.no_grad():
         ours, theirs = found(**inputs), expected(**inputs)
-    assert torch.equal(ours.text_embeds, theirs.text_embeds)
-    assert torch.equal(ours.image_embeds, theirs.image_embeds)
+    torch.testing.assert_close(ours.text_embeds, theirs.text_embeds)  # products round by where in memory a weight lies
+    torch.testing.assert_close(ours.image_embeds, theirs.image_embeds)
+    kept = expected.state_dict()
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in found.state_dict().items())
     model = uwm.load(tmp_path / "out")
     assert torch.equal(model.module.state_dict()["text_projection.weight"], state["text_projection.weight"])
 

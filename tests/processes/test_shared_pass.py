@@ -33,7 +33,7 @@ class Fed:
         self.kept = []
 
     def update(self, safe, unsafe):
-        self.kept += [safe.norm, safe.std, safe.tokens, unsafe.norm, unsafe.std, unsafe.tokens]
+        self.kept += [part.clone() for side in (safe, unsafe) for part in (side.norm, side.std, side.tokens)]
 
 
 def everything(model):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,10 +11,9 @@ import torch
 
 from ..errors import BadInput
 from ..weights import WeightId
+from .kernels import tried
 from .moments import to_double
 from .passes import SAFE, Part, Shared
-
-logger = logging.getLogger(__name__)
 
 SLAB = 128  # tokens that are summed one after the other in float32; slabs are joined in float64
 
@@ -54,15 +52,30 @@ def token_statistics(x: torch.Tensor, mask: torch.Tensor | None = None) -> Token
 
 @cache
 def _kernel() -> Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]] | None:
-    """`token_kernel.norm_and_std` where Triton works on this machine; without it scoring takes half as long again."""
-    try:
+    """`token_kernel.norm_and_std` where it works on this machine; without it scoring takes half as long again."""
+
+    def load() -> Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         from .token_kernel import norm_and_std
 
-        norm_and_std(torch.ones(1, 2, 1, device="cuda"), None)
-    except Exception as error:  # no Triton, no compiler for it, an old device: all of them its own errors
-        logger.info("Triton cannot be used, so scoring takes longer (%s)", str(error).partition("\n")[0])
-        return None
-    return norm_and_std
+        return norm_and_std
+
+    return tried(load, agrees, "cuda")
+
+
+def agrees(found: Callable[..., tuple[torch.Tensor, ...]], device: str) -> bool:
+    """Whether it finds in a few inputs on a device what the plain form finds in them."""
+    x = torch.arange(3 * 70 * 100, dtype=torch.float32).view(3, 70, 100).sin().add(1.5)
+    x[:, :, 3], x[:, 0, 4], x[0, 0, 5] = 0.7, 300, torch.nan
+    gaps = (torch.arange(210).view(3, 70) % 3 > 0) & torch.tensor([[True], [True], [False]])
+    for dtype, mask in ((torch.float32, None), (torch.bfloat16, gaps.long())):
+        counts = None if mask is None else mask.to(device)
+        norm, std, tokens = (part.cpu() for part in found(x.to(device, dtype), counts))
+        same = token_statistics(x.to(dtype), mask)
+        if tokens.tolist() != same.tokens.tolist() or not torch.allclose(norm, same.norm.float(), 1e-5, 0, True):
+            return False
+        if not torch.allclose(std, same.std.float(), rtol=1e-4, atol=1e-5, equal_nan=True):
+            return False
+    return True
 
 
 def _together(x: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -122,10 +135,10 @@ def _mean_and_variance(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Scorer(Protocol):
-    """What `ChannelNorms` feeds: statistics of the same pairs, safe and unsafe, batch by batch."""
+    """What `ChannelNorms` feeds: statistics of the same pairs, safe and unsafe, rounded to float32, batch by batch."""
 
     def update(self, safe: TokenStatistics, unsafe: TokenStatistics) -> None:
-        """Take in one batch."""
+        """Take in one batch; not to be kept without a copy."""
 
 
 class ChannelNorms(Shared):
@@ -178,14 +191,10 @@ class ChannelNorms(Shared):
     def join(self, item: tuple[WeightId, TokenStatistics, TokenStatistics]) -> None:
         """Feed a weight's scorer with both sides of some pairs."""
         weight, safe, unsafe = item
-        self.scorers[weight].update(_double(safe), _double(unsafe))
+        self.scorers[weight].update(safe, unsafe)
 
     def update(self, part: Part) -> None:
         """Raises BadInput when the batch had no unsafe side."""
         if any(weight.tower == part.tower for weight in self._safe):
             self._safe.clear()
             raise BadInput(f"a batch of the {part.tower} tower has no unsafe side; UWM compares safe with unsafe")
-
-
-def _double(found: TokenStatistics) -> TokenStatistics:
-    return TokenStatistics(found.norm.double(), found.std.double(), found.tokens)

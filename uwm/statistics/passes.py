@@ -14,7 +14,7 @@ from ..errors import InvalidResult, NotFinite
 from ..models import Model
 from ..processes import in_rounds, is_own, several
 from ..weights import WeightId
-from .batches import DoneBatch, PairBatch
+from .batches import DoneBatch, PairBatch, sent
 from .hooks import observe, observe_outputs
 from .pooled_token import check_pooled_token
 from .room import Room, can_run_out
@@ -69,8 +69,8 @@ class Reducer(Protocol):
             mask: Which tokens count, 1 or 0, [samples, tokens]; None: all of them.
 
         Returns:
-            What spares the pass the check of the input for NaN: a summary [samples, …] that is not finite for each
-            sample with a counted value that is not; or None.
+            What spares the pass the check of the input for NaN: a summary [samples, …], not negative, that is not
+            finite for each sample with a counted value that is not; or None.
         """
 
     def update(self, part: Part) -> None:
@@ -153,7 +153,7 @@ def is_padded(reducers: Iterable[Any]) -> bool:
 
 
 Wanted = Mapping[str, dict[WeightId, list[Reducer]]]  # tower -> layer -> who asks for it
-Finite = tuple[str, str, int, torch.Tensor]  # what is wrong if not all are finite, tower, first pair, whether [pairs]
+Unchecked = tuple[str, str, int, torch.Tensor]  # what is wrong if these [pairs] are not finite; tower; first pair
 
 
 def _run(
@@ -169,7 +169,7 @@ def _run(
         return batch.add_to(seen)
     whole = any(getattr(reducer, "needs_embeddings", True) for reducer in reducers)
     padded = is_padded(reducers)
-    unchecked: list[Finite] = []
+    unchecked: list[Unchecked] = []
     for tower, listeners in sorted(wanted.items(), reverse=True):  # the long work first: an accelerator is kept busy
 
         def run(sides: tuple[Inputs, ...], tower: str = tower, listeners: dict = listeners) -> None:
@@ -222,11 +222,11 @@ def _fitting(
         yield pieces.pop(0)
 
 
-def _check(found: Sequence[Finite]) -> None:
+def _check(found: Sequence[Unchecked]) -> None:
     """Ask once whether all is finite: an accelerator would finish its work before it answered."""
-    if found and not torch.cat([finite for *_, finite in found]).all():
-        what, tower, first, finite = next(each for each in found if not each[3].all())
-        raise NotFinite(what, tower, first + int((~finite).nonzero()[0]))
+    if found and not torch.isfinite(torch.cat([values for *_, values in found])).all():
+        what, tower, first, values = next(each for each in found if not torch.isfinite(each[3]).all())
+        raise NotFinite(what, tower, first + int((~torch.isfinite(values)).nonzero()[0]))
 
 
 def _share(
@@ -304,7 +304,7 @@ class _Side:
         listeners: Mapping[WeightId, list[Reducer]],
         side: int,
         first: int,
-        unchecked: list[Finite],
+        unchecked: list[Unchecked],
         padded: bool = False,
     ) -> None:
         self._unchecked = unchecked
@@ -327,11 +327,11 @@ class _Side:
         if self._text:
             self._mask = torch.ones_like(inputs) if mask is None else mask
             check_pooled_token(model, inputs, self._mask, self._tower)
+            inputs, self._mask = sent(inputs, model.device), sent(self._mask, model.device)
             if self._padded:
-                inputs, self._mask = model.padded(inputs.to(model.device), self._mask.to(model.device), self._tower)
-            self._mask = self._mask.to(model.device)
-        inputs = inputs.to(model.device)
-        if not self._text:
+                inputs, self._mask = model.padded(inputs, self._mask, self._tower)
+        else:
+            inputs = sent(inputs, model.device)
             self._mask = model.image_mask(inputs)
         layers = {w: model.owner(w) for w in self._listeners if w.slot != RESIDUAL}
         blocks = {w: block_module(model, w) for w in self._listeners if w.slot == RESIDUAL}
@@ -362,9 +362,9 @@ class _Side:
         if summary is None:
             self._check_finite(x, f"{weight}: {NOT_FINITE}")
         else:
-            finite = torch.isfinite(summary).flatten(1).all(1)
-            if finite.device.type != "cpu" or not finite.all():  # what is kept between activations holds their memory
-                self._unchecked.append((f"{weight}: {NOT_FINITE}", self._tower, self._first, finite))
+            most = summary.flatten(1).amax(1)  # NaN where there is one
+            if most.device.type != "cpu" or not torch.isfinite(most).all():  # what is kept holds activations' memory
+                self._unchecked.append((f"{weight}: {NOT_FINITE}", self._tower, self._first, most))
         if not self._whole and all(rows == self._samples for rows in self._rows.values()):
             raise _AllSeen
 

@@ -49,7 +49,7 @@ def outline(value: Any) -> Any:
         return [outline(one) for one in value]
     if isinstance(value, dict):
         return [[str(key), outline(one)] for key, one in value.items() if _names(one)]
-    return [type(value).__name__, *(outline(getattr(value, name)) for name in _names(value))]
+    return [type(value).__name__, *([name, outline(getattr(value, name))] for name in _names(value))]
 
 
 def _names(value: Any) -> tuple[str, ...]:

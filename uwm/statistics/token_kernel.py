@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-TOKENS, CHANNELS = 64, 64  # of a tile
+TOKENS, CHANNELS = 32, 64  # of a tile
 
 
 @triton.jit
@@ -24,25 +24,34 @@ def _kernel(  # type: ignore[no-untyped-def]
     T: tl.constexpr,
     C: tl.constexpr,
 ):
-    """One sample and C of its channels: the mean first, then the deviations, while the cache has the input."""
+    """One sample and C of its channels: every T-th token goes to the same place of a tile, which sums it up.
+
+    Mean and squares of a place are of what its tokens are apart from its first one, so that a mean that is large
+    against the spread costs no precision (Welford, 1962); the places are joined as Chan, Golub and LeVeque (1983) do.
+    """
     sample, columns = tl.program_id(0), tl.program_id(1) * C + tl.arange(0, C)
     x += sample.to(tl.int64) * of_sample
-    total, count = tl.zeros([T, C], tl.float32), 0
+    begin, means, squares = tl.zeros([T, C], tl.float32), tl.zeros([T, C], tl.float32), tl.zeros([T, C], tl.float32)
+    seen = tl.zeros([T], tl.float32)  # tokens of each place
     for first in range(0, tokens, T):
         values, inside, counts = _tile(x, mask + sample * tokens, first, columns, tokens, width, of_token, MASKED, T)
-        total += values
-        count += tl.sum(counts.to(tl.int32), 0)
-    mean = tl.sum(total, 0) / tl.maximum(count, 1)
-    apart = tl.zeros([T, C], tl.float32)
-    for first in range(0, tokens, T):
-        values, inside, counts = _tile(x, mask + sample * tokens, first, columns, tokens, width, of_token, MASKED, T)
-        values = tl.where(inside, values - mean[None, :], 0)
-        apart += values * values
-    squares = tl.sum(apart, 0)
+        begin = tl.where(inside & (seen == 0)[:, None], values, begin)
+        seen += counts.to(tl.float32)
+        share = (1 / tl.maximum(seen, 1))[:, None]
+        apart = tl.where(inside, values - begin - means, 0)
+        means += apart * share
+        squares += apart * apart * (1 - share)
+    used, count = (seen > 0)[:, None], tl.sum(seen, 0)
+    middle = tl.sum(begin, 0) / tl.maximum(tl.sum((seen > 0).to(tl.float32), 0), 1)
+    means = tl.where(used, begin - middle[None, :] + means, 0)
+    mean = tl.sum(means * seen[:, None], 0) / tl.maximum(count, 1)
+    apart = tl.where(used, means - mean[None, :], 0)
+    spread = tl.sum(squares + seen[:, None] * apart * apart, 0)
+    mean += middle
     place = sample * width + columns
-    tl.store(norm + place, tl.sqrt(squares + count * mean * mean), mask=columns < width)
-    tl.store(std + place, tl.sqrt(squares / tl.maximum(count - 1, 1)), mask=columns < width)
-    tl.store(counted + sample, count)
+    tl.store(norm + place, tl.sqrt(spread + count * mean * mean), mask=columns < width)
+    tl.store(std + place, tl.sqrt(spread / tl.maximum(count - 1, 1)), mask=columns < width)
+    tl.store(counted + sample, count.to(tl.int32))
 
 
 @triton.jit
@@ -71,7 +80,7 @@ def norm_and_std(x: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tens
     x = x if x.stride(2) == 1 else x.contiguous()
     norm, std = (torch.empty(samples, width, device=x.device) for _ in range(2))
     counted = torch.empty(samples, dtype=torch.int32, device=x.device)
-    flags = counted if mask is None else mask.to(torch.int32).contiguous()
+    flags = counted if mask is None else (mask.int() if mask.dtype == torch.bool else mask).contiguous()
     with torch.cuda.device_of(x):  # Triton runs on the current device, which --device cuda:1 does not make it
         _kernel[samples, triton.cdiv(width, CHANNELS)](
             x, flags, norm, std, counted, tokens, width, x.stride(0), x.stride(1), mask is not None, TOKENS, CHANNELS

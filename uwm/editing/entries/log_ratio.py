@@ -35,11 +35,8 @@ class _LogMean(EntryMean):
 
     SUMS = EntryMean.SUMS
 
-    def add(
-        self, rows: slice, a: torch.Tensor, b: torch.Tensor, less: tuple[torch.Tensor, torch.Tensor] | None = None
-    ) -> None:
+    def add(self, rows: slice, a: torch.Tensor, b: torch.Tensor) -> None:
         """Add samples to some rows by their factors, [samples, rows] and [samples, in]."""
-        assert less is None, "ratios are compared, not differences"
         fit_a, fit_b = a > 0, b > 0
         log_a, log_b = torch.where(fit_a, a, 1).log(), torch.where(fit_b, b, 1).log()
         self._sum[rows].addmm_(log_a.T, fit_b.to(a.dtype)).addmm_(fit_a.to(a.dtype).T, log_b)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
 from ...errors import BadInput
 from ...statistics.channel_norms import TokenStatistics
 from ...weights import WeightId
+from .columns import column_factors, ratios_on
 from .editor import VARIANTS
 
 VISION_EPSILON = 1e-8  # added to σ in the vision tower only
 ROOM = 12  # samples that wait at least
 BLOCK = 256  # rows of W at a time
 ON_DEVICE = 128, 8192  # the same two on an accelerator, whose operations cost little more on more rows
-CONSTANT = 1e-6  # σ below this share of the channel's norm is rounding, not spread
 
 
 class UwmScorer:
@@ -57,6 +58,7 @@ class UwmScorer:
         self._weight = weight.detach().to(self._device)
         self._sizes = (ROOM, BLOCK) if self._device.type == "cpu" else ON_DEVICE
         self._text = weight_id.tower == "text"
+        self._epsilon = 0.0 if self._text else VISION_EPSILON
         self._variant = variant
         self._dtype = torch.float32 if variant == "ratio" and _float32_is_exact() else torch.float64
         neutral = {"ratio": 1.0, "difference": 0.0}.get(variant)
@@ -131,45 +133,47 @@ class UwmScorer:
 
     def _take_pairs(self, safe: TokenStatistics, unsafe: TokenStatistics) -> None:
         """Put pairs to those that wait: both norms, and the ratio of the column factors or both of them."""
-        norms, factors = self._columns(safe, unsafe)
-        fit = (factors > 0).all(0)
-        if self._variant == "ratio":
-            factors = (factors[1] / factors[0])[None]
-        for full in self._waiting.add(*norms, *torch.where(fit, factors, 0)):
-            self._add_pairs(*full)
+        if self._variant != "ratio":
+            norms, factors = self._columns(safe, unsafe)
+            return self._waiting.add(self._add_pairs, *norms, *torch.where((factors > 0).all(0), factors, 0))
+        put_ratios = ratios_on(self._device)
+        for rows, room in self._waiting.room_for(len(safe.norm), self._add_pairs):
+            sides = (TokenStatistics(side.norm[rows], side.std[rows], side.tokens[rows]) for side in (safe, unsafe))
+            put_ratios(*sides, self._zero_columns, self._epsilon, room, self._counts)
+        return None
 
     def _take(self, waiting: WaitingRows, mean: EntryMean, side: TokenStatistics) -> None:
         """Put samples of one side to those that wait."""
         norms, factors = self._columns(side)
-        for norm, column in waiting.add(*norms, *factors):
-            self._add_samples(mean, norm, column)
+        waiting.add(partial(self._add_samples, mean), *norms, *factors)
 
     def _add_waiting(self) -> None:
         rest = self._waiting.rest()
         if self._variant in ("ratio", "difference"):
-            self._add_pairs(*rest)
+            self._add_pairs(rest)
         else:
-            self._add_samples(self._main, *rest)
+            self._add_samples(self._main, rest)
         if self._safe is not None and self._waiting_safe is not None:
-            self._add_samples(self._safe, *self._waiting_safe.rest())
+            self._add_samples(self._safe, self._waiting_safe.rest())
 
-    def _add_pairs(self, norm_safe: torch.Tensor, norm_unsafe: torch.Tensor, *factors: torch.Tensor) -> None:
-        """Add pairs by their norms and column factors, [pairs, in] each."""
-        pairs = len(norm_safe)
-        norms = torch.cat([norm_safe, norm_unsafe])
+    def _add_pairs(self, kept: torch.Tensor) -> None:
+        """Add pairs by their norms, safe and unsafe, and column factors [3 or 4, pairs, in]."""
+        norms, *columns = kept[:2], *kept[2:]
+        if self._variant == "difference":  # a product of no difference is 0, while equal rows of one may round apart
+            norms = torch.cat([norms, (norms[1] - norms[0])[None]])
         for rows, magnitude in self._blocks():
-            a = norms @ magnitude.T  # [2 pairs, rows]
-            a_safe, a_unsafe = a[:pairs], a[pairs:]
-            fit = (a_safe > 0) & (a_unsafe > 0)
+            a = (norms.flatten(0, 1) @ magnitude.T).unflatten(0, norms.shape[:2])  # [2 or 3, pairs, rows]
+            fit = (a[0] > 0) & (a[1] > 0)
             if self._variant == "ratio":
-                self._main.add(rows, torch.where(fit, a_unsafe / a_safe, 0), factors[0])
-            else:
-                less = torch.where(fit, a_safe, 0), factors[0]
-                self._main.add(rows, torch.where(fit, a_unsafe, 0), factors[1], less)
-        self._main.count(pairs)
+                self._main.add(rows, torch.where(fit, a[1] / a[0], 0), columns[0])
+            else:  # a₁b₁ − a₀b₀ = (a₁ − a₀) b₁ + a₀ (b₁ − b₀)
+                self._main.add(rows, torch.where(fit, a[2], 0), columns[1])
+                self._main.add(rows, torch.where(fit, a[0], 0), columns[1] - columns[0])
+        self._main.count(kept.shape[1])
 
-    def _add_samples(self, mean: EntryMean, norm: torch.Tensor, column: torch.Tensor) -> None:
-        """Add samples of one side by their norms and column factors, [samples, in] each."""
+    def _add_samples(self, mean: EntryMean, kept: torch.Tensor) -> None:
+        """Add samples of one side by their norms and column factors [2, samples, in]."""
+        norm, column = kept
         for rows, magnitude in self._blocks():
             mean.add(rows, norm @ magnitude.T, column)
         mean.count(len(norm))
@@ -182,18 +186,8 @@ class UwmScorer:
             yield rows, self._weight[rows].to(self._dtype).abs()
 
     def _columns(self, *sides: TokenStatistics) -> tuple[torch.Tensor, torch.Tensor]:
-        """Norms and column factors b of φ, 0 where they say nothing, which is counted; [sides, samples, in] each.
-
-        Row p of each side is the same pair.
-        """
-        norm = torch.stack([side.norm for side in sides]).to(self._device)
-        std = torch.stack([side.std for side in sides]).to(self._device)
-        spread, dead = _spread(norm, std), (norm == 0).any(0)
-        one = torch.stack([side.tokens.to(self._device) < 2 for side in sides]).any(0)
-        constant = ~(spread.all(0) | dead | one[:, None])
-        self._counts += torch.stack([found.sum() for found in (one, dead, constant)])
-        epsilon = 0.0 if self._text else VISION_EPSILON
-        return norm, torch.where(spread & ~self._zero_columns, norm / (std + epsilon), 0)
+        """`column_factors` of this weight."""
+        return column_factors(sides, self._zero_columns, self._epsilon, self._counts)
 
 
 class WaitingRows:
@@ -212,21 +206,29 @@ class WaitingRows:
         self._kept = torch.empty(columns, room, width, dtype=dtype, device=device)
         self._count = 0
 
-    def add(self, *values: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-        """Take rows in, each of the values [rows, in]; gives views [room, in] whenever there are enough."""
-        start, rows, room = 0, len(values[0]), self._kept.shape[1]
+    def room_for(self, rows: int, full: Callable[[torch.Tensor], None]) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Where to write rows, part by part: which of them, and their room [columns, part, in].
+
+        Whenever there are enough, `full` is called with all of them, [columns, room, in].
+        """
+        start, room = 0, self._kept.shape[1]
         while start < rows:
             taken = min(rows - start, room - self._count)
-            for kept, value in zip(self._kept, values, strict=True):
-                kept[self._count : self._count + taken] = value[start : start + taken]
+            yield slice(start, start + taken), self._kept[:, self._count : self._count + taken]
             start, self._count = start + taken, self._count + taken
             if self._count == room:
-                yield (*self._kept,)
+                full(self._kept)
                 self._count = 0
 
-    def rest(self) -> tuple[torch.Tensor, ...]:
-        """What waits, [rows, in] each."""
-        return (*self._kept[:, : self._count],)
+    def add(self, full: Callable[[torch.Tensor], None], *values: torch.Tensor) -> None:
+        """Take rows in, each of the values [rows, in]; `full` as in `room_for`."""
+        for rows, room in self.room_for(len(values[0]), full):
+            for kept, value in zip(room, values, strict=True):
+                kept[:] = value[rows]
+
+    def rest(self) -> torch.Tensor:
+        """What waits, [columns, rows, in]."""
+        return self._kept[:, : self._count]
 
 
 class EntryMean:
@@ -238,32 +240,31 @@ class EntryMean:
         dtype: Of the sum.
     """
 
-    SUMS = ("_sum", "_left_out", "_samples")
+    SUMS = ("_sum", "_left_out", "_silent_rows", "_samples")
 
     def __init__(self, weight: torch.Tensor, neutral: float | None, dtype: torch.dtype) -> None:
         self._sum = torch.zeros(weight.shape, dtype=dtype, device=weight.device)
         self._neutral = neutral
+        self._silent_rows = torch.zeros(len(weight), dtype=dtype, device=weight.device)  # samples with a_i = 0
         self._left_out: torch.Tensor | None = None  # [out, in] once there is any: most layers need none
         self._samples = 0
 
-    def add(
-        self, rows: slice, a: torch.Tensor, b: torch.Tensor, less: tuple[torch.Tensor, torch.Tensor] | None = None
-    ) -> None:
-        """Add samples to some rows by their factors, [samples, rows] and [samples, in], less those of the other side.
+    def add(self, rows: slice, a: torch.Tensor, b: torch.Tensor) -> None:
+        """Add samples to some rows by their factors, [samples, rows] and [samples, in].
 
         When all rows have them, `count` says how many there were.
         """
-        if less is None:
-            self._sum[rows].addmm_(a.T, b)
-        else:
-            self._sum[rows] += a.T @ b - less[0].T @ less[1]  # so that equal sides leave no rounding in the sum
-        fit_a, fit_b = a > 0, b > 0
-        if self._neutral == 0 or (a.device.type == "cpu" and fit_a.all() and fit_b.all()):
+        self._sum[rows].addmm_(a.T, b)
+        if self._neutral == 0:
             return
-        silent = len(a) - fit_a.to(a.dtype).T @ fit_b.to(a.dtype)
+        fit_a, fit_b = a.sign(), b.sign()
+        if a.device.type == "cpu" and fit_a.all() and fit_b.all():
+            return
         if self._neutral is not None:
-            self._sum[rows] += self._neutral * silent
+            self._sum[rows].addmm_(fit_a.T, 1 - fit_b, alpha=self._neutral)
+            self._silent_rows[rows] += (1 - fit_a).sum(0)
             return
+        silent = len(a) - fit_a.T @ fit_b
         if self._left_out is None:
             self._left_out = torch.zeros_like(self._sum)
         self._left_out[rows] += silent
@@ -274,14 +275,11 @@ class EntryMean:
 
     def value(self) -> torch.Tensor:
         """The mean [out, in]; the sum becomes it."""
+        if self._neutral:
+            self._sum += self._neutral * self._silent_rows[:, None]
         if self._left_out is None:
             return self._sum.div_(self._samples)
         return self._sum.div_(self._left_out.neg_().add_(self._samples).clamp_min_(1))
-
-
-def _spread(norm: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-    """Whether a channel varies over the tokens by more than rounding."""
-    return std > CONSTANT * norm
 
 
 def _float32_is_exact() -> bool:
