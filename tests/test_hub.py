@@ -231,7 +231,16 @@ def test_refusals(status, code, words, clip, run_uwm):
 
 def test_no_network(hub, run_uwm, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    refused(run_uwm("inspect", "acme/clip"), 4, "acme/clip: the Hub could not be reached, or broke off (ConnectError)")
+    words = "the Hub could not be reached, or broke off (ConnectError); try again"
+    refused(run_uwm("inspect", "acme/clip"), 4, f"acme/clip: {words}; no file or folder of that name is here")
+    done = run_uwm("inspect", "hf-hub:acme/clip")
+    refused(done, 4, f"hf-hub:acme/clip: {words}")
+    assert "no file or folder" not in done[2]
+
+
+def test_a_file_that_is_not_there_is_not_looked_up_on_the_hub(hub, run_uwm):
+    refused(run_uwm("inspect", "models/clip.pt"), 2, "models/clip.pt: no such file or folder")
+    assert hub.requests == []
 
 
 def test_a_network_that_does_not_answer(clip, run_uwm, monkeypatch):

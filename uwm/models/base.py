@@ -225,7 +225,8 @@ class Model(ABC):
         CLIP attends only backwards and pools the end token, so that is what the attention mask says, padded with zeros
         to the length that the tower works on.
         """
-        return nn.functional.pad(attention_mask, (0, length - attention_mask.shape[1]))
+        missing = length - attention_mask.shape[1]
+        return nn.functional.pad(attention_mask, (0, missing)) if missing else attention_mask
 
     def image_mask(self, pixel_values: torch.Tensor) -> torch.Tensor | None:
         """Which inputs of a vision layer count, [n, tokens]; None: all of them, the class token included."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ..errors import BadInput
+from ..errors import BadInput, ResourceFault
 from ..shipped_files import DEMO_MODEL, only_in_checkout
-from .hub import fetch, wanted
+from .hub import FORMATS, fetch, wanted
 from .registry import PREFIX, download, registered
 
 HUB_PREFIX = "hf-hub:"
@@ -44,13 +44,19 @@ def resolve(
             "installed package; run this in a checkout, or give the folder's path"
         )
     found = HUB.fullmatch(text)
-    if found is None and text.startswith(HUB_PREFIX):
+    named = text.startswith(HUB_PREFIX)
+    if found is None and named:
         raise BadInput(f"{text}: expected {HUB_PREFIX}ORG/NAME or {HUB_PREFIX}ORG/NAME@REVISION")
-    if found is None:
+    if found is None or (not named and path.suffix in FORMATS):  # a file that is not there, and no repository's name
         forms = f"ORG/NAME, {HUB_PREFIX}ORG/NAME, {PREFIX}ARCH/TAG or demo"
         raise BadInput(f"{reference}: no such file or folder; expected one, or {forms}")
     revision = found["revision"] or revision
-    return fetch(found["repository"], wanted, revision=revision, cache_dir=cache_dir, offline=offline, reference=text)
+    try:
+        return fetch(
+            found["repository"], wanted, revision=revision, cache_dir=cache_dir, offline=offline, reference=text
+        )
+    except ResourceFault as error:
+        raise ResourceFault(str(error) if named else f"{error}; no file or folder of that name is here") from None
 
 
 def hub_name(reference: str) -> str | None:

@@ -39,9 +39,8 @@ class UwmScorer:
 
     Samples wait until there are `ROOM` of them or a 64th of the rows of W, whatever the batches, and are then added by
     one product, `BLOCK` rows of W at a time: batch sizes do not matter. On an accelerator both are larger, and nothing
-    waits for its results. Of ratios factors and sums are float32, as the
-    scores are: a product rounds by 1e-7 of the sum, at random. The other variants, whose φ can be of any size and
-    cancel, keep them in float64.
+    waits for its results. Of ratios factors and sums are float32, as the scores are: a product rounds by 1e-7 of the
+    sum, at random. The other variants, whose φ can be of any size and cancel, keep them in float64.
 
     Args:
         weight_id: Which weight, for its tower's rule.
@@ -262,7 +261,7 @@ class EntryMean:
             return
         if self._neutral is not None:
             self._sum[rows].addmm_(fit_a.T, 1 - fit_b, alpha=self._neutral)
-            self._silent_rows[rows] += (1 - fit_a).sum(0)
+            self._silent_rows[rows].add_((1 - fit_a).sum(0))
             return
         silent = len(a) - fit_a.T @ fit_b
         if self._left_out is None:
