@@ -83,9 +83,9 @@ def demand_no_way_out(files: Iterable[Path], folder: Path) -> None:
 
 
 def tell_classes(folder: Path, folders: Iterable[str], names: Iterable[str]) -> None:
-    """Log which class folder was taken for which class."""
-    for own, name in zip(folders, names, strict=True):
-        logger.info("%s: class folder %s is %r", folder, own, name)
+    """Log on one line which class folder was taken for which class."""
+    told = [f"{own} is {name!r}" for own, name in zip(folders, names, strict=True)]
+    logger.info("%s: class folders: %s", folder, ", ".join(told))
 
 
 def text_lines(path: Path) -> list[str]:
