@@ -41,11 +41,11 @@ def _kernel(  # type: ignore[no-untyped-def]
         apart = tl.where(inside, values - begin - means, 0)
         means += apart * share
         squares += apart * apart * (1 - share)
-    used, count = (seen > 0)[:, None], tl.sum(seen, 0)
+    count = tl.sum(seen, 0)
     middle = tl.sum(begin, 0) / tl.maximum(tl.sum((seen > 0).to(tl.float32), 0), 1)
-    means = tl.where(used, begin - middle[None, :] + means, 0)
+    means += begin - middle[None, :]  # of places without a token no matter what
     mean = tl.sum(means * seen[:, None], 0) / tl.maximum(count, 1)
-    apart = tl.where(used, means - mean[None, :], 0)
+    apart = means - mean[None, :]
     spread = tl.sum(squares + seen[:, None] * apart * apart, 0)
     mean += middle
     place = sample * width + columns

@@ -69,7 +69,7 @@ def _kernel() -> Callable[..., None] | None:
     return tried(load, agrees, "cuda")
 
 
-def agrees(found: Callable[..., None], device: str) -> bool:
+def agrees(found: Callable[..., None], device: str, kept_in: torch.dtype = torch.float32) -> bool:
     """Whether it makes of a few pairs on a device what `put_ratios` makes of them, odd cases among them."""
     values = torch.arange(4 * 3 * 1100, dtype=torch.float32).view(4, 3, 1100).sin().add(1.5)
     values[:, :, :8] *= torch.tensor([0, 1e-7, 1, 1, 1, 1, 1, 1])  # norms of 0, and σ of 0
@@ -80,7 +80,8 @@ def agrees(found: Callable[..., None], device: str) -> bool:
     for put, where in ((put_ratios, "cpu"), (found, device)):
         norms, std = values.to(where)[::2], values.to(where)[1::2]
         safe, unsafe = (TokenStatistics(norms[n], std[n], tokens[n].to(where)) for n in (0, 1))
-        kept, counts = torch.zeros(3, 5, 1100, device=where), torch.zeros(3, dtype=torch.int64, device=where)
+        kept = torch.zeros(3, 5, 1100, dtype=kept_in, device=where)
+        counts = torch.zeros(3, dtype=torch.int64, device=where)
         put(safe, unsafe, zero_columns.to(where), 1e-8, kept[:, 1:4], counts)
         results.append((kept.cpu(), counts.tolist()))
     (expected, counted), (same, equal) = results

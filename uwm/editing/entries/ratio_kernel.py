@@ -45,7 +45,7 @@ def _kernel(  # type: ignore[no-untyped-def]
     fit = varies & (safe > 0) & (unsafe > 0) & (tl.load(zero_columns + columns, mask=inside, other=0) == 0)
     factor_safe = tl.where(fit, safe / (spread_safe + EPSILON), 1)
     ratio = tl.where(fit, unsafe / (spread_unsafe + EPSILON) / factor_safe, 0)
-    tl.store(kept + 2 * of_value + place, ratio.to(tl.float32), mask=inside)
+    tl.store(kept + 2 * of_value + place, ratio.to(kept.dtype.element_ty), mask=inside)
     constant = inside & (varies == 0) & (dead == 0) & (one == 0)
     tl.atomic_add(counts, one.to(tl.int64), mask=tl.program_id(1) == 0)
     tl.atomic_add(counts + 1, tl.sum((dead & inside).to(tl.int64), 0))

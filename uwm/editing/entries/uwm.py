@@ -132,14 +132,14 @@ class UwmScorer:
 
     def _take_pairs(self, safe: TokenStatistics, unsafe: TokenStatistics) -> None:
         """Put pairs to those that wait: both norms, and the ratio of the column factors or both of them."""
-        if self._variant != "ratio":
+        if self._variant == "ratio":
+            put_ratios = ratios_on(self._device)
+            for rows, room in self._waiting.room_for(len(safe.norm), self._add_pairs):
+                sides = (TokenStatistics(side.norm[rows], side.std[rows], side.tokens[rows]) for side in (safe, unsafe))
+                put_ratios(*sides, self._zero_columns, self._epsilon, room, self._counts)
+        else:
             norms, factors = self._columns(safe, unsafe)
-            return self._waiting.add(self._add_pairs, *norms, *torch.where((factors > 0).all(0), factors, 0))
-        put_ratios = ratios_on(self._device)
-        for rows, room in self._waiting.room_for(len(safe.norm), self._add_pairs):
-            sides = (TokenStatistics(side.norm[rows], side.std[rows], side.tokens[rows]) for side in (safe, unsafe))
-            put_ratios(*sides, self._zero_columns, self._epsilon, room, self._counts)
-        return None
+            self._waiting.add(self._add_pairs, *norms, *torch.where((factors > 0).all(0), factors, 0))
 
     def _take(self, waiting: WaitingRows, mean: EntryMean, side: TokenStatistics) -> None:
         """Put samples of one side to those that wait."""
@@ -259,7 +259,7 @@ class EntryMean:
         fit_a, fit_b = a.sign(), b.sign()
         if a.device.type == "cpu" and fit_a.all() and fit_b.all():
             return
-        if self._neutral is not None:
+        if self._neutral is not None:  # of products of 0, those of rows with a > 0 now, those of other rows in `value`
             self._sum[rows].addmm_(fit_a.T, 1 - fit_b, alpha=self._neutral)
             self._silent_rows[rows].add_((1 - fit_a).sum(0))
             return
