@@ -183,10 +183,11 @@ def test_a_killed_program_goes_on_and_says_so(processes, tiny_hf, tiny_set, tmp_
     assert kept(cache)
     found = []
     for flags in ((), ("--no-cache", "--overwrite")):
-        code, _, errors = run_uwm(*edit, *flags)
+        code, out, errors = run_uwm(*edit, *flags)
         assert code == 0, errors
         about = json.loads((tmp_path / "out" / "uwm.json").read_text())
-        about.pop("run")
+        went_on = about.pop("run").get("went_on", False)
+        assert went_on == (flags == ()) == (" s since it went on, " in " ".join(out.split()))
         found.append((about, (tmp_path / "out" / "uwm_patch.safetensors").read_bytes()))
         assert (GOES_ON in errors) == (flags == ())
     assert found[0] == found[1]

@@ -30,6 +30,7 @@ from .inputs import (
     demand_towers,
     describe_inputs,
     describe_results,
+    how_it_ran,
     input_paths,
     keep_work,
     load_model,
@@ -148,7 +149,7 @@ def _carry_out(
             recorded.check_output(manifest["output_sha256"])
             write_documents(folder, model, manifest, results, clock, examples)
     _end(model, progress)
-    manifest["run"] = clock.report()
+    manifest["run"] = how_it_ran(model, clock)
     told = (*edit.proposal.warnings, *measured_by(recipe.purpose), *made)
     told += (*warnings(model, (*sets.checked.told, *reached), results),)
     told = told if place is None else (*place.notes, *told)

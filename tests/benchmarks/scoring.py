@@ -1,7 +1,7 @@
 """Scoring against the plain forward pass and against a form that keeps the activations.
 
     OMP_NUM_THREADS=2 python tests/benchmarks/scoring.py [--quick] [--models NAME …] [--batches N] [--pairs N]
-        [--naive-batches N] [--dtype bfloat16] [--late] [--device cuda]
+        [--naive-batches N] [--dtype bfloat16] [--late] [--device cuda] [--profile]
 
 Models have random weights, made from their sizes: nothing is downloaded. Scored are the vision tower's fc2 and the text
 tower's out_proj, uwm's default; with ``--late`` only those of the first half of the blocks, so that the pass may stop.
@@ -11,7 +11,8 @@ its safe side runs whole, and its captions once more. The roofline is what the m
 forward pass ran at the rate of one large matrix product, measured on the spot in the same dtype; pairs a second are by
 the same clock. Memory is the peak over the loaded model, of a process each, as the kernel counts resident pages: as
 the allocator manages it, which keeps freed blocks, and with every large block given back when it is freed (glibc's
-MALLOC_MMAP_THRESHOLD_), which is what the forms hold. On an accelerator it is the most that torch allocated.
+MALLOC_MMAP_THRESHOLD_), which is what the forms hold. On an accelerator it is the most that torch allocated. With
+``--profile`` torch's profiler lists what takes longest in a batch of the plain pass and of uwm.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from torch import profiler
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
@@ -188,6 +190,26 @@ def print_roofline(model: Model, args: argparse.Namespace, seconds: float) -> No
     print(f"        {listed}; share {mine / most:.2f}", flush=True)
 
 
+def print_profile(model: Model, args: argparse.Namespace) -> None:
+    """Print the operations that take longest in one batch: of the plain pass, and of uwm after its first batch."""
+    batch = make_batch(model, args.pairs, 0)
+    found = [profiler.profile(acc_events=True) for _ in range(2)]
+    forward(model, batch)
+    with found[0]:
+        forward(model, batch)
+
+    def batches() -> Iterator[PairBatch]:
+        yield batch
+        found[1].start()
+        yield batch
+        found[1].stop()
+
+    run_pass(model, batches(), [ChannelNorms(chosen(model, args.late))], ["text", "vision"])
+    for title, one in zip(("plain", "uwm"), found, strict=True):
+        column = f"self_{model.device.type}_time_total"
+        print(title, one.key_averages().table(sort_by=column, row_limit=20, max_name_column_width=50), sep="\n")
+
+
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations a second of a product of two square matrices, by the clock of `measure`; the best."""
     size = 2048 if device.type == "cpu" else 8192
@@ -285,6 +307,7 @@ def main() -> None:
     parser.add_argument("--late", action="store_true")
     parser.add_argument("--memory", choices=["plain", "uwm", "naive"], help="print this form's peak and stop")
     parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--profile", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     if args.memory:
@@ -302,6 +325,8 @@ def main() -> None:
         found = measure(model, args)
         print(f"{name:7}", *(f"{what} {value:.3f}" for what, value in found.items()), sep="  ", flush=True)
         print_roofline(model, args, found["plain s"] * found["uwm"])
+        if args.profile:
+            print_profile(model, args)
         if args.device != "cpu":
             print_device_memory(model, args)
             continue

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -18,7 +20,8 @@ from tiny_captioners import captioner
 import uwm
 from uwm.calibration import CalibrationPair
 from uwm.checkpoint import open_checkpoint
-from uwm.errors import BadInput
+from uwm.errors import KEPT, BadInput
+from uwm.evaluating import Reports
 from uwm.models.captioning import Captioner, open_captioner
 from uwm.readers.captions import CaptionRecipe, Images, Judge, read_images, run_captions
 from uwm.readers.words import UnsafeWords
@@ -96,6 +99,23 @@ def test_a_run_that_was_stopped_goes_on_with_its_captions(recipe, edited, tmp_pa
             assert _figures(run_captions(model)) == expected
         assert len(read) == 10 - at
         assert not any(path.suffix == ".safetensors" for path in tmp_path.rglob("*"))
+
+
+def test_captions_whose_page_cannot_be_written_are_kept(tmp_path, monkeypatch, run_uwm):
+    monkeypatch.setenv("UWM_EMBEDDINGS_DIR", str(tmp_path / "cache"))
+    read, real = [], Captioner.captions
+    monkeypatch.setattr(Captioner, "captions", lambda self, images: read.append(len(images)) or real(self, images))
+    given = ("eval", "--caption", CAPTIONER, "--images", DEMO_SET, "--split", "val", "--limit", "12", "--html")
+    with keeping(), monkeypatch.context() as full:
+        full.setattr(Reports, "put", mock.Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+        code, _, errors = run_uwm(*given, tmp_path / "page.html")
+    assert (code, errors.splitlines()[-1]) == (4, KEPT)
+    assert read
+    read.clear()
+    assert run_uwm(*given, tmp_path / "page.html")[0] == 0
+    assert read == []
+    assert (tmp_path / "page.html").is_file()
+    assert not any(path.suffix == ".safetensors" for path in (tmp_path / "cache").rglob("*"))
 
 
 @pytest.mark.parametrize("tower", ["clip", "siglip"])

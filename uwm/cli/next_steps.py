@@ -31,7 +31,8 @@ def done_line(text: str, used: Mapping[str, Any], output: Path | None) -> Line:
 
     seconds, memory = sum(used["seconds"].values()), used["peak_memory_mb"] / 1000
     where = f"written to {output}" if output else "nothing written"
-    return Line("DONE", f"{text}; {where} ({seconds:.0f} s, {memory:.1f} GB)")
+    rest = " since it went on" if used.get("went_on") else ""
+    return Line("DONE", f"{text}; {where} ({seconds:.0f} s{rest}, {memory:.1f} GB)")
 
 
 def edit_done(manifest: Mapping[str, Any]) -> str:

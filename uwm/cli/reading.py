@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,9 @@ from ..errors import BadInput
 from ..processes import is_first
 from .flags import PATH, say, stack, warn
 from .progress import progress_of
+
+if TYPE_CHECKING:
+    from ..readers.outcome import ReaderOutcome
 
 CAPTION = stack(
     click.option("--caption", help="Captioner that reads the vision tower: a folder of LLaVA's family."),
@@ -92,11 +95,14 @@ def show_reader(
     if not is_first():  # it does its part, and tells nothing
         run(recipe)
         return
-    with hold_reports(recipe.reads(), files) as reports:
-        done = run(recipe, progress=progress_of(show))
+
+    def tell(done: ReaderOutcome) -> None:
         warn(show, (*reports.notes, *done.warnings))
         say(show, done.as_dict(), done.text(by_concept))
         for line in github_annotations(done.verdicts) if annotations == "github" else ():
             click.echo(line, err=True)
         reports.put(done.title, done.verdicts, done.sections(by_concept), lambda: reader_page(done, {"date": now()}))
+
+    with hold_reports(recipe.reads(), files) as reports:
+        done = run(recipe, progress=progress_of(show), tell=tell)
     demand(done.verdicts)

@@ -28,7 +28,7 @@ from .reading import (
     read_sets,
     refuse_bad_images,
 )
-from .resuming import keep_work, work_is_done
+from .resuming import how_it_ran, keep_work, work_is_done
 from .sets import Sets, read_all
 from .towers import ASKED, demand_pairs, demand_towers, tower_facts
 
@@ -50,6 +50,7 @@ __all__ = [
     "demand_towers",
     "describe_inputs",
     "describe_results",
+    "how_it_ran",
     "input_paths",
     "keep_work",
     "load_model",

@@ -19,6 +19,7 @@ from ..models.references import commit_of, hub_name, name_of
 from ..report import Example, html_report, model_card, paired_differences, read_base_card, verdict_facts, versions
 from .calibrated import item_facts
 from .reading import Inputs
+from .resuming import how_it_ran
 
 LEAST_CALIBRATION_PAIRS = 16  # scores from fewer are mostly noise
 
@@ -89,7 +90,7 @@ def write_documents(
     assert model.checkpoint is not None
     base = read_base_card(model.checkpoint.path)
     model.notes += base.warnings
-    manifest = {**manifest, "run": clock.report()}
+    manifest = {**manifest, "run": how_it_ran(model, clock)}
     (folder / "README.md").write_text(model_card(manifest, results, base), "utf-8")
     (folder / "report.html").write_text(html_report(manifest, examples), "utf-8")
     write_manifest(folder, manifest)

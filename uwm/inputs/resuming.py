@@ -13,6 +13,7 @@ from typing import Any
 from ..cache import PROBE_TEXTS
 from ..calibration import CalibrationSet, Preservation
 from ..checkpoint import Checkpoint, file_sha256
+from ..clock import Clock
 from ..errors import BadInput
 from ..knowledge import DataSet
 from ..models import Model
@@ -72,6 +73,12 @@ def unfinished_of(about: Mapping[str, Any], progress: Any = None) -> Unfinished 
     if found is not None and found.goes_on:
         note(progress, GOES_ON)
     return found
+
+
+def how_it_ran(model: Model, clock: Clock) -> dict[str, Any]:
+    """`Clock.report`, and `went_on` where an earlier run of the same had done some of the work: then of the rest."""
+    kept = model.unfinished
+    return clock.report() | ({"went_on": True} if kept is not None and kept.goes_on else {})
 
 
 def work_is_done(*work: Unfinished | None) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -187,12 +187,18 @@ class Judge:
         return [name for name in CAPTIONS if name in measured]
 
 
-def run_captions(recipe: CaptionRecipe, *, progress: Progress | None = None) -> ReaderOutcome:
+def run_captions(
+    recipe: CaptionRecipe,
+    *,
+    progress: Progress | None = None,
+    tell: Callable[[ReaderOutcome], None] | None = None,
+) -> ReaderOutcome:
     """Let a captioner describe images through each vision tower, and judge what it says.
 
     Args:
         recipe: The settings.
         progress: As in `uwm.score`.
+        tell: Writes what was found; the captions are kept until then.
 
     Raises:
         UwmError: Of every kind; a requirement that is not met raises nothing, see `uwm.gate.demand`.
@@ -218,13 +224,12 @@ def run_captions(recipe: CaptionRecipe, *, progress: Progress | None = None) -> 
     how: dict[str, Any] = {"batch_size": recipe.batch_size, "workers": recipe.workers, "progress": progress}
     for column, source in towers.items():
         captions[column], seconds[column] = describe(opened, images.files, source, name=column, kept=kept, **how)
-    work_is_done(kept)
     results = {
         column: summarise(judge.samples(images, said, captions.get("baseline")), recipe.seed, seconds[column])
         for column, said in captions.items()
     }
     changes, verdicts = judged(results, required, recipe.seed)
-    return ReaderOutcome(
+    outcome = ReaderOutcome(
         title=f"uwm eval --caption {name_of(recipe.caption, folder)}",
         name=images.name,
         things="images",
@@ -237,6 +242,10 @@ def run_captions(recipe: CaptionRecipe, *, progress: Progress | None = None) -> 
         warnings=(*images.warnings, *_unreached(captions)),
         examples=[*_examples(recipe, images, captions)] if recipe.show_examples else (),
     )
+    if tell is not None:
+        tell(outcome)
+    work_is_done(kept)
+    return outcome
 
 
 def _kept(

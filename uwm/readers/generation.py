@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -204,12 +204,18 @@ def fit(clip: Model, texts: Sequence[str], files: Sequence[Path]) -> dict[str, t
     return {"clip_score": score.double(), "prompt_found": hits_of(similarity, own)[:, 0].double()}
 
 
-def run_generation(recipe: GenerateRecipe, *, progress: Progress | None = None) -> ReaderOutcome:
+def run_generation(
+    recipe: GenerateRecipe,
+    *,
+    progress: Progress | None = None,
+    tell: Callable[[ReaderOutcome], None] | None = None,
+) -> ReaderOutcome:
     """Draw prompts with each text encoder, and let detectors judge the images.
 
     Args:
         recipe: The settings.
         progress: As in `uwm.score`.
+        tell: Writes what was found, while the images are there.
 
     Raises:
         UwmError: Of every kind; a requirement that is not met raises nothing, see `uwm.gate.demand`. Images that were
@@ -251,7 +257,10 @@ def run_generation(recipe: GenerateRecipe, *, progress: Progress | None = None) 
             examples=[*_examples(recipe, sides, drawn)] if recipe.show_examples else (),
         )
         changes, verdicts = judged(results, required, recipe.seed)
-        return replace(outcome, changes=changes, verdicts=verdicts)
+        outcome = replace(outcome, changes=changes, verdicts=verdicts)
+        if tell is not None:
+            tell(outcome)
+        return outcome
 
 
 @contextmanager
