@@ -57,7 +57,7 @@ def nasty_set(tiny_set, tmp_path):
 @pytest.fixture
 def nasty_model(tmp_path, source):
     """With a tensor of each name that a checkpoint may have, and a copy in which they differ."""
-    state = load_file(source / "model.safetensors")
+    state = {name: t.clone() for name, t in load_file(source / "model.safetensors").items()}  # it is written over
     other = tmp_path / "other"
     shutil.copytree(source, other)
     for folder, factor in ((source, 1), (other, 2)):

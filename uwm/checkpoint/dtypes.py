@@ -66,7 +66,7 @@ class Dtype:
     def doubles(self, bits: np.ndarray) -> np.ndarray:
         """Values of a float type as float64, exactly."""
         if self.name == "bfloat16":
-            return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+            return np.left_shift(bits.astype(np.uint32), np.uint32(16)).view(np.float32).astype(np.float64)
         return bits.view(np.dtype(self.name)).astype(np.float64)
 
     def rounded(self, values: np.ndarray) -> np.ndarray:

@@ -47,7 +47,7 @@ def _kernel(  # type: ignore[no-untyped-def]
     ratio = tl.where(fit, unsafe / (spread_unsafe + EPSILON) / factor_safe, 0)
     tl.store(kept + 2 * of_value + place, ratio.to(kept.dtype.element_ty), mask=inside)
     constant = inside & (varies == 0) & (dead == 0) & (one == 0)
-    tl.atomic_add(counts, one.to(tl.int64), mask=tl.program_id(1) == 0)
+    tl.atomic_add(counts, (one & (tl.program_id(1) == 0)).to(tl.int64))
     tl.atomic_add(counts + 1, tl.sum((dead & inside).to(tl.int64), 0))
     tl.atomic_add(counts + 2, tl.sum(constant.to(tl.int64), 0))
 
