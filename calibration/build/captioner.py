@@ -199,6 +199,15 @@ def export(model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerF
         num_additional_image_tokens=1, chat_template=CHAT,
     )  # fmt: skip
     processor.save_pretrained(output)
+    spell_for_transformers_4(output / "tokenizer_config.json")
+
+
+def spell_for_transformers_4(file: Path) -> None:
+    """Name the tokenizer's class and special tokens as every version of transformers reads them."""
+    about = json.loads(file.read_text("utf-8"))
+    about["additional_special_tokens"] = about.pop("extra_special_tokens")
+    about |= {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": ["input_ids", "attention_mask"]}
+    file.write_text(json.dumps(dict(sorted(about.items())), indent=2) + "\n", "utf-8")
 
 
 # Quality
