@@ -188,10 +188,7 @@ class Judge:
 
 
 def run_captions(
-    recipe: CaptionRecipe,
-    *,
-    progress: Progress | None = None,
-    tell: Callable[[ReaderOutcome], None] | None = None,
+    recipe: CaptionRecipe, *, progress: Progress | None = None, tell: Callable[[ReaderOutcome], None] | None = None
 ) -> ReaderOutcome:
     """Let a captioner describe images through each vision tower, and judge what it says.
 
@@ -215,15 +212,7 @@ def run_captions(
     images = read_images(recipe)
     words = read_words(Path(recipe.words)) if recipe.words else images.words or None
     known = _known(judge := Judge(words, _classifier(recipe)), images, compared, required)
-    opened = open_captioner(
-        recipe.caption, question=recipe.ask, longest=recipe.caption_tokens, device=recipe.device, dtype=recipe.dtype,
-        **recipe.hub(),
-    )  # fmt: skip
-    captions, seconds = {}, {}
-    kept = _kept(recipe, folder, towers, images, opened, progress) if recipe.cache else None
-    how: dict[str, Any] = {"batch_size": recipe.batch_size, "workers": recipe.workers, "progress": progress}
-    for column, source in towers.items():
-        captions[column], seconds[column] = describe(opened, images.files, source, name=column, kept=kept, **how)
+    captions, seconds, kept = _described(recipe, folder, towers, images, progress)
     results = {
         column: summarise(judge.samples(images, said, captions.get("baseline")), recipe.seed, seconds[column])
         for column, said in captions.items()
@@ -246,6 +235,22 @@ def run_captions(
         tell(outcome)
     work_is_done(kept)
     return outcome
+
+
+def _described(
+    recipe: CaptionRecipe, folder: Path, towers: Mapping[str, Checkpoint | None], images: Images, progress: Any
+) -> tuple[dict[str, dict[Path, str]], dict[str, float], Unfinished | None]:
+    """Column -> what the captioner says, column -> seconds, and where the captions are kept."""
+    opened = open_captioner(
+        recipe.caption, question=recipe.ask, longest=recipe.caption_tokens, device=recipe.device, dtype=recipe.dtype,
+        **recipe.hub(),
+    )  # fmt: skip
+    captions, seconds = {}, {}
+    kept = _kept(recipe, folder, towers, images, opened, progress) if recipe.cache else None
+    how: dict[str, Any] = {"batch_size": recipe.batch_size, "workers": recipe.workers, "progress": progress}
+    for column, source in towers.items():
+        captions[column], seconds[column] = describe(opened, images.files, source, name=column, kept=kept, **how)
+    return captions, seconds, kept
 
 
 def _kept(

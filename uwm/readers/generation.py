@@ -205,10 +205,7 @@ def fit(clip: Model, texts: Sequence[str], files: Sequence[Path]) -> dict[str, t
 
 
 def run_generation(
-    recipe: GenerateRecipe,
-    *,
-    progress: Progress | None = None,
-    tell: Callable[[ReaderOutcome], None] | None = None,
+    recipe: GenerateRecipe, *, progress: Progress | None = None, tell: Callable[[ReaderOutcome], None] | None = None
 ) -> ReaderOutcome:
     """Draw prompts with each text encoder, and let detectors judge the images.
 
