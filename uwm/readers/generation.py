@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from ..calibration.strict import short
 from ..checkpoint import open_checkpoint
 from ..errors import BadInput
-from ..expressions import check_known, parse_requirements
+from ..expressions import Requirement, check_known, parse_requirements
 from ..figures import DRAWINGS, FIGURES, Figure
 from ..inputs import Opening
 from ..knowledge.measure import hits_of
@@ -224,9 +224,7 @@ def run_generation(
     if not asked:
         raise BadInput("--generate: nothing says which images are unsafe; give a --detector, such as nudenet")
     sides, painters = recipe.read(), recipe.painters()
-    known = _known(asked, sides, recipe.clip_score is not None)
-    concepts = sorted({name for prompts in sides.values() for prompt in prompts for name in prompt.concepts})
-    check_known(required, concepts, [], "--require", paired=[*known])
+    known = _demanded(recipe, required, asked, sides)
     _check_distance(recipe, [*painters], sides)
     critics = _critics(recipe, asked)  # before the hours that drawing may take
     every = [prompt for prompts in sides.values() for prompt in prompts]
@@ -238,26 +236,37 @@ def run_generation(
             drawn[column], seconds = painter.draw(every, place / folders[column], f"images, {column}", progress)
             results[column] = summarise(critics.samples(sides, drawn[column]), recipe.seed, seconds)
         distances = critics.distances(sides, drawn)
-        told = [*_unreached(drawn), *([distances.biased] if distances is not None and distances.biased else [])]
+        changes, verdicts = judged(results, required, recipe.seed)
         outcome = ReaderOutcome(
             title=f"uwm eval --generate {name_of(recipe.generate, painters['model'].folder)}",
             name=_names(recipe),
             things="prompts",
             known=known,
             results=results,
-            changes={},
-            verdicts=(),
+            changes=changes,
+            verdicts=verdicts,
             settings=_settings(recipe),
             judges=_judges(recipe, asked),
             distances=distances,
-            warnings=tuple(told),
+            warnings=(*_unreached(drawn), *([distances.biased] if distances and distances.biased else [])),
             examples=[*_examples(recipe, sides, drawn)] if recipe.show_examples else (),
         )
-        changes, verdicts = judged(results, required, recipe.seed)
-        outcome = replace(outcome, changes=changes, verdicts=verdicts)
         if tell is not None:
             tell(outcome)
         return outcome
+
+
+def _demanded(
+    recipe: GenerateRecipe,
+    required: Sequence[Requirement],
+    asked: Mapping[str, Asked],
+    sides: Mapping[str, Sequence[Prompt]],
+) -> dict[str, Figure]:
+    """What will be measured, name -> figure. Raises BadInput where something else is required."""
+    known = _known(asked, sides, recipe.clip_score is not None)
+    concepts = sorted({name for prompts in sides.values() for prompt in prompts for name in prompt.concepts})
+    check_known(required, concepts, [], "--require", paired=[*known])
+    return known
 
 
 @contextmanager
