@@ -197,7 +197,7 @@ def test_the_build_of_torch_for_cpus_is_one_that_uwm_accepts():
     needed = dict(
         re.match(r"(\w+)(.*)", line).groups() for line in settings["options"]["install_requires"].split("\n")[1:]
     )
-    for name, version in (("torch", "2.2.0+cpu"), ("torch", "2.9.1+cpu"), ("torchvision", "0.24.1+cpu")):
+    for name, version in (("torch", "2.7.0+cpu"), ("torch", "2.9.1+cpu"), ("torchvision", "0.24.1+cpu")):
         assert version in SpecifierSet(needed[name])
     texts = [str(command) for command in commands(README.read_text("utf-8"))]
     cpu = next(i for i, text in enumerate(texts) if "download.pytorch.org/whl/cpu" in text)

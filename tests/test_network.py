@@ -86,7 +86,7 @@ def test_no_network(program):
     line = refused(
         program("inspect", "acme/other", HF_ENDPOINT="http://127.0.0.1:9"), 4, "acme/other: the Hub could not"
     )
-    assert line.endswith("try again\n")
+    assert line.endswith("try again; no file or folder of that name is here\n")
 
 
 def test_push(hub, program, made, tmp_path):

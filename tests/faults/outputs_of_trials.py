@@ -13,7 +13,17 @@ from uwm import records
 from uwm.outputs import TEMPORARY
 
 Bytes = dict[str, bytes]
-TIMES = {"date", "seconds", "per_minute", "peak_memory_mb", "peak_device_mb", "costs", "trained", "resumed_from"}
+TIMES = {
+    "date",
+    "seconds",
+    "per_minute",
+    "peak_memory_mb",
+    "peak_device_mb",
+    "costs",
+    "trained",
+    "resumed_from",
+    "went_on",
+}
 TABLES = {
     "comparison.csv",
     "comparison.md",
