@@ -173,7 +173,7 @@ def naive_ratio(model: Model, batch: PairBatch, weights: list[WeightId], clock: 
         clock()
         naive(model, batch, sums)
         return [clock() / plain]
-    except torch.cuda.OutOfMemoryError:
+    except torch.OutOfMemoryError:
         print("        the naive form does not fit")
     torch.cuda.empty_cache()
     return []

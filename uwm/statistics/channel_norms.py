@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from typing import Protocol
 
 import torch
@@ -53,13 +54,7 @@ def token_statistics(x: torch.Tensor, mask: torch.Tensor | None = None) -> Token
 @cache
 def _kernel() -> Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]] | None:
     """`token_kernel.norm_and_std` where it works on this machine; without it scoring takes half as long again."""
-
-    def load() -> Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        from .token_kernel import norm_and_std
-
-        return norm_and_std
-
-    return tried(load, agrees, "cuda")
+    return tried(lambda: import_module(f"{__package__}.token_kernel").norm_and_std, agrees, "cuda")
 
 
 def agrees(found: Callable[..., tuple[torch.Tensor, ...]], device: str) -> bool:

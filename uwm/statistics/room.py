@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether a device, or the host, had no memory left; not all devices have a class of their own for that."""
-    return isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error)
 
 
 def can_run_out(device: torch.device) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from importlib import import_module
 
 import torch
 
@@ -60,13 +61,7 @@ def ratios_on(device: torch.device) -> Callable[..., None]:
 @cache
 def _kernel() -> Callable[..., None] | None:
     """`ratio_kernel.put_ratios` where it works on this machine."""
-
-    def load() -> Callable[..., None]:
-        from .ratio_kernel import put_ratios
-
-        return put_ratios
-
-    return tried(load, agrees, "cuda")
+    return tried(lambda: import_module(f"{__package__}.ratio_kernel").put_ratios, agrees, "cuda")
 
 
 def agrees(found: Callable[..., None], device: str, kept_in: torch.dtype = torch.float32) -> bool:
