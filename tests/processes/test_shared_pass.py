@@ -94,10 +94,10 @@ def test_no_process_reads_the_batches_of_another(tiny_hf, tiny_set):
 
     first, second = together(2, work)
     sizes = [5, 5, 5, 5, 4]
-    counts = ([(size, 0) for size in sizes] + [(0, size) for size in sizes]) * 2
+    counts = [(size, size) for size in sizes] * 2
     assert [one[1:] for one in first] == [one[1:] for one in second] == counts
-    assert [one[0] for one in first] == [n % 2 == 1 for n in range(10)] * 2
-    assert [one[0] for one in second] == [n % 2 == 0 for n in range(10)] * 2
+    assert [one[0] for one in first] == [n % 2 == 1 for n in range(5)] * 2
+    assert [one[0] for one in second] == [n % 2 == 0 for n in range(5)] * 2
 
 
 def calibration_images(calibration):

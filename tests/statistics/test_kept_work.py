@@ -17,8 +17,7 @@ from uwm.images import load_image
 from uwm.models.kept import Kept
 from uwm.statistics import pixels
 from uwm.statistics.batches import embed_inputs
-from uwm.statistics.hooks import kept_outputs
-from uwm.statistics.passes import block_module
+from uwm.statistics.hooks import block_module, kept_outputs
 from uwm.statistics.sources import embed_sources, in_turn, keep_for
 from uwm.weights import WeightId
 

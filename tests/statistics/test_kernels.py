@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from uwm.editing.entries import columns
-from uwm.editing.entries.columns import put_ratios
+from uwm.editing.entries.columns import put_factors, put_ratios
 from uwm.statistics import channel_norms
 from uwm.statistics.channel_norms import token_statistics
 from uwm.statistics.kernels import tried
@@ -19,7 +19,7 @@ def statistics(x, mask):
 
 def test_the_plain_forms_agree_with_themselves():
     assert channel_norms.agrees(statistics, "cpu")
-    assert columns.agrees(put_ratios, "cpu")
+    assert columns.agree((put_ratios, put_factors), "cpu")
 
 
 @pytest.mark.parametrize("part", range(3), ids=["norm", "std", "tokens"])
@@ -42,7 +42,16 @@ def test_ratios_that_are_a_little_wrong_are_found(place):
         put_ratios(*given)
         given[4][place] *= 1.001
 
-    assert not columns.agrees(wrong, "cpu")
+    assert not columns.agree((wrong, put_factors), "cpu")
+
+
+@pytest.mark.parametrize("place", range(4), ids=["where rows count", "their ratio", "where columns do not", "silent"])
+def test_factors_that_are_a_little_wrong_are_found(place):
+    def wrong(a, kept, silent):
+        put_factors(a, kept, silent)
+        (*a, kept[1], silent)[place].flatten()[-1] += 1
+
+    assert not columns.agree((put_ratios, wrong), "cpu")
 
 
 @pytest.mark.parametrize("place", [0, 1, 2], ids=["one token", "dead", "constant"])
@@ -51,7 +60,7 @@ def test_a_wrong_count_is_found(place):
         put_ratios(*given)
         given[5][place] += 1
 
-    assert not columns.agrees(wrong, "cpu")
+    assert not columns.agree((wrong, put_factors), "cpu")
 
 
 def test_a_kernel_is_used_where_it_agrees():
@@ -78,5 +87,5 @@ def test_nothing_of_the_trial_changes_what_is_drawn_later():
     expected = torch.randn(3)
     torch.manual_seed(0)
     channel_norms.agrees(statistics, "cpu")
-    columns.agrees(put_ratios, "cpu")
+    columns.agree((put_ratios, put_factors), "cpu")
     assert torch.equal(torch.randn(3), expected)

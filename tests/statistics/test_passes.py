@@ -28,6 +28,14 @@ def batches(model, tiny_set):
     return list(pair_batches(model, uwm.read_calibration(tiny_set), batch_size=10, towers=("text", "vision")))
 
 
+def captions_of(batches):
+    return [replace(batch, safe_pixel_values=None, unsafe_pixel_values=None) for batch in batches]
+
+
+def images_of(batches):
+    return [replace(batch, safe_input_ids=None, unsafe_input_ids=None) for batch in batches]
+
+
 def scorers_of(model, tower, slot):
     return {w: UwmScorer(w, model.parameter(w)) for w in match(slot, model.weights, tower)}
 
@@ -59,13 +67,13 @@ def test_a_layer_that_sees_fewer_rows_is_an_error(model, batches):
 
 
 def test_a_set_without_pairs_for_the_tower_is_an_error(model, batches):
-    texts = [b for b in batches if b.safe_input_ids is not None]
+    texts = captions_of(batches)
     with pytest.raises(InvalidResult, match=r"vision\.0\.fc2 received no activations"):
         profile(model, texts, scorers_of(model, "vision", "fc2"))
 
 
 def test_f49_nan_names_the_layer_and_the_pair(model, batches):
-    pictures = [b for b in batches if b.safe_pixel_values is not None]
+    pictures = images_of(batches)
     broken = pictures[1].unsafe_pixel_values.clone()
     broken[3] = float("nan")
     pictures[1] = replace(pictures[1], unsafe_pixel_values=broken)
@@ -90,7 +98,7 @@ class Witness:
 
 
 def test_nan_of_a_layer_that_other_reducers_look_at_is_found_too(model, batches):
-    images = [b for b in batches if b.safe_pixel_values is not None]
+    images = images_of(batches)
     model.module.vision_model.encoder.layers[0].register_forward_hook(lambda _, args, output: output + torch.inf)
     with pytest.raises(InvalidResult, match=r"vision\.0\.residual: NaN or infinite activations at pair 0"):
         run_pass(model, images, [Witness(WeightId("vision", 0, RESIDUAL))], ["vision"])
@@ -98,7 +106,7 @@ def test_nan_of_a_layer_that_other_reducers_look_at_is_found_too(model, batches)
 
 def test_huge_activations_are_no_nan(model, batches):
     """Their sum over a batch overflows float32, none of them does."""
-    images = [b for b in batches if b.safe_pixel_values is not None]
+    images = images_of(batches)
     fc2 = model.module.vision_model.encoder.layers[0].mlp.fc2
     fc2.register_forward_pre_hook(lambda _, args: (torch.full_like(args[0], 3e38),))
     fc2.register_forward_hook(lambda _, args, output: torch.zeros_like(output))
@@ -110,7 +118,7 @@ def test_huge_activations_are_no_nan(model, batches):
 @pytest.mark.parametrize("reducers", ["none that scores", "a scorer and one that needs embeddings"])
 def test_embeddings_that_are_computed_are_checked(model, batches, reducers):
     """The last block's output is broken after the last layer that is scored."""
-    images = [b for b in batches if b.safe_pixel_values is not None]
+    images = images_of(batches)
     broken = []
     model.module.visual_projection.register_forward_hook(
         lambda _, args, output: output.index_fill(0, torch.tensor(4), torch.nan) if broken or broken.append(1) else None
@@ -141,7 +149,7 @@ def test_reducers_share_one_pass(model, batches):
 @pytest.mark.parametrize("folder", ["tiny_hf", "tiny_open_clip"])
 def test_the_residual_stream_is_what_the_next_block_normalises(folder, batches, request):
     model = uwm.load(request.getfixturevalue(folder))
-    texts = [b for b in batches if b.safe_input_ids is not None]
+    texts = captions_of(batches)
     witness = Witness(RESIDUAL_0, NEXT)
     run_pass(model, texts[:1], [witness], ["text"])
     (_, _, residual, mask), (_, _, following, _) = witness.inputs[:2]
@@ -153,8 +161,7 @@ def test_the_residual_stream_is_what_the_next_block_normalises(folder, batches, 
 
 def test_a_preservation_batch_has_a_safe_side_only(model, batches):
     safe = [replace(b, unsafe_input_ids=None, unsafe_attention_mask=None, unsafe_pixel_values=None) for b in batches]
-    assert [len(b.sides("text")) for b in safe] == [1, 1, 1, 0, 0, 0]
-    assert [len(b.sides("vision")) for b in safe] == [0, 0, 0, 1, 1, 1]
+    assert [(len(b.sides("text")), len(b.sides("vision"))) for b in safe] == [(1, 1)] * 3
     witness = Witness(FC2)
     assert run_pass(model, safe, [witness], ["text", "vision"]) == {"text": 24, "vision": 24}
     assert {side for _, side, *_ in witness.inputs} == {SAFE}
@@ -182,7 +189,7 @@ def test_a_block_that_the_tower_does_not_have_is_an_error(model, batches):
 
 
 def test_without_a_layer_the_error_names_the_tower(model, batches):
-    texts = [b for b in batches if b.safe_input_ids is not None]
+    texts = captions_of(batches)
     with pytest.raises(InvalidResult, match="the vision tower received no activations: the set has no pairs"):
         run_pass(model, texts, [PairEmbeddings()], ["vision"])
 
@@ -202,7 +209,7 @@ def calls(model):
 
 
 def test_the_pass_stops_at_the_last_layer_that_is_asked_for(model, batches, calls):
-    texts = [b for b in batches if b.safe_input_ids is not None]
+    texts = captions_of(batches)
     run_pass(model, texts, [Witness(FC2)], ["text"])
     whole, quick = len(calls), Quick(FC2)
     assert whole == 7  # three batches, two sides, and the first once more for its pooled token
@@ -216,7 +223,7 @@ def test_the_pass_stops_at_the_last_layer_that_is_asked_for(model, batches, call
 
 def test_one_reducer_that_needs_the_embeddings_has_them_all(model, batches, calls, monkeypatch):
     monkeypatch.setattr(passes, "PIECE", 4)  # such a pass runs whole batches
-    texts = [b for b in batches if b.safe_input_ids is not None]
+    texts = captions_of(batches)
     quick, other = Quick(FC2), Witness()
     run_pass(model, texts, [quick, other], ["text"])
     assert [len(side) for part in other.parts for side in part.embeddings] == [10, 10, 10, 10, 4, 4]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,13 +66,12 @@ class UnmadeBatch(PairBatch):
 
     Args:
         make: Gives the batch.
-        pairs: How many it has.
-        modalities: Of ``text`` and ``vision``, those that it has.
+        pairs: How many it has, of ``text`` and of ``vision``.
     """
 
-    def __init__(self, make: Callable[[], PairBatch], pairs: int, modalities: Sequence[str]) -> None:
+    def __init__(self, make: Callable[[], PairBatch], pairs: Mapping[str, int]) -> None:
         super().__init__()
-        vars(self).update(_make=make, _pairs=pairs, _modalities=modalities)  # the base is frozen
+        vars(self).update(_make=make, _pairs=pairs)  # the base is frozen
 
     def sides(self, tower: str) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
         """As `PairBatch.sides`."""
@@ -80,42 +80,70 @@ class UnmadeBatch(PairBatch):
 
     def pairs(self, tower: str) -> int:
         """As `PairBatch.pairs`; nothing is read."""
-        return vars(self)["_pairs"] if tower.partition("_")[0] in vars(self)["_modalities"] else 0
+        return vars(self)["_pairs"].get(tower.partition("_")[0], 0)
 
 
 class DoneBatch(UnmadeBatch):
     """A batch that an earlier run has summed up: it is counted, and never read."""
 
 
-Made = Callable[[Sequence[Sequence[Any]]], Iterator[PairBatch]]  # from chunks of a set, the batch of each in turn
+Made = Callable[[Sequence[Any]], Iterator[PairBatch]]  # from chunks of a set, the batch of each in turn
 
 
 def share_out(
-    chunks: Sequence[Sequence[Any]], make: Made, modalities: Sequence[str], first: int = 0, done: int = 0
+    chunks: Sequence[Any], make: Made, pairs: Sequence[Mapping[str, int]], done: int = 0
 ) -> Iterator[PairBatch]:
     """The batches of these chunks, of which those of other processes are not made.
 
     Args:
         chunks: What each batch is of.
         make: Makes batches in turn; it may read ahead.
-        modalities: What the batches have, of ``text`` and ``vision``.
-        first: Number of the first of these batches among all.
-        done: How many of all an earlier run has summed up.
+        pairs: How many each has, of ``text`` and of ``vision``.
+        done: How many of the batches an earlier run has summed up.
     """
-    numbered = [*enumerate(chunks, first)]
-    made = make([chunk for number, chunk in numbered if number >= done and is_own(number)])
-    for number, chunk in numbered:
+    made = make([chunk for number, chunk in enumerate(chunks) if number >= done and is_own(number)])
+    for number, chunk in enumerate(chunks):
         if number >= done and is_own(number):
             yield next(made)
         else:
             other = DoneBatch if number < done else UnmadeBatch
-            yield other(partial(_only, make, chunk), len(chunk), modalities)
+            yield other(partial(_only, make, chunk), pairs[number])
     next(made, None)  # its end, where it tells how long the model waited
 
 
-def _only(make: Made, chunk: Sequence[Any]) -> PairBatch:
+def _only(make: Made, chunk: Any) -> PairBatch:
     (batch,) = make([chunk])
     return batch
+
+
+Inputs = dict[str, torch.Tensor]  # fields of `PairBatch`
+Read = TypeVar("Read")  # what captions are of
+Seen = TypeVar("Seen")  # what images are of
+
+
+def _together(
+    texts: Sequence[Sequence[Read]],
+    pictures: Sequence[Sequence[Seen]],
+    captions: Callable[[Sequence[Read]], Inputs],
+    images: Callable[[Iterable[Sequence[Seen]]], Iterator[Inputs]],
+    done: int,
+) -> Iterator[PairBatch]:
+    """Captions and images side by side, as long as there are both: an accelerator is kept busy by the images' tower.
+
+    Args:
+        texts, pictures: What the batches' captions and images are of; they need not be the same pairs.
+        captions, images: Make the inputs, those of images ahead.
+        done: As in `share_out`.
+    """
+
+    def make(chunks: Sequence[tuple[Sequence[Read], Sequence[Seen]]]) -> Iterator[PairBatch]:
+        pixels = images([seen for _, seen in chunks if seen])
+        for read, seen in chunks:
+            yield PairBatch(**(next(pixels) if seen else {}), **(captions(read) if read else {}))
+        next(pixels, None)
+
+    chunks = [*zip_longest(texts, pictures, fillvalue=())]
+    yield from share_out(chunks, make, [{"text": len(read), "vision": len(seen)} for read, seen in chunks], done)
 
 
 def pair_batches(
@@ -136,30 +164,25 @@ def pair_batches(
         batch_size: Pairs at a time.
         towers: Whose inputs are wanted.
         workers: Threads that read pictures.
-        joint: Captions and pictures together, of pairs that have both; without it first the captions of all pairs
-            that have them, then the pictures.
+        joint: Of pairs that have both captions and images only, so that both of a batch are of the same pairs; without
+            it a batch has the captions and the images of as many pairs, which may be others.
         done: As in `share_out`.
     """
 
-    def captions(chunks: Sequence[Sequence[CalibrationPair]]) -> Iterator[PairBatch]:
-        return (PairBatch(None, None, *_tokens(model, pairs)) for pairs in chunks)
+    def captions(pairs: Sequence[CalibrationPair]) -> Inputs:
+        safe, unsafe = ([p.safe_text or "" for p in pairs], [p.unsafe_text or "" for p in pairs])
+        return _tokens(model, "safe", safe) | _tokens(model, "unsafe", unsafe)
 
-    def images(chunks: Sequence[Sequence[CalibrationPair]]) -> Iterator[PairBatch]:
-        return (PairBatch(*pixels) for pixels in _pixels(model, chunks, workers))
+    def images(chunks: Iterable[Sequence[CalibrationPair]]) -> Iterator[Inputs]:
+        groups = (_paths([*[p.safe_image for p in pairs], *[p.unsafe_image for p in pairs]]) for pairs in chunks)
+        for both in pixel_batches(model, groups, workers):
+            safe, unsafe = both.chunk(2)
+            yield {"safe_pixel_values": safe, "unsafe_pixel_values": unsafe}
 
-    def both(chunks: Sequence[Sequence[CalibrationPair]]) -> Iterator[PairBatch]:
-        parts = zip(chunks, _pixels(model, chunks, workers), strict=True)
-        return (PairBatch(*pixels, *_tokens(model, pairs)) for pairs, pixels in parts)
-
-    if joint:
-        whole = [p for p in calibration.pairs if p.has_text and p.has_image]
-        yield from share_out(_chunks(whole, batch_size), both, ("text", "vision"), done=done)
-        return
-    texts = _chunks([p for p in calibration.pairs if p.has_text], batch_size) if "text" in towers else []
-    yield from share_out(texts, captions, ("text",), done=done)
-    if "vision" in towers:
-        pictures = _chunks([p for p in calibration.pairs if p.has_image], batch_size)
-        yield from share_out(pictures, images, ("vision",), first=len(texts), done=done)
+    fit = [p for p in calibration.pairs if (p.has_text and p.has_image) or not joint]
+    texts = [p for p in fit if p.has_text] if "text" in towers or joint else []
+    pictures = [p for p in fit if p.has_image] if "vision" in towers or joint else []
+    yield from _together(_chunks(texts, batch_size), _chunks(pictures, batch_size), captions, images, done)
 
 
 def preserved_batches(
@@ -171,39 +194,26 @@ def preserved_batches(
     workers: int = 2,
     done: int = 0,
 ) -> Iterator[PairBatch]:
-    """A preservation set as batches without an unsafe side: first the captions, then the images."""
+    """A preservation set as batches without an unsafe side, of captions and images side by side."""
 
-    def captions(chunks: Sequence[Sequence[str]]) -> Iterator[PairBatch]:
-        tokens = (model.tokenize([*texts]) for texts in chunks)
-        return (PairBatch(safe_input_ids=ids, safe_attention_mask=mask) for ids, mask in tokens)
-
-    def images(chunks: Sequence[Sequence[Path]]) -> Iterator[PairBatch]:
-        return (PairBatch(safe_pixel_values=pixels) for pixels in pixel_batches(model, chunks, workers))
+    def images(chunks: Iterable[Sequence[Path]]) -> Iterator[Inputs]:
+        return ({"safe_pixel_values": pixels} for pixels in pixel_batches(model, chunks, workers))
 
     texts = _chunks(preserve.captions, batch_size) if "text" in towers else []
-    yield from share_out(texts, captions, ("text",), done=done)
-    if "vision" in towers:
-        chunks = _chunks(preserve.images, batch_size)
-        yield from share_out(chunks, images, ("vision",), first=len(texts), done=done)
+    pictures = _chunks(preserve.images, batch_size) if "vision" in towers else []
+    yield from _together(texts, pictures, partial(_tokens, model, "safe"), images, done)
 
 
-def _tokens(model: Model, pairs: Sequence[CalibrationPair]) -> tuple[torch.Tensor, ...]:
-    """Safe ids and mask, unsafe ids and mask, [pairs, length] each."""
-    return (*model.tokenize([p.safe_text or "" for p in pairs]), *model.tokenize([p.unsafe_text or "" for p in pairs]))
-
-
-def _pixels(
-    model: Model, chunks: Iterable[Sequence[CalibrationPair]], workers: int
-) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Safe and unsafe pixel values of each chunk, [pairs, 3, h, w] each."""
-    groups = (_paths([*[p.safe_image for p in pairs], *[p.unsafe_image for p in pairs]]) for pairs in chunks)
-    yield from (both.chunk(2) for both in pixel_batches(model, groups, workers))
+def _tokens(model: Model, side: str, texts: Sequence[str]) -> Inputs:
+    """Ids and mask, [pairs, length] each."""
+    ids, mask = model.tokenize([*texts])
+    return {f"{side}_input_ids": ids, f"{side}_attention_mask": mask}
 
 
 def count_batches(calibration: CalibrationSet, batch_size: int, towers: Iterable[str]) -> int:
     """How many batches `pair_batches` gives."""
     sizes = {"text": sum(p.has_text for p in calibration.pairs), "vision": sum(p.has_image for p in calibration.pairs)}
-    return sum(-(-sizes[tower] // batch_size) for tower in towers)
+    return max((-(-sizes[tower] // batch_size) for tower in towers), default=0)
 
 
 def _paths(side: list[Path | None]) -> list[Path]:

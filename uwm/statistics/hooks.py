@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..errors import InvalidResult
+from ..models import Model
 from ..weights import WeightId
 
 Sink = Callable[[WeightId, torch.Tensor], None]
@@ -158,3 +160,12 @@ def _attend(
     mixed = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], attn_mask=attn_mask).transpose(1, 2).flatten(2)
     mixed = mixed if self.batch_first else mixed.transpose(0, 1)
     return self.out_proj(mixed), None
+
+
+def block_module(model: Model, weight: WeightId) -> nn.Module:
+    """The module of the block that a weight is in: what all of the block's layers lie in."""
+    keys = [r.key.split(".") for w, r in model.weights.items() if (w.tower, w.block) == (weight.tower, weight.block)]
+    if not keys:
+        raise InvalidResult(f"{weight}: the {weight.tower} tower has no block {weight.block}")
+    same = [len(set(names)) == 1 for names in zip(*keys, strict=False)]
+    return model.module.get_submodule(".".join(keys[0][: same.index(False)]))

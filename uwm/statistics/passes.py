@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 
 from ..errors import InvalidResult, NotFinite
 from ..models import Model
 from ..processes import in_rounds, is_own, several
 from ..weights import WeightId
 from .batches import DoneBatch, PairBatch, sent
-from .hooks import observe, observe_outputs
+from .hooks import block_module, observe, observe_outputs
 from .pooled_token import check_pooled_token
 from .room import Room, can_run_out
+from .streams import side_by_side
 
 RESIDUAL = "residual"  # slot by which a reducer asks for the residual stream after a block, its output
 SAFE, UNSAFE = 0, 1  # the numbers of the sides
@@ -170,20 +170,24 @@ def _run(
     whole = any(getattr(reducer, "needs_embeddings", True) for reducer in reducers)
     padded = is_padded(reducers)
     unchecked: list[Unchecked] = []
-    for tower, listeners in sorted(wanted.items(), reverse=True):  # the long work first: an accelerator is kept busy
+    # Embeddings may be used by another tower's reducers, so that towers wait for each other; the long work comes first.
+    with side_by_side(torch.device("cpu") if whole else model.device) as part_of_batch:
+        for tower, listeners in sorted(wanted.items(), reverse=True):
 
-        def run(sides: tuple[Inputs, ...], tower: str = tower, listeners: dict = listeners) -> None:
-            first, ends = seen[tower], []
-            for number, side in enumerate(sides):
-                run_side = _Side(model, tower, listeners, number, first, unchecked, padded)
-                ends.append(run_side(*side, whole or (first, number) == (0, SAFE)))
-            part = Part(tower, first, tuple(end for end in ends if end is not None) if whole else (), sides)
-            for reducer in reducers:
-                reducer.update(part)
+            def run(sides: tuple[Inputs, ...], tower: str = tower, listeners: dict = listeners) -> None:
+                first, ends = seen[tower], []
+                for number, side in enumerate(sides):
+                    run_side = _Side(model, tower, listeners, number, first, unchecked, padded)
+                    ends.append(run_side(*side, whole or (first, number) == (0, SAFE)))
+                part = Part(tower, first, tuple(end for end in ends if end is not None) if whole else (), sides)
+                for reducer in reducers:
+                    reducer.update(part)
 
-        pieces = [*_pieces(batch.sides(tower), PIECE if not whole and model.device.type == "cpu" else None)]
-        for sides in _fitting(pieces, rooms.setdefault(tower, Room()), tower, reducers, model.device, run):
-            seen[tower] += len(sides[0][0])
+            pieces = [*_pieces(batch.sides(tower), PIECE if not whole and model.device.type == "cpu" else None)]
+            room = rooms.setdefault(tower, Room())
+            with part_of_batch():
+                for sides in _fitting(pieces, room, tower, reducers, model.device, run):
+                    seen[tower] += len(sides[0][0])
     _check(unchecked)
 
 
@@ -388,12 +392,3 @@ class _Side:
         if self._mask is None or (tokens == 1 and self._mask.shape[1] != 1):
             return None
         return self._model.text_mask(self._mask, tokens) if self._text else self._mask
-
-
-def block_module(model: Model, weight: WeightId) -> nn.Module:
-    """The module of the block that a weight is in: what all of the block's layers lie in."""
-    keys = [r.key.split(".") for w, r in model.weights.items() if (w.tower, w.block) == (weight.tower, weight.block)]
-    if not keys:
-        raise InvalidResult(f"{weight}: the {weight.tower} tower has no block {weight.block}")
-    same = [len(set(names)) == 1 for names in zip(*keys, strict=False)]
-    return model.module.get_submodule(".".join(keys[0][: same.index(False)]))

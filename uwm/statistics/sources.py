@@ -15,9 +15,8 @@ from ..processes import in_rounds, is_own, own_part
 from ..weights import WeightId
 from .batches import Progress, embed_inputs
 from .going_on import kept_rows
-from .hooks import kept_outputs, skipped
+from .hooks import block_module, kept_outputs, skipped
 from .last_mlp import FEW, embed_pooled
-from .passes import block_module
 from .pixels import pixel_batches
 from .room import Room, can_run_out
 

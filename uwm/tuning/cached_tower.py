@@ -92,7 +92,8 @@ class CachedTower:
         inputs, embeddings = PooledInputs(self._model, [*layers]), PairEmbeddings(normalised=False)
         parts = in_batches(self._sources, self._reading["batch_size"])
         kept = KeptPass(self._model, [self._tower, len(self)], [inputs, embeddings])
-        batches: Iterable = kept.over(share_out(parts, self._batches, (self._tower,), done=kept.done))
+        pairs = [{self._tower: len(part)} for part in parts]
+        batches: Iterable = kept.over(share_out(parts, self._batches, pairs, done=kept.done))
         if progress is not None:
             batches = progress(batches, len(parts), f"embed {self._tower}")
         run_pass(self._model, batches, [inputs, embeddings], [self._tower])

@@ -10,13 +10,12 @@ import torch
 from ...errors import BadInput
 from ...statistics.channel_norms import TokenStatistics
 from ...weights import WeightId
-from .columns import column_factors, ratios_on
+from .columns import column_factors, forms_on
 from .editor import VARIANTS
 
 VISION_EPSILON = 1e-8  # added to σ in the vision tower only
-ROOM = 12  # samples that wait at least
-BLOCK = 256  # rows of W at a time
-ON_DEVICE = 128, 8192  # the same two on an accelerator, whose operations cost little more on more rows
+ROOM, BLOCK = 12, 256  # samples that wait at least; rows of W at a time
+ON_DEVICE = 128, 8192  # the same on an accelerator, whose operations cost little more on more rows
 
 
 class UwmScorer:
@@ -55,7 +54,7 @@ class UwmScorer:
         # MPS has no float64; the sums of such a device are kept on the CPU.
         self._device = torch.device("cpu") if weight.device.type == "mps" else weight.device
         self._weight = weight.detach().to(self._device)
-        self._sizes = (ROOM, BLOCK) if self._device.type == "cpu" else ON_DEVICE
+        self._room, self._block = (ROOM, BLOCK) if self._device.type == "cpu" else ON_DEVICE
         self._text = weight_id.tower == "text"
         self._epsilon = 0.0 if self._text else VISION_EPSILON
         self._variant = variant
@@ -128,12 +127,12 @@ class UwmScorer:
 
     def _rows(self, columns: int) -> WaitingRows:
         out, width = self._weight.shape
-        return WaitingRows(columns, max(self._sizes[0], out // 64), width, self._dtype, self._device)
+        return WaitingRows(columns, max(self._room, out // 64), width, self._dtype, self._device)
 
     def _take_pairs(self, safe: TokenStatistics, unsafe: TokenStatistics) -> None:
         """Put pairs to those that wait: both norms, and the ratio of the column factors or both of them."""
         if self._variant == "ratio":
-            put_ratios = ratios_on(self._device)
+            put_ratios, _ = forms_on(self._device)
             for rows, room in self._waiting.room_for(len(safe.norm), self._add_pairs):
                 sides = (TokenStatistics(side.norm[rows], side.std[rows], side.tokens[rows]) for side in (safe, unsafe))
                 put_ratios(*sides, self._zero_columns, self._epsilon, room, self._counts)
@@ -155,8 +154,17 @@ class UwmScorer:
         if self._safe is not None and self._waiting_safe is not None:
             self._add_samples(self._safe, self._waiting_safe.rest())
 
+    def _add_ratios(self, kept: torch.Tensor) -> None:
+        """Add pairs by what `put_ratios` kept [3, pairs, in], in few operations: for an accelerator."""
+        _, put_factors = forms_on(self._device)
+        magnitude = self._weight.to(self._dtype).abs()
+        a = (kept[:2].flatten(0, 1) @ magnitude.T).unflatten(0, (2, kept.shape[1]))  # [2, pairs, out]
+        self._main.add_pairs(put_factors, a, kept)
+
     def _add_pairs(self, kept: torch.Tensor) -> None:
-        """Add pairs by their norms, safe and unsafe, and column factors [3 or 4, pairs, in]."""
+        """Add pairs by their norms, safe and unsafe, and column factors [3 or 4, pairs, in]; `kept` may change."""
+        if self._variant == "ratio" and self._device.type != "cpu":
+            return self._add_ratios(kept)
         norms, *columns = kept[:2], *kept[2:]
         if self._variant == "difference":  # a product of no difference is 0, while equal rows of one may round apart
             norms = torch.cat([norms, (norms[1] - norms[0])[None]])
@@ -179,9 +187,8 @@ class UwmScorer:
 
     def _blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
         """|W|, some of its rows at a time: which, and [rows, in]."""
-        block = self._sizes[1]
-        for start in range(0, len(self._weight), block):
-            rows = slice(start, start + block)
+        for start in range(0, len(self._weight), self._block):
+            rows = slice(start, start + self._block)
             yield rows, self._weight[rows].to(self._dtype).abs()
 
     def _columns(self, *sides: TokenStatistics) -> tuple[torch.Tensor, torch.Tensor]:
@@ -267,6 +274,12 @@ class EntryMean:
         if self._left_out is None:
             self._left_out = torch.zeros_like(self._sum)
         self._left_out[rows] += silent
+
+    def add_pairs(self, put_factors: Callable[..., None], a: torch.Tensor, kept: torch.Tensor) -> None:
+        """Add pairs to all rows by one product; `columns.put_factors` says of what, and changes both."""
+        put_factors(a, kept, self._silent_rows)
+        self._sum.addmm_(a.flatten(0, 1).T, kept[1:].flatten(0, 1))
+        self.count(kept.shape[1])
 
     def count(self, samples: int) -> None:
         """So many samples were added to all rows."""
