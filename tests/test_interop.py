@@ -20,11 +20,11 @@ from uwm.statistics.batches import pair_batches
 def inputs(tiny_hf, tiny_set):
     """Pixel values and padded token numbers of some pairs."""
     calib = uwm.read_calibration(tiny_set, split="test")
-    text, vision = pair_batches(uwm.load(tiny_hf), calib, batch_size=8, towers=("text", "vision"))
-    missing = 32 - text.unsafe_input_ids.shape[1]
-    ids = torch.nn.functional.pad(text.unsafe_input_ids, (0, missing), value=int(text.unsafe_input_ids.max()))
-    mask = torch.nn.functional.pad(text.unsafe_attention_mask, (0, missing))
-    return vision.unsafe_pixel_values, ids, mask
+    (batch,) = pair_batches(uwm.load(tiny_hf), calib, batch_size=8, towers=("text", "vision"))
+    missing = 32 - batch.unsafe_input_ids.shape[1]
+    ids = torch.nn.functional.pad(batch.unsafe_input_ids, (0, missing), value=int(batch.unsafe_input_ids.max()))
+    mask = torch.nn.functional.pad(batch.unsafe_attention_mask, (0, missing))
+    return batch.unsafe_pixel_values, ids, mask
 
 
 def edit(run_uwm, *arguments):

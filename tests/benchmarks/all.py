@@ -44,7 +44,11 @@ JOBS: list[tuple[str, list[str] | None, list[str]]] = [  # title; the command wi
     ("Retrieval and intervals", ["retrieval.py", "--quick"], ["retrieval.py", "--pairs", "50000"]),
     ("Trials of a search", None, ["trials.py"]),
     ("Scoring on a GPU", None, ["scoring.py", *GPU, "--pairs", "128", "--models", "L/14", "so400m"]),
-    ("Reading images for a GPU", None, ["loading.py", *GPU, *"--model L/14 --batch-size 128 --workers 1 4 16".split()]),
+    (
+        "Reading images for a GPU",
+        None,
+        ["loading.py", *GPU, *"--model L/14 --repeats 8 --batch-size 128 --workers 4 16".split()],
+    ),
     ("Work on files", ["files_copy.py", "0.2", "1"], ["files_copy.py"]),
 ]
 

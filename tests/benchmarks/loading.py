@@ -1,9 +1,10 @@
 """Whether reading and preparing images keeps up with the model that scores them.
 
-    python tests/benchmarks/loading.py [--quick] [--model B/32] [--pairs N] [--batch-size N] [--workers N …]
-        [--device cuda] [--dtype bfloat16]
+    python tests/benchmarks/loading.py [--quick] [--model B/32] [--pairs N] [--repeats N] [--batch-size N]
+        [--workers N …] [--device cuda] [--dtype bfloat16]
 
-Generated 512-pixel JPEGs. For each number of workers: the images a second that are read and prepared when no model
+Generated 512-pixel JPEGs, each of them in `--repeats` pairs, which are read anew: an accelerator needs many to work at
+its usual pace. For each number of workers: the images a second that are read and prepared when no model
 runs, those that scoring takes in when they are prepared already, and the share of its time that `uwm.score` on the
 files waits for images. The model has random weights; its vision tower's fc2 is scored.
 """
@@ -17,6 +18,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,6 +27,7 @@ from scoring import SIZES, build
 
 import uwm
 from uwm.calibration import CalibrationSet
+from uwm.clock import reuse_freed_memory
 from uwm.models import Model
 from uwm.models.hugging_face import HuggingFaceModel
 from uwm.shipped_files import DEMO_MODEL
@@ -51,21 +54,23 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="an eighth of the pairs")
     parser.add_argument("--model", choices=[*SIZES], default="B/32")
     parser.add_argument("--pairs", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=1, help="how often each pair is in the set")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     args = parser.parse_args()
+    reuse_freed_memory(os.environ)  # as the command line does
     waiting, logger = Waiting(), logging.getLogger("uwm.statistics.pixels")
     logger.addHandler(waiting)
     logger.setLevel(logging.INFO)
     with tempfile.TemporaryDirectory() as made:
         root = Path(made)
         write_set(root, args.pairs // 8 if args.quick else args.pairs)
-        calib = uwm.read_calibration(root)
+        calib = repeated(uwm.read_calibration(root), args.repeats)
         model = with_preprocessor(args, root)
         images = 2 * len(calib.pairs)
-        prepared = [*batches(model, calib, args, workers=max(args.workers))]
+        prepared = [on_device(model, batch) for batch in batches(model, calib, args, workers=max(args.workers))]
         uwm.score(model, prepared[:1], **LAYERS)  # warms up
         taken = images / seconds(model, prepared)
         machine = f"{os.cpu_count()} processors, {args.model} on {args.device}, {args.dtype}"
@@ -78,6 +83,19 @@ def main() -> None:
             both = images / seconds(model, calib, batch_size=args.batch_size, workers=workers)
             told = f"{alone:.0f} images a second prepared alone, {both:.0f} scored"
             print(f"workers {workers:2}  {told}, waiting for images {waiting.percent:.0f} % of the time", flush=True)
+
+
+def repeated(calib: CalibrationSet, times: int) -> CalibrationSet:
+    """The set with each pair so often, under other ids."""
+    pairs = (replace(pair, id=f"{pair.id}-{number}") for number in range(times) for pair in calib.pairs)
+    return replace(calib, pairs=tuple(pairs))
+
+
+def on_device(model: Model, batch: PairBatch) -> PairBatch:
+    safe, unsafe = batch.safe_pixel_values, batch.unsafe_pixel_values
+    assert safe is not None
+    assert unsafe is not None
+    return PairBatch(safe.to(model.device), unsafe.to(model.device))
 
 
 def seconds(model: Model, calib: CalibrationSet | list[PairBatch], **how: int) -> float:

@@ -225,7 +225,7 @@ def test_progress_is_told_of_every_fold(model, folds):
     editor = find_editor("redirect")
     profile.statistics(editor, make(editor, {}))
     assert [name for _, name in told] == [f"profile, part {n} of 3" for n in (1, 2, 3)]
-    assert [n for n, _ in told] == [2 * -(-len(part) // 4) for part in folds.pairs]
+    assert [n for n, _ in told] == [-(-len(part) // 4) for part in folds.pairs]
 
 
 def test_an_editor_that_lacks_something_is_refused_before_the_pass(model, folds, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ class Reads(Protocol):
         """The image, RGB."""
 
 
+_TAKING = threading.Lock()  # images are made by another thread than outputs
 ROOM = 2 << 30  # bytes of images and outputs of blocks, together
 
 Source = str | Path | Reads  # a caption, an image file, or what reads an image
@@ -55,7 +57,8 @@ class Kept:
     def take(self, *tensors: torch.Tensor) -> bool:
         """Whether these fit; then their bytes are taken."""
         wanted = sum(tensor.nbytes for tensor in tensors)
-        if wanted > self.room:
-            return False
-        self.room -= wanted
-        return True
+        with _TAKING:
+            if wanted > self.room:
+                return False
+            self.room -= wanted
+            return True

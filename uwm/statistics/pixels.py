@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -36,16 +37,54 @@ def pixel_batches(model: Model, groups: Iterable[Sequence[Source]], workers: int
     Raises:
         BadInput: An image cannot be read.
     """
-    begun, waited = time.perf_counter(), 0.0
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        for group, reading in _one_ahead(model, groups, pool, workers):
+    made = _made(model, groups, workers)
+    if model.device.type != "cpu":
+        made = _ahead(made)
+    begun, waited, count = time.perf_counter(), 0.0, 0
+    with _threads_restored():
+        while True:
             asked = time.perf_counter()
-            pixels = _preprocessed(model, group, _found(reading))
+            pixels = next(made, None)
             waited += time.perf_counter() - asked
+            if pixels is None:
+                break
             yield pixels
-    if waited:
-        took = time.perf_counter() - begun
+            count += 1
+    took = time.perf_counter() - begun
+    if count:
         logger.info("the model waited %.1f s for images, %.0f %% of the time", waited, 100 * waited / took)
+
+
+def _made(model: Model, groups: Iterable[Sequence[Source]], workers: int) -> Iterator[torch.Tensor]:
+    """Pixel values of each group, whose images were read while the caller worked on the one before."""
+    with _readers(workers) as pool:
+        for group, reading in _one_ahead(model, groups, pool, workers):
+            yield _preprocessed(model, group, _found(reading))
+
+
+def _ahead(made: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The same, each made while the caller works on the one before: an accelerator need not wait until it is put
+    together."""
+    with ThreadPoolExecutor(1) as maker:
+        coming = maker.submit(next, made, None)
+        while (pixels := coming.result()) is not None:
+            coming = maker.submit(next, made, None)
+            yield pixels
+
+
+def _readers(workers: int) -> ThreadPoolExecutor:
+    """Threads that read and preprocess. Each takes one processor: more would wait for one another."""
+    return ThreadPoolExecutor(max(1, workers), initializer=torch.set_num_threads, initargs=(1,))
+
+
+@contextmanager
+def _threads_restored() -> Iterator[None]:
+    """How many processors a thread takes holds for itself, but threads to come take as many as were set last."""
+    own = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(own)
 
 
 Found = dict[Source, "torch.Tensor | BadInput"]  # pixel values [3, h, w], or why it cannot be read
@@ -83,13 +122,26 @@ def _preprocessed(
         if isinstance(one, BadInput):
             raise one
         made[source] = one
-    kept = model.kept
-    if kept is None:
-        return torch.stack([made[source] for source in group])
+    _keep(model, made)
+    kept = {} if model.kept is None else model.kept.pixels
+    return _stacked([made[source] if source in made else kept[source] for source in group], model.device)
+
+
+def _keep(model: Model, made: Mapping[Source, torch.Tensor]) -> None:
+    """Keep images, while the model's `kept` has room."""
+    if model.kept is None:
+        return
     for source, image in made.items():
-        if source not in kept.pixels and kept.take(image):
-            kept.pixels[source] = image
-    return torch.stack([made[source] if source in made else kept.pixels[source] for source in group])
+        if source not in model.kept.pixels and model.kept.take(image):
+            model.kept.pixels[source] = image
+
+
+def _stacked(images: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """One tensor [images, 3, h, w] on the CPU; for a CUDA device in pinned memory, from where they are sent."""
+    if device.type != "cuda":
+        return torch.stack([*images])
+    whole = torch.empty(len(images), *images[0].shape, dtype=images[0].dtype, pin_memory=True)
+    return torch.stack([*images], out=whole)
 
 
 def keep_images(model: Model, paths: Sequence[Path], workers: int, group: int = 64) -> list[str]:
@@ -99,14 +151,12 @@ def keep_images(model: Model, paths: Sequence[Path], workers: int, group: int = 
         What is wrong with those that cannot be read, one message each.
     """
     found: list[str] = []
-    with ThreadPoolExecutor(max(1, workers)) as pool:
+    with _threads_restored(), _readers(workers) as pool:
         parts = [paths[start : start + group] for start in range(0, len(paths), group)]
         for _, reading in _one_ahead(model, parts, pool, workers, checking=True):
             results = _found(reading)
             found += [str(one) for one in results.values() if isinstance(one, BadInput)]
-            good = {path: one for path, one in results.items() if isinstance(one, torch.Tensor) and len(one)}
-            if good:
-                _preprocessed(model, [*good], good)
+            _keep(model, {path: one for path, one in results.items() if isinstance(one, torch.Tensor) and len(one)})
     return found
 
 
