@@ -4,8 +4,9 @@
 
 Every benchmark prints ratios that are measured in turn in its own run. With ``--quick`` the small ones and small sizes,
 in two minutes; all of them take half an hour and 12 GB of memory on two cores. `results.md` beside this file is what
-`--output` wrote last on an Intel Xeon, `results_epyc.md` on an AMD EPYC. Retrieval is compared with faiss where it is
-installed; `retrieval.py` by itself measures 200,000 pairs, in 25 minutes, of which `results_200000.md` is the last run.
+`--output` wrote last on an Intel Xeon, `results_epyc.md` on an AMD EPYC; `results_h200.md` has figures of a GPU.
+Retrieval is compared with faiss where it is installed; `retrieval.py` by itself measures 200,000 pairs, in 25 minutes,
+of which `results_200000.md` is the last run.
 What needs a GPU runs where there is one.
 """
 
