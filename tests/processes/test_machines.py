@@ -15,7 +15,7 @@ import torch
 from processes.launching import ROOT, ours
 from processes.test_failures import MEMORY
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
 
 
 def free_port() -> int:
@@ -56,7 +56,7 @@ def arguments(tiny_hf, tiny_set):
     return ["edit", tiny_hf, "--calib", tiny_set, "--batch-size", "3", "--beside", "none"]
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", ["cpu", CUDA])
 def test_two_machines_write_what_one_does(arguments, device, tmp_path):
     for count in (1, 2):
         codes, told, errors = run(count, [*arguments, "--device", device, "-o", tmp_path / str(count)], tmp_path)
@@ -68,7 +68,7 @@ def test_two_machines_write_what_one_does(arguments, device, tmp_path):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.slow), CUDA])
 def test_the_failure_of_one_machine_ends_both(arguments, device, tmp_path):
     output = tmp_path / "out"
     codes, told, errors = run(2, [*arguments, "--device", device, "-o", output], tmp_path, FAULT="1:memory")
