@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -27,11 +28,16 @@ NOISE = (
 def launch(count: int, *arguments: object, folder: Path, **environment: str) -> subprocess.Popen:
     """A run of so many processes; one is started without torchrun. `folder` holds its cache."""
     start = ["-m", "torch.distributed.run", "--nproc-per-node", str(count)] if count > 1 else []
-    own = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(folder / f"cache-{count}")}
-    own["PYTHONPATH"] = os.pathsep.join([str(HERE / "faults"), str(ROOT)])
+    return begin([*start, *arguments], folder / f"cache-{count}", **environment)
+
+
+def begin(arguments: Sequence[object], cache: Path, **environment: str) -> subprocess.Popen:
+    """A Python process, in a session of its own."""
+    own = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(cache)}
+    paths = [str(HERE / "faults"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.Popen(
-        [sys.executable, *start, *map(str, arguments)],
-        env={**os.environ, **own, **environment},
+        [sys.executable, *map(str, arguments)],
+        env={**os.environ, **own, "PYTHONPATH": os.pathsep.join(paths), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

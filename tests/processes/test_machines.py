@@ -5,14 +5,11 @@ NCCL takes processes of one GPU for a mistake, unless it is told that they are o
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
 
 import pytest
 import torch
-from processes.launching import ROOT, ours
+from processes.launching import begin, ours
 from processes.test_failures import MEMORY
 
 CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
@@ -26,22 +23,13 @@ def free_port() -> int:
 
 def machines(count, arguments, folder, **environment):
     """The launchers of a run on so many machines, as Slurm would start them."""
-    place = ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
-    own = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(folder / "cache")}
-    found = [str(ROOT / "tests" / "processes" / "faults"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    own |= {"PYTHONPATH": os.pathsep.join(found)}
-    own |= {"NCCL_SOCKET_IFNAME": "lo", "GLOO_SOCKET_IFNAME": "lo"}
+    place = ["--master-addr", "127.0.0.1", "--master-port", free_port()]
+    own = {"NCCL_SOCKET_IFNAME": "lo", "GLOO_SOCKET_IFNAME": "lo"}
     own |= {"NCCL_DEBUG": "INFO", "NCCL_DEBUG_FILE": str(folder / "nccl.%p")}
     for rank in range(count):
-        several = ["--nnodes", str(count), "--node-rank", str(rank), "--nproc-per-node", "1", *place]
+        several = ["--nnodes", count, "--node-rank", rank, "--nproc-per-node", 1, *place]
         start = ["-m", "torch.distributed.run", *several, "-m", "uwm"] if count > 1 else ["-m", "uwm"]
-        yield subprocess.Popen(
-            [sys.executable, *start, *map(str, arguments)],
-            env={**os.environ, **own, "NCCL_HOSTID": f"machine-{rank}", **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        yield begin([*start, *arguments], folder / "cache", NCCL_HOSTID=f"machine-{rank}", **own, **environment)
 
 
 def run(count, arguments, folder, **environment):

@@ -100,6 +100,21 @@ def test_no_process_reads_the_batches_of_another(tiny_hf, tiny_set):
     assert [one[0] for one in second] == [n % 2 == 0 for n in range(5)] * 2
 
 
+def test_a_batch_of_another_process_is_read_once_if_at_all(tiny_hf, tiny_set, monkeypatch):
+    def work(rank):
+        model, read = uwm.load(tiny_hf), []
+        monkeypatch.setattr(model, "preprocess", lambda images: read.append(len(images)) or preprocess(images))
+        batches = [*pair_batches(model, uwm.read_calibration(tiny_set), batch_size=SIZE, towers=["text", "vision"])]
+        before = sum(read)
+        for batch in batches:
+            if isinstance(batch, UnmadeBatch):
+                assert len(batch.sides("vision")) == len(batch.sides("text")) == 2
+        return before, sum(read)
+
+    preprocess = uwm.load(tiny_hf).preprocess
+    assert together(2, work) == [(2 * 14, 2 * 24), (2 * 10, 2 * 24)]
+
+
 def calibration_images(calibration):
     return tuple(pair.safe_image for pair in calibration.pairs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 import uwm
 from uwm.editing.entries.uwm import UwmScorer
+from uwm.statistics import passes
 from uwm.statistics.batches import DoneBatch, count_batches, pair_batches
 from uwm.statistics.channel_norms import ChannelNorms
 from uwm.statistics.passes import run_pass
@@ -61,3 +63,32 @@ def test_batches_that_are_done_are_counted_and_not_made(model, uneven):
     rest = [*pair_batches(model, uneven, batch_size=SIZE, towers=TOWERS, done=2)]
     assert [isinstance(batch, DoneBatch) for batch in rest] == [True, True, False, False, False, False]
     assert [[b.pairs(t) for t in TOWERS] for b in rest] == [[b.pairs(t) for t in TOWERS] for b in whole]
+
+
+class Both:
+    """A reducer that sums over both towers."""
+
+    needs_embeddings = False
+
+    def layers(self, tower):
+        return []
+
+    def take(self, weight, side, x, mask):
+        return None
+
+    def update(self, part):
+        pass
+
+
+def test_towers_run_side_by_side_only_where_every_reducer_says_so(model, uneven, monkeypatch):
+    told = []
+
+    def side_by_side(device, apart):
+        told.append(apart)
+        return nullcontext(nullcontext)
+
+    monkeypatch.setattr(passes, "side_by_side", side_by_side)
+    batches = [*pair_batches(model, uneven, batch_size=SIZE, towers=TOWERS)][:1]
+    sums(model, batches)
+    run_pass(model, batches, [ChannelNorms({}), Both()], TOWERS)
+    assert told == [True, False]

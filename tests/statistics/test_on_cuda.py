@@ -27,18 +27,12 @@ def test_the_kernels_agree_with_float64():
     subprocess.run([sys.executable, Path(__file__).with_name("compare_kernels.py"), "cuda"], check=True, timeout=300)
 
 
-def scored(model, calib, **how):
-    """Scores of every weight, and how the inputs come: pairs a batch, pairs in another order."""
-    found = uwm.score(model, calib, method="uwm", **how)
-    return dict(found.tensors)
-
-
 def test_scores_are_those_of_the_cpu_whatever_the_batch(tiny_hf, tiny_set):
     calib = uwm.read_calibration(tiny_set)
-    expected = scored(uwm.load(tiny_hf), calib)
+    expected = dict(uwm.score(uwm.load(tiny_hf), calib).tensors)
     model = uwm.load(tiny_hf, device="cuda")
     for pairs in (1, 3, 16):
-        found = scored(model, calib, batch_size=pairs)
+        found = dict(uwm.score(model, calib, batch_size=pairs).tensors)
         for weight, scores in expected.items():
             torch.testing.assert_close(found[weight], scores, rtol=2e-3, atol=1e-6)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,7 +62,7 @@ class PairBatch:
 
 
 class UnmadeBatch(PairBatch):
-    """A batch that another process works on; it is read only where its inputs are asked for after all.
+    """A batch that another process works on; it is read, once, only where its inputs are asked for after all.
 
     Args:
         make: Gives the batch.
@@ -73,10 +73,14 @@ class UnmadeBatch(PairBatch):
         super().__init__()
         vars(self).update(_make=make, _pairs=pairs)  # the base is frozen
 
+    @cached_property
+    def _made(self) -> PairBatch:
+        made: PairBatch = vars(self)["_make"]()
+        return made
+
     def sides(self, tower: str) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
         """As `PairBatch.sides`."""
-        made: PairBatch = vars(self)["_make"]()
-        return made.sides(tower)
+        return self._made.sides(tower)
 
     def pairs(self, tower: str) -> int:
         """As `PairBatch.pairs`; nothing is read."""

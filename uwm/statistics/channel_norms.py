@@ -144,6 +144,7 @@ class ChannelNorms(Shared):
     """
 
     needs_embeddings = False
+    towers_apart = True
     SUMS = ("scorers",)
 
     def __init__(self, scorers: Mapping[WeightId, Scorer]) -> None:

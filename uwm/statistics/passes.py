@@ -50,7 +50,9 @@ class Reducer(Protocol):
 
     One that has ``needs_embeddings = False`` looks at the layers it asks for only. Where none of a pass needs the
     embeddings, the towers are run no further than the last of these layers. One that has ``padded = True`` wants
-    captions as diffusion models read them, see `Model.padded`; then all of the pass get them so.
+    captions as diffusion models read them, see `Model.padded`; then all of the pass get them so. One that has
+    ``towers_apart = True`` uses nothing of one tower for another within a batch, on the device: where all of a pass
+    have it, the towers run side by side.
     """
 
     def layers(self, tower: str) -> Sequence[WeightId]:
@@ -170,9 +172,9 @@ def _run(
     whole = any(getattr(reducer, "needs_embeddings", True) for reducer in reducers)
     padded = is_padded(reducers)
     unchecked: list[Unchecked] = []
-    # Embeddings may be used by another tower's reducers, so that towers wait for each other; the long work comes first.
-    with side_by_side(torch.device("cpu") if whole else model.device) as part_of_batch:
-        for tower, listeners in sorted(wanted.items(), reverse=True):
+    apart = all(getattr(reducer, "towers_apart", False) for reducer in reducers)
+    with side_by_side(model.device, apart) as part_of_batch:
+        for tower, listeners in sorted(wanted.items(), reverse=True):  # the long work comes first
 
             def run(sides: tuple[Inputs, ...], tower: str = tower, listeners: dict = listeners) -> None:
                 first, ends = seen[tower], []

@@ -63,8 +63,7 @@ def _made(model: Model, groups: Iterable[Sequence[Source]], workers: int) -> Ite
 
 
 def _ahead(made: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """The same, each made while the caller works on the one before: an accelerator need not wait until it is put
-    together."""
+    """The same, each put together while the caller works on the one before: so an accelerator need not wait."""
     with ThreadPoolExecutor(1) as maker:
         coming = maker.submit(next, made, None)
         while (pixels := coming.result()) is not None:
@@ -79,7 +78,7 @@ def _readers(workers: int) -> ThreadPoolExecutor:
 
 @contextmanager
 def _threads_restored() -> Iterator[None]:
-    """How many processors a thread takes holds for itself, but threads to come take as many as were set last."""
+    """Set back how many processors threads to come take: what a reading thread sets is for itself, and for them."""
     own = torch.get_num_threads()
     try:
         yield

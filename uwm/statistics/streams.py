@@ -10,14 +10,17 @@ import torch
 
 
 @contextmanager
-def side_by_side(device: torch.device) -> Iterator[Callable[[], AbstractContextManager]]:
+def side_by_side(device: torch.device, apart: bool) -> Iterator[Callable[[], AbstractContextManager]]:
     """Give the body a context for each part of its work; on CUDA the device does the parts at the same time.
 
     A model library may wait for the device in the middle of a part, as transformers does to look at a caption's mask.
-    On a stream of its own it waits for that part alone, and what was begun before keeps the device busy. No part may
-    use what another one makes; after the body everything may.
+    On a stream of its own it waits for that part alone, and what was begun before keeps the device busy.
+
+    Args:
+        device: Where.
+        apart: Whether no part uses what another one makes; after the body everything may. Without it they take turns.
     """
-    if device.type != "cuda":
+    if not apart or device.type != "cuda":
         yield nullcontext
         return
     main = torch.cuda.current_stream(device)
