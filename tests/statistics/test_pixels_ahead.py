@@ -73,21 +73,46 @@ def test_a_pass_that_ends_early_leaves_no_thread(model, groups):
     assert threading.active_count() == before
 
 
-def test_workers_take_one_processor_each_and_the_others_as_many_as_before(model, groups, monkeypatch):
-    before = torch.get_num_threads()
+def processors_of_workers(one, groups, monkeypatch):
+    """How many processors each call of the preprocessing takes, while others take three."""
+    before, seen, preprocess = torch.get_num_threads(), [], one.preprocess
+    monkeypatch.setattr(one, "preprocess", lambda images: seen.append(torch.get_num_threads()) or preprocess(images))
     torch.set_num_threads(3)
     try:
-        seen, preprocess = [], model.preprocess
-        monkeypatch.setattr(
-            model, "preprocess", lambda images: seen.append(torch.get_num_threads()) or preprocess(images)
-        )
-        for _ in pixels.pixel_batches(model, groups, 2):
-            assert torch.get_num_threads() == 3
+        made = pixels.pixel_batches(one, groups, 2)
+        next(made)  # reading has begun, and has not ended
         with ThreadPoolExecutor(1) as other:
             assert other.submit(torch.get_num_threads).result() == 3
-        assert {*seen} == {1}
+        assert len([*made]) == 2
+        assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+    return {*seen}
+
+
+def test_workers_for_an_accelerator_take_one_processor_each_and_the_others_as_many_as_before(
+    model, groups, monkeypatch
+):
+    assert processors_of_workers(on_accelerator(model), groups, monkeypatch) == {1}
+
+
+def test_workers_for_the_cpu_change_nothing_that_other_threads_see(model, groups, monkeypatch):
+    monkeypatch.setattr(pixels, "_take_one_processor", None)
+    assert processors_of_workers(model, groups, monkeypatch) == {3}
+
+
+def test_a_thread_that_cannot_be_begun_leaves_none_waiting(model, groups, monkeypatch):
+    before, begin = threading.active_count(), threading.Thread.start
+
+    def start(thread):
+        if threading.active_count() > before + 1:  # one puts batches together
+            raise RuntimeError("can't start new thread")
+        begin(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(RuntimeError, match="start new thread"):
+        next(pixels.pixel_batches(on_accelerator(model), groups, 2))
+    assert threading.active_count() == before
 
 
 def test_nothing_is_told_of_no_images(model, caplog):

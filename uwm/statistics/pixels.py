@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -41,15 +42,14 @@ def pixel_batches(model: Model, groups: Iterable[Sequence[Source]], workers: int
     if model.device.type != "cpu":
         made = _ahead(made)
     begun, waited, count = time.perf_counter(), 0.0, 0
-    with _threads_restored():
-        while True:
-            asked = time.perf_counter()
-            pixels = next(made, None)
-            waited += time.perf_counter() - asked
-            if pixels is None:
-                break
-            yield pixels
-            count += 1
+    while True:
+        asked = time.perf_counter()
+        pixels = next(made, None)
+        waited += time.perf_counter() - asked
+        if pixels is None:
+            break
+        yield pixels
+        count += 1
     took = time.perf_counter() - begun
     if count:
         logger.info("the model waited %.1f s for images, %.0f %% of the time", waited, 100 * waited / took)
@@ -57,7 +57,7 @@ def pixel_batches(model: Model, groups: Iterable[Sequence[Source]], workers: int
 
 def _made(model: Model, groups: Iterable[Sequence[Source]], workers: int) -> Iterator[torch.Tensor]:
     """Pixel values of each group, whose images were read while the caller worked on the one before."""
-    with _readers(workers) as pool:
+    with _readers(workers, model.device) as pool:
         for group, reading in _one_ahead(model, groups, pool, workers):
             yield _preprocessed(model, group, _found(reading))
 
@@ -71,17 +71,37 @@ def _ahead(made: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
             yield pixels
 
 
-def _readers(workers: int) -> ThreadPoolExecutor:
-    """Threads that read and preprocess. Each takes one processor: more would wait for one another."""
-    return ThreadPoolExecutor(max(1, workers), initializer=torch.set_num_threads, initargs=(1,))
-
-
 @contextmanager
-def _threads_restored() -> Iterator[None]:
-    """Set back how many processors threads to come take: what a reading thread sets is for itself, and for them."""
-    own = torch.get_num_threads()
+def _readers(workers: int, device: torch.device) -> Iterator[ThreadPoolExecutor]:
+    """Threads that read and preprocess; for an accelerator each takes one processor: more would wait for one another.
+
+    What torch is told in a thread counts for that thread and for all that first ask it later. So these are all begun
+    here, and what counts for others is set back before anything is read. On the CPU nothing is set: a program's other
+    threads would compute other last digits.
+    """
+    count = max(1, workers)
+    with ThreadPoolExecutor(count) as pool:
+        if device.type != "cpu":
+            _take_one_processor(pool, count)
+        yield pool
+
+
+def _take_one_processor(pool: ThreadPoolExecutor, count: int) -> None:
+    """Begin so many threads of a pool, each of which takes one processor from then on."""
+    own, all_begun = torch.get_num_threads(), threading.Barrier(count + 1)
+
+    def begin() -> None:
+        torch.set_num_threads(1)
+        torch.get_num_threads()  # a thread takes what is set when it first asks
+        all_begun.wait()
+
     try:
-        yield
+        for _ in range(count):
+            pool.submit(begin)
+        all_begun.wait()
+    except BaseException:  # Ctrl-C, or a thread that the system does not give: those begun must not wait for it
+        all_begun.abort()
+        raise
     finally:
         torch.set_num_threads(own)
 
@@ -150,7 +170,7 @@ def keep_images(model: Model, paths: Sequence[Path], workers: int, group: int = 
         What is wrong with those that cannot be read, one message each.
     """
     found: list[str] = []
-    with _threads_restored(), _readers(workers) as pool:
+    with _readers(workers, model.device) as pool:
         parts = [paths[start : start + group] for start in range(0, len(paths), group)]
         for _, reading in _one_ahead(model, parts, pool, workers, checking=True):
             results = _found(reading)
