@@ -1,16 +1,17 @@
 """Scoring against the plain forward pass and against a form that keeps the activations.
 
     OMP_NUM_THREADS=2 python tests/benchmarks/scoring.py [--quick] [--models NAME …] [--batches N] [--pairs N]
-        [--naive-batches N] [--dtype bfloat16] [--late] [--device cuda] [--profile]
+        [--naive-batches N] [--dtype bfloat16] [--late] [--device cuda] [--profile] [--torch-products] [--processes N]
 
 Models have random weights, made from their sizes: nothing is downloaded. Scored are the vision tower's fc2 and the text
 tower's out_proj, uwm's default; with ``--late`` only those of the first half of the blocks, so that the pass may stop.
 Processor seconds (on an accelerator those of the wall, the device waited for) of plain forward, uwm and the naive form
-are measured in turn, a batch each, and the medians of the ratios are printed. The first batch of uwm is shown apart:
-its safe side runs whole, and its captions once more. The roofline is what the machine would score at if the plain
-forward pass ran at the rate of one large matrix product, measured on the spot in the same dtype; pairs a second are by
-the same clock. Memory is the peak over the loaded model, of a process each, as the kernel counts resident pages: as
-the allocator manages it, which keeps freed blocks, and with every large block given back when it is freed (glibc's
+are measured in turn, a batch each, and the medians of the ratios are printed; all of them with the products of
+`uwm.statistics.products`, or with ``--torch-products`` as torch itself computes them. The first batch of uwm is shown
+apart: its safe side runs whole, and its captions once more. The roofline is what the machine would score at if the
+plain forward pass ran at the rate of one large matrix product, measured on the spot in the same dtype; pairs a second
+are by the same clock. Memory is the peak over the loaded model, of a process each, as the kernel counts resident pages:
+as the allocator manages it, which keeps freed blocks, and with every large block given back when it is freed (glibc's
 MALLOC_MMAP_THRESHOLD_), which is what the forms hold. On an accelerator it is the most that torch allocated. With
 ``--profile`` torch's profiler lists what takes longest in a batch of the plain pass and of uwm.
 """
@@ -29,6 +30,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import torch
 import transformers
@@ -39,6 +41,7 @@ from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 from uwm.editing.entries.uwm import UwmScorer
 from uwm.models import Model
 from uwm.models.hugging_face import HuggingFaceModel
+from uwm.statistics import products
 from uwm.statistics.batches import PairBatch, embed_inputs
 from uwm.statistics.channel_norms import ChannelNorms
 from uwm.statistics.hooks import observe
@@ -182,7 +185,8 @@ def naive_ratio(model: Model, batch: PairBatch, weights: list[WeightId], clock: 
 def print_roofline(model: Model, args: argparse.Namespace, seconds: float) -> None:
     """Print pairs a second of a form that takes `seconds` a batch, and how many the rate of a matrix product allows."""
     batch = make_batch(model, args.pairs, 0)
-    with FlopCounterMode(display=False) as counted:
+    torch_s = mock.patch.object(products, "mkl_is_slower", return_value=False)
+    with torch_s, FlopCounterMode(display=False) as counted:  # it knows torch's own products alone
         forward(model, batch)
     rate = product_rate(model.device, getattr(torch, args.dtype))
     mine, most = args.pairs / seconds, args.pairs * rate / counted.get_total_flops()
@@ -213,12 +217,15 @@ def print_profile(model: Model, args: argparse.Namespace) -> None:
 def product_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations a second of a product of two square matrices, by the clock of `measure`; the best."""
     size = 2048 if device.type == "cpu" else 8192
-    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    quick = device.type == "cpu" and products.mkl_is_slower()
+    kind = products.OneDnnLinear if quick else torch.nn.Linear
+    layer, inputs = kind(size, size, device=device, dtype=dtype), torch.randn(size, size, device=device).to(dtype)
     clock, seconds = Clock(device), []
-    for _ in range(8):
-        clock()
-        left @ right
-        seconds.append(clock())
+    with torch.no_grad():
+        for _ in range(8):
+            clock()
+            layer(inputs)
+            seconds.append(clock())
     return 2 * size**3 / min(seconds)
 
 
@@ -257,6 +264,7 @@ def memory(name: str, form: str, args: argparse.Namespace, given_back: bool) -> 
     """
     command = [sys.executable, __file__, "--memory", form, "--models", name, "--pairs", str(args.pairs)]
     command += ["--dtype", args.dtype, *(["--late"] if args.late else [])]
+    command += ["--torch-products"] if args.torch_products else []
     environment = os.environ | ({"MALLOC_MMAP_THRESHOLD_": "65536"} if given_back else {})
     found = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     over, scores = map(float, found.stdout.split())
@@ -283,10 +291,16 @@ def print_device_memory(model: Model, args: argparse.Namespace) -> None:
 
 
 def print_memory(name: str, args: argparse.Namespace) -> None:
-    """Print a row with the allocator as it is, and one with freed blocks given back."""
+    """Print a row with the allocator as it is, and one with freed blocks given back.
+
+    What the allocator keeps differs by a tenth from one process to the next, so of that the median of a few is shown.
+    """
     forms = ["plain", "uwm", *(["naive"] if args.naive_batches and not args.quick else [])]
     for given_back in (False,) if args.quick else (False, True):
-        peaks = {form: memory(name, form, args, given_back) for form in forms}
+        times = 1 if given_back else args.processes
+        peaks = {
+            form: statistics.median_low([memory(name, form, args, given_back) for _ in range(times)]) for form in forms
+        }
         scores = peaks["uwm"][1]
         over = (peaks["uwm"][0] - peaks["plain"][0]) / scores
         listed = "  ".join(f"{form} {found[0]:.0f}" for form, found in peaks.items())
@@ -307,8 +321,12 @@ def main() -> None:
     parser.add_argument("--late", action="store_true")
     parser.add_argument("--memory", choices=["plain", "uwm", "naive"], help="print this form's peak and stop")
     parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--processes", type=int, default=3, help="of whose resident memory the median is printed")
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--torch-products", action="store_true")
     args = parser.parse_args()
+    if args.torch_products:
+        products.mkl_is_slower = lambda: False
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     if args.memory:
         peak(args)

@@ -16,6 +16,7 @@ from ..models import Model
 from ..processes import is_own
 from .pixels import pixel_batches
 from .pooled_token import check_pooled_token
+from .products import quick_products
 
 BATCH_SIZE = 64
 Item = TypeVar("Item")
@@ -235,10 +236,12 @@ def embed_inputs(model: Model, inputs: torch.Tensor, mask: torch.Tensor | None) 
         BadInput: Captions are read at another token than their last, see `check_pooled_token`.
     """
     if inputs.is_floating_point():
-        return model.encode_image(sent(inputs, model.device).to(model.dtype)).float()
+        with quick_products(model):
+            return model.encode_image(sent(inputs, model.device).to(model.dtype)).float()
     mask = torch.ones_like(inputs) if mask is None else mask
     check_pooled_token(model, inputs, mask, "text")
-    return model.encode_text(sent(inputs, model.device), sent(mask, model.device)).float()
+    with quick_products(model):
+        return model.encode_text(sent(inputs, model.device), sent(mask, model.device)).float()
 
 
 def sent(x: torch.Tensor, device: torch.device) -> torch.Tensor:

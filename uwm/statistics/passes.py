@@ -16,6 +16,7 @@ from ..weights import WeightId
 from .batches import DoneBatch, PairBatch, sent
 from .hooks import block_module, observe, observe_outputs
 from .pooled_token import check_pooled_token
+from .products import quick_products
 from .room import Room, can_run_out
 from .streams import side_by_side
 
@@ -342,7 +343,8 @@ class _Side:
         layers = {w: model.owner(w) for w in self._listeners if w.slot != RESIDUAL}
         blocks = {w: block_module(model, w) for w in self._listeners if w.slot == RESIDUAL}
         end = None
-        with suppress(_AllSeen), observe(layers, self._take), observe_outputs(blocks, self._take):
+        tapped = observe(layers, self._take), observe_outputs(blocks, self._take)
+        with suppress(_AllSeen), tapped[0], tapped[1], quick_products(model):
             if self._text:
                 assert self._mask is not None
                 end = model.encode_text(inputs, self._mask, self._tower)
