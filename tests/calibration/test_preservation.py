@@ -263,7 +263,7 @@ def test_a_comparison_gives_them_to_the_methods_that_use_them(run_uwm, tiny_hf, 
     [
         ("nope", 2, "no such file or folder"),
         ("set", 3, "outside of the set's folder"),
-        ("bad", 2, "1 bad images: "),
+        ("bad", 2, "1 bad image: "),
         ("latin1", 2, "not UTF-8 at byte 2"),
     ],
 )

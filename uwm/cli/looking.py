@@ -142,7 +142,7 @@ def calib_check(set_: str, **flags: Any) -> None:
     found, found_lines = inspect_set(set_, **settings, progress=progress_of(show))
     say(show, found, terminal("\n".join(found_lines)))
     if bad := found["warnings"].get("bad_images"):
-        raise BadInput(f"{set_}: {len(bad)} bad images; `uwm edit` refuses this set")
+        raise BadInput(f"{set_}: {len(bad)} bad image{'s' if len(bad) > 1 else ''}; `uwm edit` refuses this set")
     if reason := found.get("refused"):
         raise BadInput(f"{set_}: {reason}")
 

@@ -170,7 +170,7 @@ def refuse_bad_images(
         bad = bad_images(paths, workers) if model is None else keep_images(model, paths, workers)
     if bad:
         more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
-        raise BadInput(f"{len(bad)} bad images: " + "; ".join(bad[:5]) + more)
+        raise BadInput(f"{len(bad)} bad image{'s' if len(bad) > 1 else ''}: " + "; ".join(bad[:5]) + more)
 
 
 def read_data_sets(inputs: Inputs) -> dict[str, DataSet]:
