@@ -50,7 +50,7 @@ class OneDnnLinear(nn.Linear):
 
 @cache
 def mkl_is_slower() -> bool:
-    """Whether this is an AMD processor with AVX-512, which MKL uses on Intel's alone."""
+    """Whether this is an AMD processor with AVX-512, which MKL does not use there."""
     return (
         torch.backends.mkl.is_available()
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
