@@ -185,8 +185,8 @@ def naive_ratio(model: Model, batch: PairBatch, weights: list[WeightId], clock: 
 def print_roofline(model: Model, args: argparse.Namespace, seconds: float) -> None:
     """Print pairs a second of a form that takes `seconds` a batch, and how many the rate of a matrix product allows."""
     batch = make_batch(model, args.pairs, 0)
-    torch_s = mock.patch.object(products, "mkl_is_slower", return_value=False)
-    with torch_s, FlopCounterMode(display=False) as counted:  # it knows torch's own products alone
+    torch_products = mock.patch.object(products, "mkl_is_slower", return_value=False)
+    with torch_products, FlopCounterMode(display=False) as counted:  # it knows torch's own products alone
         forward(model, batch)
     rate = product_rate(model.device, getattr(torch, args.dtype))
     mine, most = args.pairs / seconds, args.pairs * rate / counted.get_total_flops()

@@ -174,7 +174,7 @@ def _run(
     padded = is_padded(reducers)
     unchecked: list[Unchecked] = []
     apart = all(getattr(reducer, "towers_apart", False) for reducer in reducers)
-    with side_by_side(model.device, apart) as part_of_batch:
+    with quick_products(model), side_by_side(model.device, apart) as part_of_batch:
         for tower, listeners in sorted(wanted.items(), reverse=True):  # the long work comes first
 
             def run(sides: tuple[Inputs, ...], tower: str = tower, listeners: dict = listeners) -> None:
@@ -343,8 +343,7 @@ class _Side:
         layers = {w: model.owner(w) for w in self._listeners if w.slot != RESIDUAL}
         blocks = {w: block_module(model, w) for w in self._listeners if w.slot == RESIDUAL}
         end = None
-        tapped = observe(layers, self._take), observe_outputs(blocks, self._take)
-        with suppress(_AllSeen), tapped[0], tapped[1], quick_products(model):
+        with suppress(_AllSeen), observe(layers, self._take), observe_outputs(blocks, self._take):
             if self._text:
                 assert self._mask is not None
                 end = model.encode_text(inputs, self._mask, self._tower)
