@@ -6,23 +6,21 @@
 Models have random weights, made from their sizes: nothing is downloaded. Scored are the vision tower's fc2 and the text
 tower's out_proj, uwm's default; with ``--late`` only those of the first half of the blocks, so that the pass may stop.
 Processor seconds (on an accelerator those of the wall, the device waited for) of plain forward, uwm and the naive form
-are measured in turn, a batch each, and the medians of the ratios are printed; all of them with the products of
-`uwm.statistics.products`, or with ``--torch-products`` as torch itself computes them. The first batch of uwm is shown
-apart: its safe side runs whole, and its captions once more. The roofline is what the machine would score at if the
-plain forward pass ran at the rate of one large matrix product, measured on the spot in the same dtype; pairs a second
-are by the same clock. Memory is the peak over the loaded model, of a process each, as the kernel counts resident pages:
-as the allocator manages it, which keeps freed blocks, and with every large block given back when it is freed (glibc's
-MALLOC_MMAP_THRESHOLD_), which is what the forms hold. On an accelerator it is the most that torch allocated. With
-``--profile`` torch's profiler lists what takes longest in a batch of the plain pass and of uwm.
+are measured in turn, a batch each; all of them with the products of `uwm.statistics.products`, or with
+``--torch-products`` as torch itself computes them. Pairs wait for a product of a fixed number of them, so that not
+every batch has one: uwm's multiple is that of all its batches but the first. By the clock it is printed as well. The
+first batch is shown apart: its safe side runs whole, and its captions once more. The roofline is what the machine would
+score at if the plain forward pass ran at the rate of one large matrix product, measured on the spot in the same dtype;
+pairs a second are by the same clock. Memory is the peak over the loaded model, of a process each, as the kernel counts
+resident pages: as the allocator manages it, which keeps freed blocks, and with every large block given back when it is
+freed (glibc's MALLOC_MMAP_THRESHOLD_), which is what the forms hold. On an accelerator it is the most that torch
+allocated. With ``--profile`` torch's profiler lists what takes longest in a batch of the plain pass and of uwm.
 """
 
 from __future__ import annotations
 
-import os
-
-os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # a thread that waits sleeps: processor seconds are of work alone
-
 import argparse
+import os
 import platform
 import statistics
 import subprocess
@@ -38,6 +36,7 @@ from torch import profiler
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
+from uwm.clock import reuse_freed_memory
 from uwm.editing.entries.uwm import UwmScorer
 from uwm.models import Model
 from uwm.models.hugging_face import HuggingFaceModel
@@ -131,17 +130,22 @@ class Clock:
     """Seconds since it was last asked: the processor's, or on an accelerator the wall's after the device is done."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device, self._last = device, 0.0
+        self._device, self._last = device, (0.0, 0.0)
 
     def __call__(self) -> float:
+        return self.both()[0]
+
+    def both(self) -> tuple[float, float]:
+        """The same, and those of the wall."""
         if self._device.type == "cuda":
             torch.cuda.synchronize()
-        before, self._last = self._last, time.process_time() if self._device.type == "cpu" else time.perf_counter()
-        return self._last - before
+        wall = time.perf_counter()
+        before, self._last = self._last, (time.process_time() if self._device.type == "cpu" else wall, wall)
+        return self._last[0] - before[0], self._last[1] - before[1]
 
 
 def measure(model: Model, args: argparse.Namespace) -> dict[str, float]:
-    """Processor seconds of the plain pass, and the others' as its multiples: medians of batches, in turn."""
+    """Seconds of the plain pass, the median of batches, and the others' as its multiples; all in turn."""
     clock, plain, ours, naives = Clock(model.device), [], [], []
     scorers = chosen(model, args.late)
 
@@ -152,20 +156,24 @@ def measure(model: Model, args: argparse.Namespace) -> dict[str, float]:
                 forward(model, batch)  # warms up
             clock()
             forward(model, batch)
-            plain.append(clock())
+            plain.append(clock.both())
             if number and number <= args.naive_batches:
-                naives.extend(naive_ratio(model, batch, [*scorers], clock, plain[-1]))
+                naives.extend(naive_ratio(model, batch, [*scorers], clock, plain[-1][0]))
             clock()
             yield batch
-            ours.append(clock() / plain[-1])
+            ours.append(clock.both())
 
     run_pass(model, batches(), [ChannelNorms(scorers)], ["text", "vision"])
     clock()
     for scorer in scorers.values():
         scorer.scores()
     finish = clock()
-    found = {"plain s": statistics.median(plain), "uwm": statistics.median(ours[1:]), "first": ours[0]}
-    found |= {"lowest": min(ours[1:]), "highest": max(ours[1:]), "scores s": finish}
+    multiples = [mine / own for (mine, _), (own, _) in zip(ours, plain, strict=True)]
+    own, wall = (sum(column) for column in zip(*plain[1:], strict=True))
+    whole, by_clock = (sum(column) for column in zip(*ours[1:], strict=True))
+    found = {"plain s": statistics.median(seconds for seconds, _ in plain), "uwm": whole / own}
+    found |= {"by the clock": by_clock / wall, "first": multiples[0]}
+    found |= {"lowest": min(multiples[1:]), "highest": max(multiples[1:]), "scores s": finish}
     return found | ({"naive": statistics.median(naives)} if naives else {})
 
 
@@ -313,7 +321,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="B/32 alone, if none is named; what is resident alone")
     parser.add_argument("--models", nargs="+", choices=[*SIZES], default=None)
-    parser.add_argument("--batches", type=int, default=5, help="batches that are measured, after the first")
+    parser.add_argument("--batches", type=int, default=6, help="batches that are measured, after the first")
     parser.add_argument("--naive-batches", type=int, default=1)
     parser.add_argument("--pairs", type=int, default=8, help="in a batch")
     parser.add_argument("--dtype", default="float32")
@@ -328,6 +336,7 @@ def main() -> None:
     if args.torch_products:
         products.mkl_is_slower = lambda: False
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    reuse_freed_memory(os.environ)  # as the command line does
     if args.memory:
         peak(args)
         return

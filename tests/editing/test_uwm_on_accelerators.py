@@ -18,7 +18,10 @@ def side(generator, samples):
     """Statistics with dead and constant channels, a dead sample, and samples of one token."""
     norm, std = (torch.rand(samples, IN, generator=generator) + 0.1 for _ in range(2))
     norm[0, 7], std[-1, 9], norm[samples // 2] = 0, 0, 0
-    return TokenStatistics(norm, std, torch.randint(1, 9, (samples,), generator=generator))
+    std[norm == 0] = 0
+    tokens = torch.randint(1, 9, (samples,), generator=generator)
+    std[tokens == 1] = 0
+    return TokenStatistics(norm, std, tokens)
 
 
 @pytest.mark.parametrize("tower", ["text", "vision"])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from uwm.statistics.channel_norms import ChannelNorms, _one_by_one, _together, token_statistics
+from uwm.statistics.channel_norms import ChannelNorms, Counted, _one_by_one, _together, token_statistics
 from uwm.statistics.passes import SAFE, UNSAFE, Part
 from uwm.weights import WeightId
 
@@ -22,8 +22,8 @@ def test_statistics_against_torch_on_every_length():
     found = token_statistics(x, mask)
     for row, length in enumerate((6, 4, 2, 1)):
         kept = x[row, :length].double()
-        torch.testing.assert_close(found.norm[row], kept.norm(dim=0), rtol=1e-6, atol=0)
-        expected = kept.std(dim=0) if length > 1 else torch.zeros(5).double()
+        torch.testing.assert_close(found.norm[row], kept.norm(dim=0).float(), rtol=1e-6, atol=0)
+        expected = kept.std(dim=0).float() if length > 1 else torch.zeros(5)
         torch.testing.assert_close(found.std[row], expected, rtol=1e-6, atol=0)
     assert found.tokens.tolist() == [6, 4, 2, 1]
 
@@ -38,8 +38,8 @@ def test_without_a_mask_all_tokens_count():
 
 def assert_as_torch(found, row, kept):
     kept = kept.double()
-    torch.testing.assert_close(found.norm[row], kept.norm(dim=0), rtol=1e-6, atol=0)
-    torch.testing.assert_close(found.std[row], kept.std(dim=0), rtol=1e-6, atol=0)
+    torch.testing.assert_close(found.norm[row], kept.norm(dim=0).float(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(found.std[row], kept.std(dim=0).float(), rtol=1e-6, atol=0)
 
 
 def test_a_mask_with_gaps_and_layers_laid_out_tokens_first():
@@ -77,7 +77,7 @@ def test_the_form_for_accelerators_gives_the_same(masked):
     x, mask = torch.randn(3, 6, 7) + 2, torch.tensor([[1, 1, 1, 1, 0, 0], [1, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 0]])
     x[:, :, 5] += 3000  # Σ x² less tokens · mean² would leave only rounding
     x[1, :, 6] = 0.7
-    one, all_at_once = (form(x, mask if masked else None) for form in (_one_by_one, _together))
+    one, all_at_once = (form(x, Counted(x, mask if masked else None)) for form in (_one_by_one, _together))
     for a, b in zip(one, all_at_once, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-12)
 

@@ -154,3 +154,14 @@ def test_a_system_without_the_processor_s_file_uses_torch_s_own(monkeypatch):
 
     monkeypatch.setattr(Path, "read_text", none)
     assert products.mkl_is_slower.__wrapped__() is False
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_product_is_that_of_torch_up_to_rounding(dtype, slower, monkeypatch):
+    used = []
+    by_one_dnn = products._by_one_dnn
+    monkeypatch.setattr(products, "_by_one_dnn", lambda *given: used.append(1) or by_one_dnn(*given))
+    rows, weight = torch.randn(24, 300).to(dtype), torch.randn(70, 300).to(dtype)
+    torch.testing.assert_close(products.product(rows, weight), rows @ weight.T, rtol=1e-5, atol=1e-4)
+    assert bool(used) == (dtype == torch.float32)

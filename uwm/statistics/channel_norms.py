@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib import import_module
 from typing import Protocol
 
@@ -24,9 +24,8 @@ class TokenStatistics:
     """Of one layer's input X [tokens, in], for each sample of a batch (UWM, section 4).
 
     Attributes:
-        norm: n_j = ‖X[:, j]‖₂ over the tokens, float64 (on CUDA float32) [samples, in]; not finite where a counted
-            token's value is not.
-        std: σ_j, the unbiased standard deviation over the tokens, of the same kind; 0 where it is undefined.
+        norm: n_j = ‖X[:, j]‖₂ over the tokens, float32 [samples, in]; not finite where a counted token's value is not.
+        std: σ_j, the unbiased standard deviation over the tokens, float32 [samples, in]; 0 where it is undefined.
         tokens: How many tokens each sample has, [samples].
     """
 
@@ -35,20 +34,53 @@ class TokenStatistics:
     tokens: torch.Tensor
 
 
-def token_statistics(x: torch.Tensor, mask: torch.Tensor | None = None) -> TokenStatistics:
+class Counted:
+    """Which tokens count of inputs x [samples, tokens, in]: those with mask 1, all of them without a mask.
+
+    Attributes:
+        mask: [samples, tokens], or None.
+        samples_and_tokens: How many there are, those that do not count included.
+        tokens: How many of each sample count, [samples].
+        number: The same, float64 [samples, 1].
+        unbiased: number / (number − 1), by which a variance over all tokens becomes an unbiased one.
+    """
+
+    def __init__(self, x: torch.Tensor, mask: torch.Tensor | None) -> None:
+        self.mask, self.samples_and_tokens = mask, x.shape[:2]
+        self.tokens = torch.full((len(x),), x.shape[1], device=x.device) if mask is None else mask.sum(1)
+        self.number = to_double(self.tokens)[:, None]
+        self.unbiased = self.number / (self.number - 1).clamp_min(1)
+
+    @cached_property
+    def rows(self) -> list[slice | torch.Tensor]:
+        """Of each sample the tokens that count, as an index; a slice where they are the first ones."""
+        samples, tokens = self.samples_and_tokens
+        if self.mask is None:
+            return [slice(tokens)] * samples
+        counts, lengths = self.mask > 0, self.tokens.tolist()
+        first = (counts == (torch.arange(tokens) < self.tokens[:, None])).all(1).tolist()
+        return [slice(length) if first[row] else counts[row] for row, length in enumerate(lengths)]
+
+
+def token_statistics(
+    x: torch.Tensor, mask: torch.Tensor | None = None, counted: Counted | None = None
+) -> TokenStatistics:
     """Statistics of inputs [samples, tokens, in]; only tokens with mask 1 count, all of them without a mask.
 
-    The norm is taken from mean and spread, n² = Σ (x − mean)² + tokens · mean², whose terms are not negative.
+    Who asks for many layers that see the same tokens may give ``Counted(x, mask)`` of one of them.
+
+    Both are taken from mean and variance v, n² = tokens · (mean² + v) and σ² = v · tokens / (tokens − 1), in float64,
+    and rounded: equal inputs have equal statistics.
     """
     x = x.detach()
     if x.is_cuda and (norm_and_std := _kernel()) is not None:
         return TokenStatistics(*norm_and_std(x, mask))
-    tokens = torch.full((len(x),), x.shape[1], device=x.device) if mask is None else mask.sum(1)
+    counted = counted or Counted(x, mask)
     of_samples = _one_by_one if x.device.type == "cpu" else _together
-    mean, spread = of_samples(x, mask)  # [samples, in]
-    count = to_double(tokens)[:, None]
-    std = (spread / (count - 1).clamp_min(1)).sqrt()
-    return TokenStatistics(mean.square_().mul_(count).add_(spread).sqrt_(), std, tokens)
+    mean, variance = of_samples(x, counted)
+    norm = mean.square_().add_(variance).mul_(counted.number).sqrt_()
+    std = variance.mul_(counted.unbiased).sqrt_()
+    return TokenStatistics(norm.float(), std.float(), counted.tokens)
 
 
 @cache
@@ -73,49 +105,38 @@ def agrees(found: Callable[..., tuple[torch.Tensor, ...]], device: str) -> bool:
     return True
 
 
-def _together(x: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and sum of squared deviations over the tokens, float64 [samples, in], by few operations on all samples."""
-    x = x.float()
+def _together(x: torch.Tensor, counted: Counted) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance over the tokens, float64 [samples, in], by few operations on all samples."""
+    x, mask = x.float(), counted.mask
     if mask is None:
         mean = x.mean(1)
-        return to_double(mean), to_double((x - mean[:, None]).square().sum(1))
-    counts = mask[:, :, None] > 0
-    mean = torch.where(counts, x, 0).sum(1) / mask.sum(1)[:, None].clamp_min(1)
-    return to_double(mean), to_double(torch.where(counts, x - mean[:, None], 0).square().sum(1))
+        return to_double(mean), to_double((x - mean[:, None]).square().mean(1))
+    counts, number = mask[:, :, None] > 0, mask.sum(1)[:, None].clamp_min(1)
+    mean = torch.where(counts, x, 0).sum(1) / number
+    return to_double(mean), to_double(torch.where(counts, x - mean[:, None], 0).square().sum(1) / number)
 
 
-def _one_by_one(x: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+def _one_by_one(x: torch.Tensor, counted: Counted) -> tuple[torch.Tensor, torch.Tensor]:
     """The same sample by sample, which stays in the processor's cache and copies nothing."""
-    mean, spread = (torch.zeros(len(x), x.shape[2], dtype=torch.float64) for _ in range(2))
-    for row, tokens in enumerate(_counted(x, mask)):
-        if len(tokens):
-            mean[row], spread[row] = _of_tokens(tokens)
-    return mean, spread
-
-
-def _counted(x: torch.Tensor, mask: torch.Tensor | None) -> Iterator[torch.Tensor]:
-    """The tokens of each sample that count, [tokens, in]; a view where they are the first ones."""
-    if mask is None:
-        yield from x
-        return
-    counts = mask > 0
-    lengths = counts.sum(1)
-    first = (counts == (torch.arange(x.shape[1]) < lengths[:, None])).all(1).tolist()
-    for row, length in enumerate(lengths.tolist()):
-        yield x[row, :length] if first[row] else x[row][counts[row]]
+    if len(x) == 0:
+        return torch.zeros(0, x.shape[2]).double(), torch.zeros(0, x.shape[2]).double()
+    found = [_of_tokens(tokens[rows]) for tokens, rows in zip(x, counted.rows, strict=True)]
+    mean, variance = (torch.stack(parts).double() for parts in zip(*found, strict=True))
+    return mean, variance
 
 
 def _of_tokens(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and sum of squared deviations of tokens [tokens, in], [in] each."""
+    """Mean and variance of tokens [tokens, in], [in] each; of up to `SLAB` of them float32, of none 0."""
+    if len(x) == 0:
+        return torch.zeros(x.shape[1]), torch.zeros(x.shape[1])
     if len(x) <= SLAB:
-        mean, variance = _mean_and_variance(x)
-        return mean, variance.mul_(len(x))
+        return _mean_and_variance(x)
     slabs = x.tensor_split(-(-len(x) // SLAB))
-    sizes = torch.tensor([[len(slab)] for slab in slabs], dtype=torch.float64)
+    shares = torch.tensor([[len(slab) / len(x)] for slab in slabs], dtype=torch.float64)
     found = zip(*(_mean_and_variance(slab) for slab in slabs), strict=True)
     mean, variance = (torch.stack(parts).double() for parts in found)  # [slabs, in]
-    whole = (sizes * mean).sum(0) / len(x)
-    return whole, (sizes * (variance + (mean - whole).square_())).sum(0)
+    whole = (shares * mean).sum(0)
+    return whole, (shares * (variance + (mean - whole).square_())).sum(0)
 
 
 def _mean_and_variance(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -130,7 +151,7 @@ def _mean_and_variance(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Scorer(Protocol):
-    """What `ChannelNorms` feeds: statistics of the same pairs, safe and unsafe, rounded to float32, batch by batch."""
+    """What `ChannelNorms` feeds: statistics of the same pairs, safe and unsafe, batch by batch."""
 
     def update(self, safe: TokenStatistics, unsafe: TokenStatistics) -> None:
         """Take in one batch; not to be kept without a copy."""
@@ -151,6 +172,7 @@ class ChannelNorms(Shared):
         self.scorers = scorers
         self._safe: dict[WeightId, TokenStatistics] = {}  # float32, until the unsafe side runs
         self._block, self._used = torch.empty(0), 0  # memory of these, and how much of it they take
+        self._counted: Counted | None = None  # of the layers of a side
 
     def layers(self, tower: str) -> Sequence[WeightId]:
         """The scored weights of a tower."""
@@ -158,13 +180,14 @@ class ChannelNorms(Shared):
 
     def take(self, weight: WeightId, side: int, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Keep the token statistics of the safe side, or feed the scorer; gives the norms for the check of the pass."""
-        found = token_statistics(x, mask)
-        # Both sides are rounded, so that equal sides stay equal.
-        rounded = TokenStatistics(found.norm.float(), found.std.float(), found.tokens)
+        known = self._counted
+        if not x.is_cuda and (known is None or known.mask is not mask or known.samples_and_tokens != x.shape[:2]):
+            known = self._counted = Counted(x, mask)
+        found = token_statistics(x, mask, known)
         if side == SAFE:
-            self._safe[weight] = self._in_block(weight, rounded)
+            self._safe[weight] = self._in_block(weight, found)
         else:
-            self.give((weight, self._safe.pop(weight), rounded))
+            self.give((weight, self._safe.pop(weight), found))
         return found.norm
 
     def _in_block(self, weight: WeightId, found: TokenStatistics) -> TokenStatistics:
@@ -191,6 +214,7 @@ class ChannelNorms(Shared):
 
     def update(self, part: Part) -> None:
         """Raises BadInput when the batch had no unsafe side."""
+        self._counted = None
         if any(weight.tower == part.tower for weight in self._safe):
             self._safe.clear()
             raise BadInput(f"a batch of the {part.tower} tower has no unsafe side; UWM compares safe with unsafe")

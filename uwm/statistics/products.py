@@ -44,8 +44,19 @@ class OneDnnLinear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if torch.is_grad_enabled() or not input.dtype == self.weight.dtype == torch.float32:
             return super().forward(input)
-        found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(input, self.weight, self.bias, "none", [], "")
-        return found
+        return _by_one_dnn(input, self.weight, self.bias)
+
+
+def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x Wᵀ [n, out] of rows x [n, in] and a weight W [out, in] without gradient, by the quicker library."""
+    float32_on_cpu = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
+    quick = float32_on_cpu and not torch.is_grad_enabled() and torch.backends.mkldnn.enabled and mkl_is_slower()
+    return _by_one_dnn(x, weight) if quick else x @ weight.T
+
+
+def _by_one_dnn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return found
 
 
 @cache

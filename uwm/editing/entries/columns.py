@@ -30,9 +30,11 @@ def column_factors(
     device = zero_columns.device
     norm = torch.stack([side.norm for side in sides]).to(device).double()
     std = torch.stack([side.std for side in sides]).to(device).double()
-    spread, dead = std > CONSTANT * norm, (norm == 0).any(0)
-    one = torch.stack([side.tokens.to(device) < 2 for side in sides]).any(0)
-    counts += torch.stack([found.sum() for found in (one, dead, ~(spread.all(0) | dead | one[:, None]))])
+    spread = std > CONSTANT * norm  # nowhere in a sample of one token or in a dead channel
+    if device.type != "cpu" or not spread.all():
+        dead = (norm == 0).any(0)
+        one = torch.stack([side.tokens.to(device) < 2 for side in sides]).any(0)
+        counts += torch.stack([found.sum() for found in (one, dead, ~(spread.all(0) | dead | one[:, None]))])
     return norm, torch.where(spread & ~zero_columns, norm / (std + epsilon), 0)
 
 

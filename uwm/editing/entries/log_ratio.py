@@ -35,11 +35,11 @@ class _LogMean(EntryMean):
 
     SUMS = EntryMean.SUMS
 
-    def add(self, rows: slice, a: torch.Tensor, b: torch.Tensor) -> None:
-        """Add samples to some rows by their factors, [samples, rows] and [samples, in]."""
+    def add(self, a: torch.Tensor, b: torch.Tensor) -> None:
+        """Add samples by their factors, [samples, out] and [samples, in]."""
         fit_a, fit_b = a > 0, b > 0
         log_a, log_b = torch.where(fit_a, a, 1).log(), torch.where(fit_b, b, 1).log()
-        self._sum[rows].addmm_(log_a.T, fit_b.to(a.dtype)).addmm_(fit_a.to(a.dtype).T, log_b)
+        self._sum.addmm_(log_a.T, fit_b.to(a.dtype)).addmm_(fit_a.to(a.dtype).T, log_b)
 
     def value(self) -> torch.Tensor:
         """The mean [out, in]; the sum becomes it."""

@@ -9,6 +9,7 @@ import torch
 
 from ...errors import BadInput
 from ...statistics.channel_norms import TokenStatistics
+from ...statistics.products import product
 from ...weights import WeightId
 from .columns import column_factors, forms_on
 from .editor import VARIANTS
@@ -168,28 +169,25 @@ class UwmScorer:
         norms, *columns = kept[:2], *kept[2:]
         if self._variant == "difference":  # a product of no difference is 0, while equal rows of one may round apart
             norms = torch.cat([norms, (norms[1] - norms[0])[None]])
-        for rows, magnitude in self._blocks():
-            a = (norms.flatten(0, 1) @ magnitude.T).unflatten(0, norms.shape[:2])  # [2 or 3, pairs, rows]
-            fit = (a[0] > 0) & (a[1] > 0)
-            if self._variant == "ratio":
-                self._main.add(rows, torch.where(fit, a[1] / a[0], 0), columns[0])
-            else:  # a₁b₁ − a₀b₀ = (a₁ − a₀) b₁ + a₀ (b₁ − b₀)
-                self._main.add(rows, torch.where(fit, a[2], 0), columns[1])
-                self._main.add(rows, torch.where(fit, a[0], 0), columns[1] - columns[0])
+        a = self._row_sums(norms.flatten(0, 1)).unflatten(0, norms.shape[:2])  # [2 or 3, pairs, out]
+        fit = (a[0] > 0) & (a[1] > 0)
+        if self._variant == "ratio":
+            self._main.add(torch.where(fit, a[1] / a[0], 0), columns[0])
+        else:  # a₁b₁ − a₀b₀ = (a₁ − a₀) b₁ + a₀ (b₁ − b₀)
+            self._main.add(torch.where(fit, a[2], 0), columns[1])
+            self._main.add(torch.where(fit, a[0], 0), columns[1] - columns[0])
         self._main.count(kept.shape[1])
 
     def _add_samples(self, mean: EntryMean, kept: torch.Tensor) -> None:
         """Add samples of one side by their norms and column factors [2, samples, in]."""
         norm, column = kept
-        for rows, magnitude in self._blocks():
-            mean.add(rows, norm @ magnitude.T, column)
+        mean.add(self._row_sums(norm), column)
         mean.count(len(norm))
 
-    def _blocks(self) -> Iterator[tuple[slice, torch.Tensor]]:
-        """|W|, some of its rows at a time: which, and [rows, in]."""
-        for start in range(0, len(self._weight), self._block):
-            rows = slice(start, start + self._block)
-            yield rows, self._weight[rows].to(self._dtype).abs()
+    def _row_sums(self, norms: torch.Tensor) -> torch.Tensor:
+        """(|W| n)_i of norms [samples, in], [samples, out]; some rows of W at a time."""
+        blocks = self._weight.split(self._block)
+        return torch.cat([product(norms, rows.to(self._dtype).abs()) for rows in blocks], 1)
 
     def _columns(self, *sides: TokenStatistics) -> tuple[torch.Tensor, torch.Tensor]:
         """`column_factors` of this weight."""
@@ -255,25 +253,21 @@ class EntryMean:
         self._left_out: torch.Tensor | None = None  # [out, in] once there is any: most layers need none
         self._samples = 0
 
-    def add(self, rows: slice, a: torch.Tensor, b: torch.Tensor) -> None:
-        """Add samples to some rows by their factors, [samples, rows] and [samples, in].
-
-        When all rows have them, `count` says how many there were.
-        """
-        self._sum[rows].addmm_(a.T, b)
+    def add(self, a: torch.Tensor, b: torch.Tensor) -> None:
+        """Add samples by their factors, [samples, out] and [samples, in]; `count` says how many there were."""
+        self._sum.addmm_(a.T, b)
         if self._neutral == 0:
             return
+        if a.device.type == "cpu" and a.all() and b.all():
+            return
         fit_a, fit_b = a.sign(), b.sign()
-        if a.device.type == "cpu" and fit_a.all() and fit_b.all():
-            return
         if self._neutral is not None:  # of products of 0, those of rows with a > 0 now, those of other rows in `value`
-            self._sum[rows].addmm_(fit_a.T, 1 - fit_b, alpha=self._neutral)
-            self._silent_rows[rows].add_((1 - fit_a).sum(0))
+            self._sum.addmm_(fit_a.T, 1 - fit_b, alpha=self._neutral)
+            self._silent_rows += (1 - fit_a).sum(0)
             return
-        silent = len(a) - fit_a.T @ fit_b
         if self._left_out is None:
             self._left_out = torch.zeros_like(self._sum)
-        self._left_out[rows] += silent
+        self._left_out.add_(len(a)).addmm_(fit_a.T, fit_b, alpha=-1)
 
     def add_pairs(self, put_factors: Callable[..., None], a: torch.Tensor, kept: torch.Tensor) -> None:
         """Add pairs to all rows by one product; `columns.put_factors` says of what, and changes both."""
