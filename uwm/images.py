@@ -48,7 +48,8 @@ def load_image(path: Path) -> Image.Image:
                     f"{path}: {opened.width} × {opened.height} pixels, one side more than {MAX_RATIO} times the other; "
                     "crop it"
                 )
-            return _as_rgb(ImageOps.exif_transpose(opened), path)
+            ImageOps.exif_transpose(opened, in_place=True)  # a copy would stop all other threads for its time
+            return opened if opened.mode == "RGB" and "transparency" not in opened.info else _as_rgb(opened, path)
     except UnidentifiedImageError:
         raise BadInput(f"{path}: not a picture that can be read, expected {', '.join(FORMATS)}") from None
     except FileNotFoundError:
