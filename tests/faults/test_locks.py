@@ -250,3 +250,32 @@ def test_a_very_long_name_has_a_lock_and_a_temporary_name_too(tmp_path):
     with output_folder(long) as place, place.make() as folder:
         (folder / "weights").write_text("w")
     assert [path.name for path in tmp_path.iterdir()] == [long.name]
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_f67_a_refusal_removes_the_lock_of_a_run_that_was_killed_when_it_had_written(kind, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir() if kind == "folder" else out.touch()
+    lock_beside(out).write_text(json.dumps(asdict(replace(Owner.ourselves(), pid=2**22 + 1))))
+    with pytest.raises(BadInput):
+        refuse_existing(kind, out)
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_refusal_leaves_the_lock_of_a_run_that_goes_on(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    with locked(out, lock_beside(out)):
+        with pytest.raises(BadInput):
+            refuse_existing("folder", out)
+        assert lock_beside(out).is_file()
+
+
+def test_a_refusal_of_a_place_that_can_have_no_lock_says_what_it_would():
+    with pytest.raises(BadInput):
+        refuse_existing("folder", Path("/"))
+
+
+def refuse_existing(kind, out):
+    with output_folder(out) if kind == "folder" else output_file(out, [], False, lambda path: None):
+        pass

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BadInput, ResourceFault
-from .locks import lock_beside, locked, parents
+from .locks import lock_beside, locked, parents, without_left_lock
 from .places import (
     Ours,
     check_file,
@@ -89,7 +89,8 @@ def output_file(output: Path, inputs: Iterable[Path], overwrite: bool, ours: Our
         BadInput: As `check_file`. ResourceFault: It cannot be written, or another process is writing it.
     """
     inputs = [*inputs]
-    place = check_file(output, inputs, overwrite, ours)
+    with without_left_lock(real(output)):
+        place = check_file(output, inputs, overwrite, ours)
     if place is None:
         yield OutputFile(output, None, overwrite, ours)
         return

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BadInput, ResourceFault
-from .locks import lock_beside, locked, parents
+from .locks import lock_beside, locked, parents, without_left_lock
 from .places import MANIFEST, check_folder, link_note, real, refuse_foreign
 from .temporary import (
     Made,
@@ -147,7 +147,8 @@ def output_folder(output: Path, inputs: Iterable[Path] = (), overwrite: bool = F
     Raises:
         BadInput: As `check_folder`. ResourceFault: It cannot be written, or another process is writing it.
     """
-    place = check_folder(output, inputs, overwrite)
+    with without_left_lock(real(output)):
+        place = check_folder(output, inputs, overwrite)
     with _held(output, place):
         check_folder(output, inputs, overwrite)  # again: it may have been written while we got the lock
         yield OutputFolder(output, place, overwrite)

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
-from ..errors import ResourceFault
+from ..errors import BadInput, ResourceFault
 from ..escaping import clean
 from .temporary import identity, short, temporary_beside
 
@@ -118,6 +118,20 @@ def locked(output: Path, lock: Path) -> Iterator[None]:
             with suppress(OSError):
                 lock.unlink()
         os.close(descriptor)
+
+
+@contextmanager
+def without_left_lock(output: Path) -> Iterator[None]:
+    """While the body checks an output; if it refuses, remove the lock file of a process that was killed at its end."""
+    try:
+        yield
+    except BadInput:
+        with suppress(ResourceFault, OSError, ValueError):  # of another process, or no place for a file at all
+            lock = lock_beside(output)
+            if lock.is_file() and not lock.is_symlink():
+                with locked(output, lock):
+                    pass
+        raise
 
 
 def _let_go() -> None:
