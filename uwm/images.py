@@ -48,8 +48,8 @@ def load_image(path: Path) -> Image.Image:
                     f"{path}: {opened.width} × {opened.height} pixels, one side more than {MAX_RATIO} times the other; "
                     "crop it"
                 )
-            ImageOps.exif_transpose(opened, in_place=True)  # a copy would stop all other threads for its time
-            return opened if opened.mode == "RGB" and "transparency" not in opened.info else _as_rgb(opened, path)
+            ImageOps.exif_transpose(opened, in_place=True)
+            return _as_rgb(opened, path)
     except UnidentifiedImageError:
         raise BadInput(f"{path}: not a picture that can be read, expected {', '.join(FORMATS)}") from None
     except FileNotFoundError:
@@ -103,4 +103,4 @@ def _as_rgb(image: Image.Image, path: Path) -> Image.Image:
         image = image.convert("RGBA")
         canvas = Image.new("RGBA", image.size, (*BACKGROUND, 255))
         return Image.alpha_composite(canvas, image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it

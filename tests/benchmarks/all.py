@@ -33,7 +33,7 @@ STARTS = 5
 SCORING = ["scoring.py", "--quick"]
 GPU = "--device cuda --dtype bfloat16".split()
 JOBS: list[tuple[str, list[str] | None, list[str]]] = [  # title; the command with --quick, if it is run then; without
-    ("Scoring and the plain forward pass", [*SCORING, "--batches", "4"], ["scoring.py", "--models", "B/32", "L/14"]),
+    ("Scoring and the plain forward pass", [*SCORING, "--batches", "3"], ["scoring.py", "--models", "B/32", "L/14"]),
     ("The same with torch's own products", None, [*SCORING, "--torch-products", "--no-memory"]),
     ("The same at SigLIP so400m", None, [*SCORING, *"--models so400m --batches 2 --naive-batches 0".split()]),
     ("The same, stopped half-way", None, ["scoring.py", "--late", "--no-memory", "--models", "B/32", "L/14"]),

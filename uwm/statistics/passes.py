@@ -368,9 +368,7 @@ class _Side:
         summary = next((kept for kept in found if kept is not None), None)
         if summary is None:
             self._check_finite(x, f"{weight}: {NOT_FINITE}")
-        elif summary.device.type != "cpu" or not torch.isfinite(
-            summary.sum()
-        ):  # what is kept holds activations' memory
+        elif summary.device.type != "cpu" or not torch.isfinite(summary.sum()):  # what is kept holds memory
             most = summary.flatten(1).amax(1)  # NaN where there is one
             self._unchecked.append((f"{weight}: {NOT_FINITE}", self._tower, self._first, most))
         if not self._whole and all(rows == self._samples for rows in self._rows.values()):

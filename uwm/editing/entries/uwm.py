@@ -38,9 +38,9 @@ class UwmScorer:
     counts are of pairs where pairs are compared, and of the samples of the sides looked at otherwise.
 
     Samples wait until there are `ROOM` of them or a 64th of the rows of W, whatever the batches, and are then added by
-    one product, `BLOCK` rows of W at a time: batch sizes do not matter. On an accelerator both are larger, and nothing
-    waits for its results. Of ratios factors and sums are float32, as the scores are: a product rounds by 1e-7 of the
-    sum, at random. The other variants, whose φ can be of any size and cancel, keep them in float64.
+    one product: batch sizes do not matter. |W| is made `BLOCK` rows at a time. On an accelerator both are larger, and
+    nothing waits for its results. Of ratios factors and sums are float32, as the scores are: a product rounds by 1e-7
+    of the sum, at random. The other variants, whose φ can be of any size and cancel, keep them in float64.
 
     Args:
         weight_id: Which weight, for its tower's rule.
