@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import nn
 
 from ..checkpoint import Checkpoint
@@ -19,6 +18,7 @@ from ..layouts import Tower
 from .base import Model
 from .described import built, check_end, check_layers, check_preprocessor, read_config, reason, unusable
 from .filling import check_fits, fill
+from .preparing import Patches, Prepare, Processed
 from .tokenizing import FolderTokenizer, folder_filler
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
@@ -37,6 +37,8 @@ PROJECTIONS = ("text_projection.weight", "visual_projection.weight")
 
 class HuggingFaceModel(Model):
     """A model of transformers; its folder may lack tokenizer and preprocessor until they are asked for."""
+
+    _preparing: type[Processed] = Processed
 
     def __init__(
         self,
@@ -130,46 +132,27 @@ class HuggingFaceModel(Model):
     def _tower_config(self, tower: str) -> Any:
         return self._text_config
 
-    def preprocess(self, images: list[Image.Image]) -> torch.Tensor:
-        return self._fitting(self._process(images)["pixel_values"])
+    def preparing(self) -> Prepare:
+        return self._preparing(self.processor(), self._folders["image preprocessor"], self._taken())
 
-    def _fitting(self, pixels: torch.Tensor) -> torch.Tensor:
-        """The same images, shown to be of the model's size. Raises BadInput."""
+    def _taken(self) -> tuple[int, ...]:
+        """The last sides of the vision tower's input."""
         config, size = self._vision_config, self._vision_config.image_size
-        self._demand_shape(pixels, (config.num_channels, *((size, size) if isinstance(size, int) else size)))
-        return pixels
+        return config.num_channels, *((size, size) if isinstance(size, int) else size)
 
     @property
     def _vision_config(self) -> Any:
         return getattr(self.config, "vision_config", self.config)
 
-    def _demand_shape(self, pixels: torch.Tensor, taken: tuple[int, ...]) -> None:
-        """Refuse a preprocessor of another model. Raises BadInput."""
-        given = tuple(pixels.shape[-len(taken) :])
-        if given != taken or pixels.ndim != 1 + max(2, len(taken)):
-            raise BadInput(
-                f"{self._folders['image preprocessor']}: the image preprocessor makes {list(pixels.shape[1:])} of an "
-                f"image, the vision tower takes {list(taken)} (config.json); copy the original's preprocessor there"
-            )
-
     def processor(self) -> Any:
         """transformers' image processor of the folder. Raises BadInput where there is none."""
+        self._demand("vision")
         with LOADING:
             if self._processor is None:
                 from transformers import AutoImageProcessor
 
                 self._processor = self._side(AutoImageProcessor.from_pretrained, "image preprocessor", PROCESSOR_FILES)
             return self._processor
-
-    def _process(self, images: list[Image.Image]) -> Any:
-        self._demand("vision")
-        try:
-            return self.processor()(images, return_tensors="pt")
-        except unusable() as error:
-            if "out of memory" in str(error):
-                raise
-            where = self._folders["image preprocessor"]
-            raise BadInput(f"{where}: the image preprocessor fails on these images ({reason(error)})") from None
 
     def _side(self, loader: Callable[..., Any], what: str, files: tuple[str, ...]) -> Any:
         folder = self._folders[what]
@@ -198,12 +181,10 @@ class HuggingFaceModel(Model):
 class NaFlexModel(HuggingFaceModel):
     """SigLIP 2 of any aspect ratio: pixel values [n, patches, 3·p·p + 3], the last columns mask, rows, columns."""
 
-    def preprocess(self, images: list[Image.Image]) -> torch.Tensor:
-        found = self._process(images)
-        patches, mask = found["pixel_values"], found["pixel_attention_mask"][:, :, None]
-        self._demand_shape(patches, (self._vision_config.num_channels * self._vision_config.patch_size**2,))
-        sides = found["spatial_shapes"][:, None, :].expand(-1, patches.shape[1], -1)
-        return torch.cat([patches, mask.to(patches.dtype), sides.to(patches.dtype)], -1)
+    _preparing = Patches
+
+    def _taken(self) -> tuple[int, ...]:
+        return (self._vision_config.num_channels * self._vision_config.patch_size**2,)
 
     def encode_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
         module: Any = self.module

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from ..checkpoint import Checkpoint
 from ..checkpoint.reach import MADE_FROM, Reader, reader_of
@@ -15,6 +14,7 @@ from ..errors import BadInput
 from .described import read_config
 from .filling import fill
 from .hugging_face import HuggingFaceModel, _config, _module, unsupported
+from .preparing import FirstTile
 from .references import resolve
 
 
@@ -29,6 +29,8 @@ class InsideModel(HuggingFaceModel):
         config: The bigger model's.
     """
 
+    _preparing = FirstTile
+
     def __init__(
         self, module: Any, checkpoint: Checkpoint, processor: Path, reader: Reader, config: Mapping[str, Any]
     ) -> None:
@@ -40,11 +42,6 @@ class InsideModel(HuggingFaceModel):
         found = module(pixel_values=pixel_values, output_hidden_states=bool(self._layers))
         states = [found.hidden_states[layer] for layer in self._layers] or [found.last_hidden_state]
         return torch.cat([state[:, self._skipped :].mean(1) for state in states], -1)
-
-    def preprocess(self, images: list[Image.Image]) -> torch.Tensor:
-        """Where an image is looked at in tiles, the first of them, which is the whole image."""
-        pixels = self._process(images)["pixel_values"]
-        return self._fitting(torch.stack([each[0] if each.ndim == 4 else each for each in pixels]))
 
     def pools(self, tower: str) -> str:
         return "all"
