@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import shutil
 
 import pytest
@@ -44,8 +45,9 @@ def inputs_of(model, pairs):
     if "vision" in model.modalities:
         images = [load_image(pair.unsafe_image) for pair in pairs.pairs]
         inputs["packed"] = model.preprocess(images)
-        processed = model._process(images) if hasattr(model, "_process") else {"pixel_values": inputs["packed"]}
-        inputs["pixels"] = dict(processed)
+        by_transformers = hasattr(model, "processor")
+        processed = model.processor()(images, return_tensors="pt") if by_transformers else {}
+        inputs["pixels"] = {"pixel_values": inputs["packed"]} | dict(processed)
     return inputs
 
 
@@ -90,6 +92,16 @@ def test_uwm_computes_what_the_family_s_own_library_computes(case, pairs):
     inputs = inputs_of(model, pairs)
     with torch.no_grad():
         same(embed(model, inputs), family.embed(folder, inputs))
+
+
+def test_what_prepares_images_goes_to_another_process_without_the_model(case, pairs):
+    model = uwm.load(case[1])
+    if "vision" not in model.modalities:
+        pytest.skip("it reads no images")
+    images = [load_image(pair.unsafe_image) for pair in pairs.pairs]
+    sent = pickle.dumps(model.preparing())
+    assert len(sent) < 20_000  # the smallest of these models has twice as much
+    assert torch.equal(pickle.loads(sent)(images), model.preprocess(images))
 
 
 def test_the_whole_way_and_back(case, pairs, tiny_set, tmp_path, run_uwm):

@@ -35,11 +35,12 @@ GPU = "--device cuda --dtype bfloat16".split()
 JOBS: list[tuple[str, list[str] | None, list[str]]] = [  # title; the command with --quick, if it is run then; without
     ("Scoring and the plain forward pass", [*SCORING, "--batches", "3"], ["scoring.py", "--models", "B/32", "L/14"]),
     ("The same with torch's own products", None, [*SCORING, "--torch-products", "--no-memory"]),
-    ("The same at SigLIP so400m", None, [*SCORING, *"--models so400m --batches 2 --naive-batches 0".split()]),
+    ("The same at SigLIP so400m", None, [*SCORING, *"--models so400m --batches 3 --naive-batches 0".split()]),
     ("The same, stopped half-way", None, ["scoring.py", "--late", "--no-memory", "--models", "B/32", "L/14"]),
     ("The same in bfloat16", None, ["scoring.py", "--dtype", "bfloat16", "--no-memory", "--models", "L/14"]),
     ("An edit from end to end and its forward passes", ["edit.py", "--quick"], ["edit.py"]),
     ("Reading images", ["loading.py", "--quick"], ["loading.py"]),
+    ("Reading images as for a GPU", None, ["loading.py", *"--as-for-a-gpu --repeats 8 --workers 1 2 16".split()]),
     ("Precision and the selection", None, ["precision.py"]),
     ("Score update", ["score_update.py"], ["score_update.py"]),
     ("Selection", ["selection.py", "--quick"], ["selection.py"]),
@@ -49,7 +50,7 @@ JOBS: list[tuple[str, list[str] | None, list[str]]] = [  # title; the command wi
     (
         "Reading images for a GPU",
         None,
-        ["loading.py", *GPU, *"--model L/14 --repeats 8 --batch-size 128 --workers 4 16".split()],
+        ["loading.py", *GPU, *"--model L/14 --repeats 32 --batch-size 128 --workers 4 16".split()],
     ),
     ("Work on files", ["files_copy.py", "0.2", "1"], ["files_copy.py"]),
 ]

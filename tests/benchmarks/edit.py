@@ -107,19 +107,19 @@ def write_model(folder: Path) -> None:
     side.write_text(json.dumps(json.loads(side.read_text()) | size))
 
 
-def write_set(folder: Path, count: int) -> None:
+def write_set(folder: Path, count: int, side: int = SIDE) -> None:
     """Pairs of blurred noise, which JPEG compresses as it does photographs, with captions of uneven length."""
     rng = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
     lines = []
     for number in range(count):
         row = {"id": f"{number:04d}", "concept": "", "split": "test" if number % 3 == 2 else "calib"}
-        for side in ("safe", "unsafe"):
+        for name in ("safe", "unsafe"):
             small = Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))
-            row[f"{side}_image"] = f"images/{number:04d}_{side}.jpg"
-            small.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(folder / row[f"{side}_image"], quality=90)
+            row[f"{name}_image"] = f"images/{number:04d}_{name}.jpg"
+            small.resize((side, side), Image.Resampling.BICUBIC).save(folder / row[f"{name}_image"], quality=90)
             words = rng.choice(["cat", "panda", "teal", "yellow", "picture", "beer", "mug"], size=4 + number % 9)
-            row[f"{side}_text"] = f"{side} {number}: {' and a '.join(words)}"
+            row[f"{name}_text"] = f"{name} {number}: {' and a '.join(words)}"
         lines.append(json.dumps(row))
     (folder / "pairs.jsonl").write_text("\n".join(lines) + "\n")
 

@@ -59,7 +59,7 @@ def inputs_of(model, calib, side):
     inputs = {"packed": model.preprocess(images)}
     inputs["ids"], inputs["mask"] = model.tokenize([getattr(p, f"{side}_text") for p in calib.pairs])
     pixels = {"pixel_values": inputs["packed"]}
-    inputs["pixels"] = dict(model._process(images)) if hasattr(model, "_process") else pixels
+    inputs["pixels"] = dict(model.processor()(images, return_tensors="pt")) if hasattr(model, "processor") else pixels
     return inputs
 
 

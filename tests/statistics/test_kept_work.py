@@ -15,7 +15,7 @@ from uwm.editing.live import changed
 from uwm.errors import BadInput
 from uwm.images import load_image
 from uwm.models.kept import Kept
-from uwm.statistics import pixels
+from uwm.statistics import pixels, reading
 from uwm.statistics.batches import embed_inputs
 from uwm.statistics.hooks import block_module, kept_outputs
 from uwm.statistics.sources import embed_sources, in_turn, keep_for
@@ -159,7 +159,7 @@ def test_images_that_are_preprocessed_together_are_the_same_bit_for_bit(model, t
     apart = torch.cat([model.preprocess([load_image(file)]) for file in files])
     counts, preprocess = [], model.preprocess
     monkeypatch.setattr(model, "preprocess", lambda images: counts.append(len(images)) or preprocess(images))
-    monkeypatch.setattr(pixels, "PIXELS", pixels_at_a_time)
+    monkeypatch.setattr(reading, "PIXELS", pixels_at_a_time)
     model.kept = Kept()
     (together,) = pixels.pixel_batches(model, [files], 1)
     assert together.equal(apart)

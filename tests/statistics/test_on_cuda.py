@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from by_processes import read_by_processes
 
 import uwm
 from uwm.editing.entries import columns
 from uwm.statistics import channel_norms
+from uwm.statistics.pixels import pixel_batches
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 METHODS = ("uwm", "log-ratio", "grad-unsafe", "repel", "ablate")
@@ -35,6 +37,17 @@ def test_scores_are_those_of_the_cpu_whatever_the_batch(tiny_hf, tiny_set):
         found = dict(uwm.score(model, calib, batch_size=pairs).tensors)
         for weight, scores in expected.items():
             torch.testing.assert_close(found[weight], scores, rtol=2e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("processes", [False, True])
+def test_images_are_in_pinned_memory_and_those_of_the_cpu(processes, tiny_hf, tiny_set, monkeypatch):
+    if processes:
+        read_by_processes(monkeypatch)
+    paths = [pair.unsafe_image for pair in uwm.read_calibration(tiny_set).pairs]
+    (expected,) = pixel_batches(uwm.load(tiny_hf), [paths], 2)
+    (found,) = pixel_batches(uwm.load(tiny_hf, device="cuda"), [paths], 2)
+    assert found.is_pinned()
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -179,7 +179,7 @@ MODEL = stack(
         type=click.IntRange(1, 1024),
         default=_processors,
         show_default="one a processor, at most 16",
-        help="Threads that read and prepare images.",
+        help="Threads that read and prepare images; for a GPU as many processes.",
     ),
     click.option("--seed", type=click.IntRange(0, LARGEST), default=0, show_default=True, help="For every draw."),
     click.option("--limit", type=click.IntRange(1), help="At most this many pairs."),

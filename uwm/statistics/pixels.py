@@ -5,21 +5,23 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from ..errors import BadInput
-from ..images import load_image
 from ..models import Model
 from ..models.kept import Source
+from .reading import Found, read_images
+from .reading_processes import ReadingProcesses
 
 TOGETHER = 16  # images that a worker preprocesses in one call
-PIXELS = 4_000_000  # opened images of so many are preprocessed before the next one is opened
+
+Reading = list["Future[Found]"]
+Submit = Callable[[Sequence[Source], bool], "Future[Found]"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +35,7 @@ def pixel_batches(model: Model, groups: Iterable[Sequence[Source]], workers: int
     Args:
         model: It preprocesses; an image that its `kept` has is not read again.
         groups: Image files, or what reads an image.
-        workers: Threads that read and preprocess.
+        workers: Threads that read and preprocess; for an accelerator as many processes, once it takes long enough.
 
     Raises:
         BadInput: An image cannot be read.
@@ -57,8 +59,8 @@ def pixel_batches(model: Model, groups: Iterable[Sequence[Source]], workers: int
 
 def _made(model: Model, groups: Iterable[Sequence[Source]], workers: int) -> Iterator[torch.Tensor]:
     """Pixel values of each group, whose images were read while the caller worked on the one before."""
-    with _readers(workers, model.device) as pool:
-        for group, reading in _one_ahead(model, groups, pool, workers):
+    with _readers(model, workers) as submit:
+        for group, reading in _one_ahead(model, groups, submit, workers):
             yield _preprocessed(model, group, _found(reading))
 
 
@@ -72,18 +74,28 @@ def _ahead(made: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
 
 
 @contextmanager
-def _readers(workers: int, device: torch.device) -> Iterator[ThreadPoolExecutor]:
-    """Threads that read and preprocess; for an accelerator each takes one processor: more would wait for one another.
+def _readers(model: Model, workers: int) -> Iterator[Submit]:
+    """Threads that read and prepare; for an accelerator each takes one processor: more would wait for one another.
+
+    There they hand the work to processes as soon as it is worth their start, see `ReadingProcesses`.
 
     What torch is told in a thread counts for that thread and for all that first ask it later. So these are all begun
     here, and what counts for others is set back before anything is read. On the CPU nothing is set: a program's other
     threads would compute other last digits.
     """
     count = max(1, workers)
-    with ThreadPoolExecutor(count) as pool:
-        if device.type != "cpu":
-            _take_one_processor(pool, count)
-        yield pool
+    if model.device.type == "cpu":
+        with ThreadPoolExecutor(count) as pool:
+            yield lambda sources, only_read: pool.submit(read_images, model.preprocess, sources, only_read)
+        return
+    with ReadingProcesses(model, count) as processes, ThreadPoolExecutor(count) as pool:
+        _take_one_processor(pool, count)
+
+        def read(sources: Sequence[Source], only_read: bool) -> Found:
+            found = processes.read(sources, only_read)
+            return read_images(model.preprocess, sources, only_read) if found is None else found
+
+        yield lambda sources, only_read: pool.submit(read, sources, only_read)
 
 
 def _take_one_processor(pool: ThreadPoolExecutor, count: int) -> None:
@@ -106,12 +118,8 @@ def _take_one_processor(pool: ThreadPoolExecutor, count: int) -> None:
         torch.set_num_threads(own)
 
 
-Found = dict[Source, "torch.Tensor | BadInput"]  # pixel values [3, h, w], or why it cannot be read
-Reading = list["Future[Found]"]
-
-
 def _one_ahead(
-    model: Model, groups: Iterable[Sequence[Source]], pool: ThreadPoolExecutor, workers: int, checking: bool = False
+    model: Model, groups: Iterable[Sequence[Source]], submit: Submit, workers: int, checking: bool = False
 ) -> Iterator[tuple[Sequence[Source], Reading]]:
     """Each group with those of its images that are being read, one group ahead."""
     waiting: list[tuple[Sequence[Source], Reading]] = []
@@ -121,7 +129,7 @@ def _one_ahead(
         missing = [source for source in dict.fromkeys(group) if source not in known]
         size = max(1, min(TOGETHER, -(-len(missing) // max(1, workers))))
         parts = [missing[start : start + size] for start in range(0, len(missing), size)]
-        waiting.append((group, [pool.submit(_read, model, part, only_read) for part in parts]))
+        waiting.append((group, [submit(part, only_read) for part in parts]))
         if len(waiting) > 1:
             yield waiting.pop(0)
     yield from waiting
@@ -170,42 +178,10 @@ def keep_images(model: Model, paths: Sequence[Path], workers: int, group: int = 
         What is wrong with those that cannot be read, one message each.
     """
     found: list[str] = []
-    with _readers(workers, model.device) as pool:
+    with _readers(model, workers) as submit:
         parts = [paths[start : start + group] for start in range(0, len(paths), group)]
-        for _, reading in _one_ahead(model, parts, pool, workers, checking=True):
+        for _, reading in _one_ahead(model, parts, submit, workers, checking=True):
             results = _found(reading)
             found += [str(one) for one in results.values() if isinstance(one, BadInput)]
             _keep(model, {path: one for path, one in results.items() if isinstance(one, torch.Tensor) and len(one)})
     return found
-
-
-def _read(model: Model, sources: Sequence[Source], only_read: bool) -> Found:
-    """Pixel values of images, [3, h, w] each, empty if they are `only_read`; or why one cannot be read.
-
-    They are preprocessed together, which is quicker than one by one, but no more than `PIXELS` at a time.
-    """
-    found: Found = {}
-    opened: dict[Source, Image.Image] = {}
-    for source in sources:
-        assert not isinstance(source, str)
-        try:
-            image = load_image(source) if isinstance(source, Path) else source()
-        except BadInput as error:
-            found[source] = error
-            continue
-        found[source] = torch.empty(0)  # holds its place
-        if only_read:
-            continue
-        opened[source] = image
-        if sum(one.width * one.height for one in opened.values()) > PIXELS:
-            found |= _of_model(model, opened)
-            opened = {}
-    return found | _of_model(model, opened)
-
-
-def _of_model(model: Model, opened: Mapping[Source, Image.Image]) -> Found:
-    """Pixel values of opened images, [3, h, w] each; copies, so that one does not hold the memory of all."""
-    if not opened:
-        return {}
-    pixels = model.preprocess([*opened.values()])
-    return {source: own.clone() for source, own in zip(opened, pixels, strict=True)}

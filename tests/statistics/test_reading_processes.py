@@ -1,0 +1,202 @@
+"""Processes that read images give what threads give, and end with the one that began them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from by_processes import WAIT, read_by_processes
+from PIL import Image
+
+import uwm
+from uwm.errors import BadInput, ResourceFault
+from uwm.models.kept import Kept
+from uwm.statistics import pixels, reading_processes
+from uwm.statistics.reading_processes import ReadingProcesses
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere threads read")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_hf):
+    return uwm.load(tiny_hf)
+
+
+@pytest.fixture(scope="module")
+def paths(tiny_set):
+    return [pair.unsafe_image for pair in uwm.read_calibration(tiny_set).pairs]
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    read_by_processes(monkeypatch)
+
+
+def on_accelerator(model, **changed):
+    """What prepares images as the model does, and says that it is on an accelerator."""
+    how = {"preprocess": model.preprocess, "preparing": model.preparing, "modalities": model.modalities, "kept": None}
+    return SimpleNamespace(device=torch.device("meta"), **(how | changed))
+
+
+def not_here(images):
+    raise AssertionError("a thread prepared images")
+
+
+def children(pid):
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def gone(pid):
+    """Whether a process has ended, soon."""
+    for _ in range(10 * WAIT):
+        try:
+            if "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text():
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.mark.usefixtures("at_once")
+def test_processes_give_the_images_that_threads_give(model, paths, tmp_path):
+    small = tmp_path / "small.png"
+    Image.new("RGB", (90, 40), (200, 10, 70)).save(small)
+    groups = [paths[:5], [*paths[5:10], small], paths[8:11], paths[:1]]
+    kept = Kept()
+    found = [*pixels.pixel_batches(on_accelerator(model, preprocess=not_here, kept=kept), groups, 2)]
+    expected = [*pixels.pixel_batches(model, groups, 2)]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    one = kept.pixels[small]
+    assert one.untyped_storage().nbytes() == one.nbytes  # it does not hold the memory of all
+    one += 1  # and is memory of its own
+
+
+@pytest.mark.usefixtures("at_once")
+def test_what_is_wrong_with_images_is_said_in_order(model, paths, tmp_path):
+    damaged, missing = tmp_path / "damaged.png", tmp_path / "missing.png"
+    damaged.write_bytes(paths[0].read_bytes()[:200])
+    told = pixels.keep_images(on_accelerator(model, preprocess=not_here), [damaged, *paths, missing], 2)
+    assert told == pixels.keep_images(model, [damaged, *paths, missing], 2)
+    assert [one.split(":")[0] for one in told] == [str(damaged), str(missing)]
+
+
+@pytest.mark.usefixtures("at_once")
+def test_what_preparing_raises_is_raised_here(model, paths):
+    other = replace(model.preparing(), taken=(3, 48, 48))
+    with pytest.raises(BadInput, match=r"makes \[3, 64, 64\] of an image, the vision tower takes \[3, 48, 48\]"):
+        next(pixels.pixel_batches(on_accelerator(model, preparing=lambda: other), [paths], 2))
+
+
+@pytest.mark.usefixtures("at_once")
+def test_what_cannot_be_sent_is_read_by_threads(model, paths, caplog):
+    caplog.set_level(logging.INFO, "uwm")
+    own = on_accelerator(model, preparing=lambda: lambda images: images)
+    (found,) = pixels.pixel_batches(own, [paths], 2)
+    assert torch.equal(found, next(pixels.pixel_batches(model, [paths], 2)))
+    assert "images are read by threads: no process for it could be begun (Can't pickle" in caplog.text
+
+
+@pytest.mark.usefixtures("at_once")
+def test_images_without_files_are_read_by_threads(model):
+    class Plain:
+        @cached_property
+        def called(self):
+            return ("plain", 0)
+
+        def __call__(self):
+            return Image.new("RGB", (70, 70), "red")
+
+    (found,) = pixels.pixel_batches(on_accelerator(model), [[Plain()]], 1)
+    assert torch.equal(found, model.preprocess([Plain()()]))
+
+
+@pytest.mark.usefixtures("at_once")
+def test_the_end_of_a_process_is_told_and_the_others_end_too(model, paths):
+    with ReadingProcesses(on_accelerator(model), 2) as processes:
+        assert len(processes.read(paths[:3], False)) == 3
+        server = processes._server.pid
+        readers = children(server)
+        assert len(readers) == 2
+        os.kill(readers[1], signal.SIGKILL)
+        assert gone(readers[1])
+        with pytest.raises(ResourceFault, match=r"was ended; it may have run out of memory: try fewer --workers"):
+            [processes.read(paths[:3], False) for _ in readers]
+        assert len(processes.read(paths[:3], True)) == 3  # by the other, or by none
+    assert all(map(gone, (server, *readers)))
+
+
+def test_nothing_is_begun_for_little_work(model, paths, monkeypatch):
+    begun = []
+    monkeypatch.setattr(ReadingProcesses, "_start", begun.append)
+    assert len(next(pixels.pixel_batches(on_accelerator(model), [paths], 2))) == len(paths)
+    assert begun == []
+
+
+@pytest.mark.parametrize("python", ["", "/nowhere/python"])
+def test_without_a_python_to_begin_threads_read(model, paths, monkeypatch, caplog, python):
+    caplog.set_level(logging.INFO, "uwm")
+    monkeypatch.setattr(reading_processes, "AFTER", 0)
+    monkeypatch.setattr(sys, "executable", python)
+    assert len(next(pixels.pixel_batches(on_accelerator(model), [paths], 2))) == len(paths)
+    assert ("no process for it could be begun" in caplog.text) == bool(python)
+
+
+def test_a_pass_that_ends_while_processes_load_leaves_none(model, paths, monkeypatch):
+    begun = []
+    begin = reading_processes._begun
+    monkeypatch.setattr(reading_processes, "_begun", lambda sockets: begun.append(begin(sockets)) or begun[0])
+    monkeypatch.setattr(reading_processes, "AFTER", 0)
+    made = pixels.pixel_batches(on_accelerator(model), [paths, paths], 2)
+    next(made)
+    while not begun:
+        time.sleep(0.01)
+    made.close()
+    assert begun[0].returncode == -signal.SIGKILL
+
+
+PROGRAM = """
+import sys, time, uwm
+from pathlib import Path
+from types import SimpleNamespace
+from uwm.statistics import reading_processes
+
+reading_processes.AFTER = 0
+model = uwm.load(sys.argv[1])  # no test of __name__: a script that a user runs has none either
+with reading_processes.ReadingProcesses(SimpleNamespace(preparing=model.preparing), 2) as processes:
+    processes.read([Path(sys.argv[2])], False)
+    processes._starter.join()
+    print(processes._server.pid, flush=True)
+    try:
+        time.sleep(600)
+    except KeyboardInterrupt:
+        print(len(processes.read([Path(sys.argv[2])], False)), "read after Ctrl-C")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_they_end_with_the_program_whatever_ends_it(number, tiny_hf, paths, tmp_path):
+    file = tmp_path / "program.py"
+    file.write_text(PROGRAM)
+    program = subprocess.Popen(
+        [sys.executable, file, tiny_hf, paths[0]],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    server = int(program.stdout.readline())
+    readers = children(server)
+    assert len(readers) == 2
+    os.killpg(program.pid, number)  # as a terminal's Ctrl-C, which all of its processes hear
+    out, err = program.communicate(timeout=WAIT)
+    assert out == ("1 read after Ctrl-C\n" if number == signal.SIGINT else "")
+    assert err == ""
+    assert all(map(gone, (server, *readers)))

@@ -1,0 +1,89 @@
+"""What runs in the processes that read images: one loads what preparing needs, and forks the others."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import pickle
+import socket
+import sys
+from collections.abc import Sequence
+from io import BufferedRWPair
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..clock import reuse_freed_memory
+from ..models.preparing import Prepare
+from .reading import Found, read_images
+
+READY = b"R"  # what a process says first
+
+
+def send(stream: BufferedRWPair, value: Any) -> None:
+    """Send what can be pickled; the values of arrays as they lie in memory."""
+    arrays: list[pickle.PickleBuffer] = []
+    pickled = pickle.dumps(value, protocol=5, buffer_callback=arrays.append)
+    raw = [array.raw() for array in arrays]
+    pickle.dump((pickled, [len(one) for one in raw]), stream)
+    for one in raw:
+        stream.write(one)
+    stream.flush()
+
+
+def receive(stream: BufferedRWPair) -> Any:
+    """What was sent. Raises EOFError, UnpicklingError or OSError where the other end is gone."""
+    pickled, sizes = pickle.load(stream)
+    arrays = [np.empty(size, np.uint8) for size in sizes]
+    for array in arrays:
+        if stream.readinto(array.data) != len(array):
+            raise EOFError
+    return pickle.loads(pickled, buffers=arrays)
+
+
+def serve(descriptors: Sequence[int]) -> None:
+    """Fork a process for each of these sockets, and end when all of them have.
+
+    What prepares images is read from the standard input.
+    """
+    prepare: Prepare = pickle.load(sys.stdin.buffer)
+    reuse_freed_memory(os.environ)
+    torch.set_num_threads(1)
+    with contextlib.suppress(Exception):  # it says so again of real images
+        prepare([Image.new("RGB", (64, 64))])  # what this loads, all of them have
+    gc.freeze()  # or collecting would copy the memory that they share
+    for own in descriptors:
+        if os.fork() == 0:
+            for other in descriptors:
+                if other != own:
+                    os.close(other)
+            _serve(socket.socket(fileno=own), prepare)
+            os._exit(0)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.wait()
+    os._exit(0)  # at once: there is nothing to put away
+
+
+def _serve(connection: socket.socket, prepare: Prepare) -> None:
+    """Answer until the other end is gone."""
+    with contextlib.suppress(EOFError, OSError), connection.makefile("rwb") as stream:
+        stream.write(READY)
+        stream.flush()
+        while True:
+            sources, only_read = receive(stream)
+            try:
+                answer: Any = _as_arrays(read_images(prepare, sources, only_read))
+            except Exception as error:  # it is for the parent to say, as if the work were its own
+                answer = error
+            send(stream, answer)
+
+
+def _as_arrays(found: Found) -> list[Any]:
+    """What was found of each image, in order."""
+    return [one.numpy() if isinstance(one, torch.Tensor) else one for one in found.values()]
