@@ -144,9 +144,14 @@ def watched(made: Iterable[PairBatch], came: list[Came]) -> Iterator[PairBatch]:
 
 
 def pace(came: list[Came], ended: float | None = None) -> tuple[float, float, float]:
-    """Of the second half: images a second, share of the time that was waited, this process's ms an image."""
+    """Of the second half: images a second, share of the time that was waited, this process's ms an image.
+
+    Args:
+        came: The batches.
+        ended: When the last of them was worked on; without it they were only taken.
+    """
     before, *later = came[(len(came) - 1) // 2 :]
-    images = sum(one.images for one in later)
+    images = sum(one.images for one in ([before, *later] if ended else later))
     seconds = (ended or later[-1].at) - before.at
     waited = sum(one.at - one.asked for one in later)
     return images / seconds, waited / seconds, 1000 * (later[-1].own - before.own) / images

@@ -60,7 +60,7 @@ def test_columns_of_edits_are_embedded_bit_for_bit_in_any_order(model, pairs, to
 
 def test_an_image_is_read_once_for_all_columns(model, pairs, monkeypatch):
     read = []
-    monkeypatch.setattr(pixels, "load_image", lambda path, real=pixels.load_image: read.append(path) or real(path))
+    monkeypatch.setattr(reading, "load_image", lambda path, real=reading.load_image: read.append(path) or real(path))
     model.kept, sources = Kept(), sources_of(pairs, "vision")
     assert pixels.keep_images(model, sources, 2) == []
     for names in EDITS:

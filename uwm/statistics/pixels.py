@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ..errors import BadInput
@@ -164,11 +165,15 @@ def _keep(model: Model, made: Mapping[Source, torch.Tensor]) -> None:
 
 
 def _stacked(images: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
-    """One tensor [images, 3, h, w] on the CPU; for a CUDA device in pinned memory, from where they are sent."""
-    if device.type != "cuda":
+    """One tensor [images, 3, h, w] on the CPU; for a CUDA device in pinned memory, from where they are sent.
+
+    For an accelerator numpy copies them: after a copy torch's threads stay awake, in the way of those that read.
+    """
+    if device.type == "cpu":
         return torch.stack([*images])
-    whole = torch.empty(len(images), *images[0].shape, dtype=images[0].dtype, pin_memory=True)
-    return torch.stack([*images], out=whole)
+    whole = torch.empty(len(images), *images[0].shape, dtype=images[0].dtype, pin_memory=device.type == "cuda")
+    np.stack([image.numpy() for image in images], out=whole.numpy())
+    return whole
 
 
 def keep_images(model: Model, paths: Sequence[Path], workers: int, group: int = 64) -> list[str]:

@@ -1,7 +1,7 @@
 """Processes that read and prepare images for an accelerator, where threads hold each other up.
 
-Of the 2 ms that a picture of 512 pixels takes, a thread holds Python's lock for more than half a millisecond: threads
-prepare less than 2,000 a second on however many processors. Taking one from a process holds the lock for 20 µs.
+A thread holds Python's lock for part of the time that preparing an image takes, so on many processors threads wait for
+each other, and what feeds the accelerator waits with them. Of an image from a process only its values are read.
 
 They are not `multiprocessing`'s: those run the user's program anew, or are forked from one that has a GPU's context
 and other threads. Nor do they share memory, of which a container may have 64 MB. One process of its own loads what
