@@ -100,7 +100,8 @@ class ReadingProcesses:
             for stream in self._serving(pickle.dumps(self._model.preparing())):
                 if stream.read(len(READY)) == READY:
                     self._ready.put(stream)
-            logger.info("%d of %d processes that read images have begun", self._ready.qsize(), self._count)
+            if not self._closed:
+                logger.info("%d of %d processes that read images have begun", self._ready.qsize(), self._count)
         except Exception as error:  # what prepares cannot be pickled, or the system makes no more processes
             logger.info("images are read by threads: no process for it could be begun (%s)", error)
 
