@@ -16,10 +16,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from by_processes import WAIT, read_by_processes
-from PIL import Image
+from PIL import Image, ImageFile
 
 import uwm
 from uwm.errors import BadInput, ResourceFault
+from uwm.images import load_image
 from uwm.models.kept import Kept
 from uwm.statistics import pixels, reading_processes
 from uwm.statistics.reading_processes import ReadingProcesses
@@ -96,6 +97,35 @@ def test_what_preparing_raises_is_raised_here(model, paths):
     other = replace(model.preparing(), taken=(3, 48, 48))
     with pytest.raises(BadInput, match=r"makes \[3, 64, 64\] of an image, the vision tower takes \[3, 48, 48\]"):
         next(pixels.pixel_batches(on_accelerator(model, preparing=lambda: other), [paths], 2))
+
+
+class Picky(Exception):
+    def __init__(self, one, two):
+        super().__init__(f"{one} {two}")
+
+
+def failing(images):
+    """What prepares images, to be found by its name in another process."""
+    raise Picky("not", "today")
+
+
+@pytest.mark.usefixtures("at_once")
+def test_an_error_that_cannot_be_sent_says_what_it_was(model, paths):
+    with pytest.raises(RuntimeError, match="Picky: not today"):
+        next(pixels.pixel_batches(on_accelerator(model, preparing=lambda: failing), [paths], 2))
+
+
+@pytest.mark.usefixtures("at_once")
+def test_what_pillow_was_told_holds_in_processes_too(model, paths, tmp_path, monkeypatch):
+    cut = tmp_path / "cut.png"
+    whole = paths[0].read_bytes()
+    cut.write_bytes(whole[: len(whole) * 2 // 3])
+    own = on_accelerator(model, preprocess=not_here)
+    with pytest.raises(BadInput, match="damaged picture"):
+        next(pixels.pixel_batches(own, [[cut]], 1))
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    (found,) = pixels.pixel_batches(own, [[cut]], 1)
+    assert torch.equal(found, model.preprocess([load_image(cut)]))
 
 
 @pytest.mark.usefixtures("at_once")

@@ -32,7 +32,7 @@ from ..models import Model
 from ..models.kept import Source
 from . import reading_server
 from .reading import Found
-from .reading_server import READY, receive, send
+from .reading_server import READY, receive, send, settings
 
 AFTER = 1.0  # seconds of reading after which processes are begun, which takes 3 s of one processor
 ALONE = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}  # one processor each, and no GPU
@@ -44,7 +44,8 @@ logger = logging.getLogger(__name__)
 class ReadingProcesses:
     """Processes that read images for threads; they end with this one, whatever ends it.
 
-    They are begun by the first call `AFTER` this was made. Threads go on reading until they are ready.
+    They are begun by the first call that comes `AFTER` seconds after this was made, and threads read until they are
+    ready.
 
     Args:
         model: What it does to images is done there.
@@ -97,7 +98,7 @@ class ReadingProcesses:
     def _start(self) -> None:
         """Begin the processes, and hand each to the threads when it is ready."""
         try:
-            for stream in self._serving(pickle.dumps(self._model.preparing())):
+            for stream in self._serving(pickle.dumps((self._model.preparing(), settings()))):
                 if stream.read(len(READY)) == READY:
                     self._ready.put(stream)
             if not self._closed:
@@ -105,7 +106,7 @@ class ReadingProcesses:
         except Exception as error:  # what prepares cannot be pickled, or the system makes no more processes
             logger.info("images are read by threads: no process for it could be begun (%s)", error)
 
-    def _serving(self, prepare: bytes) -> list[BufferedRWPair]:
+    def _serving(self, given: bytes) -> list[BufferedRWPair]:
         """Ways to processes that are being begun; none where this was closed meanwhile."""
         pairs = [socket.socketpair() for _ in range(self._count)]
         self._streams = [ours.makefile("rwb") for ours, _ in pairs]
@@ -118,8 +119,8 @@ class ReadingProcesses:
                     return []
                 self._server = _begun(descriptors)
         assert self._server.stdin is not None
-        with self._server.stdin as given:
-            given.write(prepare)
+        with self._server.stdin as stream:
+            stream.write(given)
         return self._streams
 
     def __enter__(self) -> ReadingProcesses:

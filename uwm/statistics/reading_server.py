@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 
 from ..clock import reuse_freed_memory
 from ..models.preparing import Prepare
@@ -44,12 +44,23 @@ def receive(stream: BufferedRWPair) -> Any:
     return pickle.loads(pickled, buffers=arrays)
 
 
+def settings() -> tuple[int | None, bool, torch.dtype]:
+    """What a program may have told Pillow and torch of reading images."""
+    return Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, torch.get_default_dtype()
+
+
+def _set(most_pixels: int | None, truncated: bool, dtype: torch.dtype) -> None:
+    Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = most_pixels, truncated
+    torch.set_default_dtype(dtype)
+
+
 def serve(descriptors: Sequence[int]) -> None:
     """Fork a process for each of these sockets, and end when all of them have.
 
-    What prepares images is read from the standard input.
+    What prepares images, and the `settings`, are read from the standard input.
     """
-    prepare: Prepare = pickle.load(sys.stdin.buffer)
+    prepare, told = pickle.load(sys.stdin.buffer)
+    _set(*told)
     reuse_freed_memory(os.environ)
     torch.set_num_threads(1)
     with contextlib.suppress(Exception):  # it says so again of real images
@@ -57,11 +68,13 @@ def serve(descriptors: Sequence[int]) -> None:
     gc.freeze()  # or collecting would copy the memory that they share
     for own in descriptors:
         if os.fork() == 0:
-            for other in descriptors:
-                if other != own:
-                    os.close(other)
-            _serve(socket.socket(fileno=own), prepare)
-            os._exit(0)
+            try:
+                for other in descriptors:
+                    if other != own:
+                        os.close(other)
+                _serve(socket.socket(fileno=own), prepare)
+            finally:
+                os._exit(0)
     for descriptor in descriptors:
         os.close(descriptor)
     with contextlib.suppress(ChildProcessError):
@@ -80,8 +93,17 @@ def _serve(connection: socket.socket, prepare: Prepare) -> None:
             try:
                 answer: Any = _as_arrays(read_images(prepare, sources, only_read))
             except Exception as error:  # it is for the parent to say, as if the work were its own
-                answer = error
+                answer = _sendable(error)
             send(stream, answer)
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error, or what it says, where another process could not make it anew."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever its class makes of that
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def _as_arrays(found: Found) -> list[Any]:
