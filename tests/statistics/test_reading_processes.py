@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,9 +21,8 @@ from PIL import Image, ImageFile
 
 import uwm
 from uwm.errors import BadInput, ResourceFault
-from uwm.images import load_image
 from uwm.models.kept import Kept
-from uwm.statistics import pixels, reading_processes
+from uwm.statistics import pixels, reading_processes, reading_server
 from uwm.statistics.reading_processes import ReadingProcesses
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere threads read")
@@ -70,11 +70,13 @@ def gone(pid):
 
 
 @pytest.mark.usefixtures("at_once")
-def test_processes_give_the_images_that_threads_give(model, paths, tmp_path):
-    small = tmp_path / "small.png"
+def test_processes_give_the_images_that_threads_give(model, paths, tmp_path, monkeypatch):
+    small, cut = tmp_path / "small.png", tmp_path / "cut.png"
     Image.new("RGB", (90, 40), (200, 10, 70)).save(small)
-    groups = [paths[:5], [*paths[5:10], small], paths[8:11], paths[:1]]
-    kept = Kept()
+    whole = paths[0].read_bytes()
+    cut.write_bytes(whole[: len(whole) * 2 // 3])
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)  # what Pillow is told holds there, too
+    groups, kept = [paths[:5], [*paths[5:10], small], [*paths[8:11], cut], paths[:1]], Kept()
     found = [*pixels.pixel_batches(on_accelerator(model, preprocess=not_here, kept=kept), groups, 2)]
     expected = [*pixels.pixel_batches(model, groups, 2)]
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
@@ -92,40 +94,50 @@ def test_what_is_wrong_with_images_is_said_in_order(model, paths, tmp_path):
     assert [one.split(":")[0] for one in told] == [str(damaged), str(missing)]
 
 
-@pytest.mark.usefixtures("at_once")
-def test_what_preparing_raises_is_raised_here(model, paths):
-    other = replace(model.preparing(), taken=(3, 48, 48))
-    with pytest.raises(BadInput, match=r"makes \[3, 64, 64\] of an image, the vision tower takes \[3, 48, 48\]"):
-        next(pixels.pixel_batches(on_accelerator(model, preparing=lambda: other), [paths], 2))
-
-
 class Picky(Exception):
     def __init__(self, one, two):
         super().__init__(f"{one} {two}")
 
 
 def failing(images):
-    """What prepares images, to be found by its name in another process."""
     raise Picky("not", "today")
 
 
-@pytest.mark.usefixtures("at_once")
-def test_an_error_that_cannot_be_sent_says_what_it_was(model, paths):
-    with pytest.raises(RuntimeError, match="Picky: not today"):
-        next(pixels.pixel_batches(on_accelerator(model, preparing=lambda: failing), [paths], 2))
+def answer_to(prepare, paths):
+    """What a process answers; here a thread does its work."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, ThreadPoolExecutor(1) as other:
+        serving = other.submit(reading_server._serve, theirs, prepare)
+        with ours.makefile("rwb") as stream:
+            assert stream.read(1) == reading_server.READY
+            reading_server.send(stream, (paths, False))
+            answer = reading_server.receive(stream)
+        ours.shutdown(socket.SHUT_RDWR)
+        serving.result(WAIT)
+    return answer
 
 
-@pytest.mark.usefixtures("at_once")
-def test_what_pillow_was_told_holds_in_processes_too(model, paths, tmp_path, monkeypatch):
-    cut = tmp_path / "cut.png"
-    whole = paths[0].read_bytes()
-    cut.write_bytes(whole[: len(whole) * 2 // 3])
-    own = on_accelerator(model, preprocess=not_here)
-    with pytest.raises(BadInput, match="damaged picture"):
-        next(pixels.pixel_batches(own, [[cut]], 1))
-    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
-    (found,) = pixels.pixel_batches(own, [[cut]], 1)
-    assert torch.equal(found, model.preprocess([load_image(cut)]))
+def test_what_preparing_raises_is_the_answer(model, paths):
+    error = answer_to(replace(model.preparing(), taken=(3, 48, 48)), paths[:2])
+    assert isinstance(error, BadInput)
+    assert "makes [3, 64, 64] of an image, the vision tower takes [3, 48, 48]" in str(error)
+
+
+def test_an_error_that_cannot_be_sent_says_what_it_was(paths):
+    error = answer_to(failing, paths[:2])
+    assert (type(error), str(error)) == (RuntimeError, "Picky: not today")
+
+
+def test_an_answer_that_is_an_error_is_raised(model, paths):
+    ours, theirs = socket.socketpair()
+    processes = ReadingProcesses(on_accelerator(model), 1)
+    with ours, theirs, ours.makefile("rwb") as stream, theirs.makefile("rwb") as other, processes:
+        processes._ready.put(stream)
+        reading_server.send(other, BadInput("it does not fit"))
+        with pytest.raises(BadInput, match="it does not fit"):
+            processes.read(paths, False)
+        reading_server.send(other, [None])
+        assert processes.read(paths[:1], False) == {paths[0]: None}  # the process is asked again
 
 
 @pytest.mark.usefixtures("at_once")
@@ -137,18 +149,10 @@ def test_what_cannot_be_sent_is_read_by_threads(model, paths, caplog):
     assert "images are read by threads: no process for it could be begun (Can't pickle" in caplog.text
 
 
-@pytest.mark.usefixtures("at_once")
-def test_images_without_files_are_read_by_threads(model):
-    class Plain:
-        @cached_property
-        def called(self):
-            return ("plain", 0)
-
-        def __call__(self):
-            return Image.new("RGB", (70, 70), "red")
-
-    (found,) = pixels.pixel_batches(on_accelerator(model), [[Plain()]], 1)
-    assert torch.equal(found, model.preprocess([Plain()()]))
+def test_images_without_files_are_for_threads(model):
+    with ReadingProcesses(on_accelerator(model), 1) as processes:
+        processes._ready.put(None)  # would be asked
+        assert processes.read([lambda: Image.new("RGB", (70, 70), "red")], False) is None
 
 
 @pytest.mark.usefixtures("at_once")
@@ -196,30 +200,32 @@ def test_a_pass_that_ends_while_processes_load_leaves_none(model, paths, monkeyp
 
 
 PROGRAM = """
-import sys, time, uwm
+import sys, time
 from pathlib import Path
 from types import SimpleNamespace
+from torchvision.transforms.functional import to_tensor
+from uwm.models.preparing import Transformed
 from uwm.statistics import reading_processes
 
 reading_processes.AFTER = 0
-model = uwm.load(sys.argv[1])  # no test of __name__: a script that a user runs has none either
-with reading_processes.ReadingProcesses(SimpleNamespace(preparing=model.preparing), 2) as processes:
-    processes.read([Path(sys.argv[2])], False)
+model = SimpleNamespace(preparing=lambda: Transformed(to_tensor))
+with reading_processes.ReadingProcesses(model, 2) as processes:  # without a test of __name__, as in many a script
+    processes.read([Path(sys.argv[1])], False)
     processes._starter.join()
     print(processes._server.pid, flush=True)
     try:
         time.sleep(600)
     except KeyboardInterrupt:
-        print(len(processes.read([Path(sys.argv[2])], False)), "read after Ctrl-C")
+        print(len(processes.read([Path(sys.argv[1])], False)), "read after Ctrl-C")
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_they_end_with_the_program_whatever_ends_it(number, tiny_hf, paths, tmp_path):
+def test_they_end_with_the_program_whatever_ends_it(number, paths, tmp_path):
     file = tmp_path / "program.py"
     file.write_text(PROGRAM)
     program = subprocess.Popen(
-        [sys.executable, file, tiny_hf, paths[0]],
+        [sys.executable, file, paths[0]],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     server = int(program.stdout.readline())
