@@ -212,8 +212,8 @@ model = SimpleNamespace(preparing=lambda: Transformed(to_tensor))
 with reading_processes.ReadingProcesses(model, 2) as processes:  # without a test of __name__, as in many a script
     processes.read([Path(sys.argv[1])], False)
     processes._starter.join()
-    print(processes._server.pid, flush=True)
     try:
+        print(processes._server.pid, flush=True)
         time.sleep(600)
     except KeyboardInterrupt:
         print(len(processes.read([Path(sys.argv[1])], False)), "read after Ctrl-C")
