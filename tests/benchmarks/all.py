@@ -40,7 +40,7 @@ JOBS: list[tuple[str, list[str] | None, list[str]]] = [  # title; the command wi
     ("The same in bfloat16", None, ["scoring.py", "--dtype", "bfloat16", "--no-memory", "--models", "L/14"]),
     ("An edit from end to end and its forward passes", ["edit.py", "--quick"], ["edit.py"]),
     ("Reading images", ["loading.py", "--quick"], ["loading.py"]),
-    ("Reading images as for a GPU", None, ["loading.py", *"--as-for-a-gpu --repeats 8 --workers 1 2 16".split()]),
+    ("Reading images as for a GPU", None, ["loading.py", *"--as-for-a-gpu --repeats 24 --workers 2 16".split()]),
     ("Precision and the selection", None, ["precision.py"]),
     ("Score update", ["score_update.py"], ["score_update.py"]),
     ("Selection", ["selection.py", "--quick"], ["selection.py"]),

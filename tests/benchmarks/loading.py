@@ -2,7 +2,7 @@
 
     python tests/benchmarks/loading.py [--quick] [--model B/32] [--pairs N] [--repeats N] [--batch-size N]
         [--workers N …] [--device cuda] [--dtype bfloat16]
-    OMP_NUM_THREADS=1 python tests/benchmarks/loading.py --as-for-a-gpu --repeats 8 --workers 1 2 16
+    python tests/benchmarks/loading.py --as-for-a-gpu --repeats 24 --workers 2 16
 
 Generated 512-pixel JPEGs, each of them in `--repeats` pairs, which are read anew: an accelerator needs many to work at
 its usual pace. For each number of workers: the images a second that are read and prepared when no model runs, those
@@ -10,8 +10,8 @@ that `uwm.score` takes in, and the share of its time that it waits for images; b
 takes in when they are prepared already. The model has random weights; its vision tower's fc2 is scored.
 
 For a GPU images are also prepared by threads alone, without processes. ``--as-for-a-gpu`` does that without a GPU, and
-scores nothing. The milliseconds are processor time of the process that runs the model. Its last row is of processes
-that have next to nothing to do: how many images this process can take in from others.
+scores nothing. The milliseconds are processor time of the process that runs the model, the MB the memory of those that
+read. The last row is of a process that has next to nothing to do: how many images can be taken in from others.
 
 Figures are of the second half of the batches, when processes that read images have begun.
 """
@@ -19,6 +19,7 @@ Figures are of the second half of the batches, when processes that read images h
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -113,13 +114,26 @@ def figures(model: Model, calib: CalibrationSet, args: argparse.Namespace, worke
     for way, after in ways.items():
         reading_processes.AFTER = after
         came: list[Came] = []
+        memory, half = 0, (-(-len(calib) // args.batch_size) - 1) // 2
         for _ in watched(batches(model, calib, args, workers), came):
-            pass
+            memory = memory_of_readers() if len(came) == half else memory
         rate, _, own = pace(came)
-        yield f"by {way} {rate:.0f} images a second prepared alone ({own:.2f} ms)"
+        more = f", {memory} MB" if memory else ""
+        yield f"by {way} {rate:.0f} images a second prepared alone ({own:.2f} ms{more})"
     if not args.as_for_a_gpu:
         rate, waited, _ = scored(model, batches(model, calib, args, workers))
         yield f"{rate:.0f} scored, waiting for images {100 * waited:.0f} % of the time"
+
+
+def memory_of_readers() -> int:
+    """MB of the processes that read; what they have in common is counted once."""
+    total = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if "reading_server" in (process / "cmdline").read_text():
+                lines = (process / "smaps_rollup").read_text().splitlines()
+                total += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total >> 10
 
 
 def scored(model: Model, made: Iterable[PairBatch]) -> tuple[float, float, float]:
