@@ -94,12 +94,12 @@ def test_uwm_computes_what_the_family_s_own_library_computes(case, pairs):
         same(embed(model, inputs), family.embed(folder, inputs))
 
 
-def test_what_prepares_images_goes_to_another_process_without_the_model(case, pairs):
+def test_the_preprocessor_goes_to_another_process_without_the_model(case, pairs):
     model = uwm.load(case[1])
     if "vision" not in model.modalities:
         pytest.skip("it reads no images")
     images = [load_image(pair.unsafe_image) for pair in pairs.pairs]
-    sent = pickle.dumps(model.preparing())
+    sent = pickle.dumps(model.preprocessor())
     assert len(sent) < 20_000  # the smallest of these models has twice as much
     assert torch.equal(pickle.loads(sent)(images), model.preprocess(images))
 

@@ -101,7 +101,7 @@ def main() -> None:
 def taken_in(model: HuggingFaceModel, folder: Path, args: argparse.Namespace) -> tuple[float, float, float]:
     """The pace of images of 8 pixels that are not looked at, but sent at the model's size."""
     write_set(folder, args.pairs, side=8)
-    model.preparing = partial(Blank, model.config.vision_config.image_size)  # type: ignore[method-assign]
+    model.preprocessor = partial(Blank, model.config.vision_config.image_size)  # type: ignore[method-assign]
     reading_processes.AFTER, came = 0, []
     for _ in watched(batches(model, repeated(uwm.read_calibration(folder), 4 * args.repeats), args, 1), came):
         pass

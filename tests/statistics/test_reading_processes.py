@@ -44,8 +44,13 @@ def at_once(monkeypatch):
 
 
 def on_accelerator(model, **changed):
-    """What prepares images as the model does, and says that it is on an accelerator."""
-    how = {"preprocess": model.preprocess, "preparing": model.preparing, "modalities": model.modalities, "kept": None}
+    """What preprocesses images as the model does, and says that it is on an accelerator."""
+    how = {
+        "preprocess": model.preprocess,
+        "preprocessor": model.preprocessor,
+        "modalities": model.modalities,
+        "kept": None,
+    }
     return SimpleNamespace(device=torch.device("meta"), **(how | changed))
 
 
@@ -103,11 +108,11 @@ def failing(images):
     raise Picky("not", "today")
 
 
-def answer_to(prepare, paths):
+def answer_to(preprocess, paths):
     """What a process answers; here a thread does its work."""
     ours, theirs = socket.socketpair()
     with ours, theirs, ThreadPoolExecutor(1) as other:
-        serving = other.submit(reading_server._serve, theirs, prepare)
+        serving = other.submit(reading_server._serve, theirs, preprocess)
         with ours.makefile("rwb") as stream:
             assert stream.read(1) == reading_server.READY
             reading_server.send(stream, (paths, False))
@@ -117,8 +122,8 @@ def answer_to(prepare, paths):
     return answer
 
 
-def test_what_preparing_raises_is_the_answer(model, paths):
-    error = answer_to(replace(model.preparing(), taken=(3, 48, 48)), paths[:2])
+def test_what_preprocessing_raises_is_the_answer(model, paths):
+    error = answer_to(replace(model.preprocessor(), taken=(3, 48, 48)), paths[:2])
     assert isinstance(error, BadInput)
     assert "makes [3, 64, 64] of an image, the vision tower takes [3, 48, 48]" in str(error)
 
@@ -143,7 +148,7 @@ def test_an_answer_that_is_an_error_is_raised(model, paths):
 @pytest.mark.usefixtures("at_once")
 def test_what_cannot_be_sent_is_read_by_threads(model, paths, caplog):
     caplog.set_level(logging.INFO, "uwm")
-    own = on_accelerator(model, preparing=lambda: lambda images: images)
+    own = on_accelerator(model, preprocessor=lambda: lambda images: images)
     (found,) = pixels.pixel_batches(own, [paths], 2)
     assert torch.equal(found, next(pixels.pixel_batches(model, [paths], 2)))
     assert "images are read by threads: no process for it could be begun (Can't pickle" in caplog.text
@@ -204,11 +209,11 @@ import sys, time
 from pathlib import Path
 from types import SimpleNamespace
 from torchvision.transforms.functional import to_tensor
-from uwm.models.preparing import Transformed
+from uwm.models.preprocessors import Transforms
 from uwm.statistics import reading_processes
 
 reading_processes.AFTER = 0
-model = SimpleNamespace(preparing=lambda: Transformed(to_tensor))
+model = SimpleNamespace(preprocessor=lambda: Transforms(to_tensor))
 with reading_processes.ReadingProcesses(model, 2) as processes:  # without a test of __name__, as in many a script
     processes.read([Path(sys.argv[1])], False)
     processes._starter.join()

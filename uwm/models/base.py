@@ -22,7 +22,7 @@ from ..records import to_json
 from ..unfinished import Unfinished
 from ..weights import TOWERS, WeightId, block_count, match
 from .kept import Kept
-from .preparing import Prepare
+from .preprocessors import Preprocessor
 
 
 class EndToken(NamedTuple):
@@ -217,12 +217,12 @@ class Model(ABC):
         """How many tokens each caption has before `tokenize` cuts it, start and end token included."""
 
     @abstractmethod
-    def preparing(self) -> Prepare:
+    def preprocessor(self) -> Preprocessor:
         """What `preprocess` does, as a function that can be pickled, without the model."""
 
     def preprocess(self, images: list[Image.Image]) -> torch.Tensor:
         """RGB pictures to the model's input, [n, 3, h, w]."""
-        return self.preparing()(images)
+        return self.preprocessor()(images)
 
     def text_mask(self, attention_mask: torch.Tensor, length: int) -> torch.Tensor:
         """Which inputs of a text layer count, [n, length]: those that reach the embedding.

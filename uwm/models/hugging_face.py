@@ -18,7 +18,7 @@ from ..layouts import Tower
 from .base import Model
 from .described import built, check_end, check_layers, check_preprocessor, read_config, reason, unusable
 from .filling import check_fits, fill
-from .preparing import Patches, Prepare, Processed
+from .preprocessors import ImageProcessor, Patches, Preprocessor
 from .tokenizing import FolderTokenizer, folder_filler
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
@@ -38,7 +38,7 @@ PROJECTIONS = ("text_projection.weight", "visual_projection.weight")
 class HuggingFaceModel(Model):
     """A model of transformers; its folder may lack tokenizer and preprocessor until they are asked for."""
 
-    _preparing: type[Processed] = Processed
+    _preprocessor: type[ImageProcessor] = ImageProcessor
 
     def __init__(
         self,
@@ -132,8 +132,8 @@ class HuggingFaceModel(Model):
     def _tower_config(self, tower: str) -> Any:
         return self._text_config
 
-    def preparing(self) -> Prepare:
-        return self._preparing(self.processor(), self._folders["image preprocessor"], self._taken())
+    def preprocessor(self) -> Preprocessor:
+        return self._preprocessor(self.processor(), self._folders["image preprocessor"], self._taken())
 
     def _taken(self) -> tuple[int, ...]:
         """The last sides of the vision tower's input."""
@@ -181,7 +181,7 @@ class HuggingFaceModel(Model):
 class NaFlexModel(HuggingFaceModel):
     """SigLIP 2 of any aspect ratio: pixel values [n, patches, 3·p·p + 3], the last columns mask, rows, columns."""
 
-    _preparing = Patches
+    _preprocessor = Patches
 
     def _taken(self) -> tuple[int, ...]:
         return (self._vision_config.num_channels * self._vision_config.patch_size**2,)

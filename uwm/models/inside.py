@@ -14,7 +14,7 @@ from ..errors import BadInput
 from .described import read_config
 from .filling import fill
 from .hugging_face import HuggingFaceModel, _config, _module, unsupported
-from .preparing import FirstTile
+from .preprocessors import FirstTile
 from .references import resolve
 
 
@@ -29,7 +29,7 @@ class InsideModel(HuggingFaceModel):
         config: The bigger model's.
     """
 
-    _preparing = FirstTile
+    _preprocessor = FirstTile
 
     def __init__(
         self, module: Any, checkpoint: Checkpoint, processor: Path, reader: Reader, config: Mapping[str, Any]

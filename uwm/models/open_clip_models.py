@@ -20,7 +20,7 @@ from .filling import fill
 from .hub import network
 from .open_clip_configs import check_open_clip_folder
 from .open_clip_repairs import REPAIRED, repaired
-from .preparing import Prepare, Transformed
+from .preprocessors import Preprocessor, Transforms
 from .registry import model_config
 from .sizes import OPENAI_VOCABULARY, describe
 from .tokenizing import open_clip_lengths
@@ -46,7 +46,7 @@ class OpenClipModel(Model):
                 f"{self.editable[0]} tower only, and both are measured"
             )
         self._tokenizer: Any = None
-        self._prepared: Prepare | None = None
+        self._preprocessor: Preprocessor | None = None
 
     @classmethod
     def open(
@@ -199,13 +199,13 @@ class OpenClipModel(Model):
             raise BadInput("this archive has a vocabulary of its own; pass preprocessed PairBatch tensors")
         return open_clip.SimpleTokenizer(context_length=self.config["text_cfg"]["context_length"])
 
-    def preparing(self) -> Prepare:
-        if self._prepared is None:
+    def preprocessor(self) -> Preprocessor:
+        if self._preprocessor is None:
             from open_clip.transform import PreprocessCfg, image_transform_v2
 
             visual: Any = self.module.visual
-            self._prepared = Transformed(image_transform_v2(PreprocessCfg(**visual.preprocess_cfg), is_train=False))
-        return self._prepared
+            self._preprocessor = Transforms(image_transform_v2(PreprocessCfg(**visual.preprocess_cfg), is_train=False))
+        return self._preprocessor
 
     def side_configs(self) -> dict[str, Any]:
         visual: Any = self.module.visual

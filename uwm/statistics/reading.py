@@ -1,4 +1,4 @@
-"""Images as a model takes them, read and prepared: what a thread or a process that reads does."""
+"""Images as a model takes them, read and preprocessed: what a thread or a process that reads does."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from PIL import Image
 from ..errors import BadInput
 from ..images import load_image
 from ..models.kept import Source
-from ..models.preparing import Prepare
+from ..models.preprocessors import Preprocessor
 
-PIXELS = 4_000_000  # opened images of so many are prepared before the next one is opened
+PIXELS = 4_000_000  # opened images of so many are preprocessed before the next one is opened
 
 Found = dict[Source, "torch.Tensor | BadInput"]  # pixel values [3, h, w], or why it cannot be read
 
 
-def read_images(prepare: Prepare, sources: Sequence[Source], only_read: bool = False) -> Found:
+def read_images(preprocess: Preprocessor, sources: Sequence[Source], only_read: bool = False) -> Found:
     """Pixel values of images, [3, h, w] each, empty if they are `only_read`; or why one cannot be read.
 
-    They are prepared together, which is quicker than one by one, but no more than `PIXELS` at a time.
+    They are preprocessed together, which is quicker than one by one, but no more than `PIXELS` at a time.
 
     Raises:
-        BadInput: They cannot be prepared.
+        BadInput: They cannot be preprocessed.
     """
     found: Found = {}
     opened: dict[Source, Image.Image] = {}
@@ -40,14 +40,14 @@ def read_images(prepare: Prepare, sources: Sequence[Source], only_read: bool = F
             continue
         opened[source] = image
         if sum(one.width * one.height for one in opened.values()) > PIXELS:
-            found |= _prepared(prepare, opened)
+            found |= _preprocessed(preprocess, opened)
             opened = {}
-    return found | _prepared(prepare, opened)
+    return found | _preprocessed(preprocess, opened)
 
 
-def _prepared(prepare: Prepare, opened: Mapping[Source, Image.Image]) -> Found:
+def _preprocessed(preprocess: Preprocessor, opened: Mapping[Source, Image.Image]) -> Found:
     """Pixel values of opened images, [3, h, w] each; copies, so that one does not hold the memory of all."""
     if not opened:
         return {}
-    pixels = prepare([*opened.values()])
+    pixels = preprocess([*opened.values()])
     return {source: own.clone() for source, own in zip(opened, pixels, strict=True)}

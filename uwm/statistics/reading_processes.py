@@ -5,7 +5,7 @@ each other, and what feeds the accelerator waits with them. Of an image from a p
 
 They are not `multiprocessing`'s: those run the user's program anew, or are forked from one that has a GPU's context
 and other threads. Nor do they share memory, of which a container may have 64 MB. One process of its own loads what
-preparing needs and forks the others, so that they have it in common; each answers through a socket.
+preprocessing needs and forks the others, so that they have it in common; each answers through a socket.
 """
 
 from __future__ import annotations
@@ -98,12 +98,12 @@ class ReadingProcesses:
     def _start(self) -> None:
         """Begin the processes, and hand each to the threads when it is ready."""
         try:
-            for stream in self._serving(pickle.dumps((self._model.preparing(), settings()))):
+            for stream in self._serving(pickle.dumps((self._model.preprocessor(), settings()))):
                 if stream.read(len(READY)) == READY:
                     self._ready.put(stream)
             if not self._closed:
                 logger.info("%d of %d processes that read images have begun", self._ready.qsize(), self._count)
-        except Exception as error:  # what prepares cannot be pickled, or the system makes no more processes
+        except Exception as error:  # what preprocesses cannot be pickled, or the system makes no more processes
             logger.info("images are read by threads: no process for it could be begun (%s)", error)
 
     def _serving(self, given: bytes) -> list[BufferedRWPair]:

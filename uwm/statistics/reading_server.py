@@ -1,4 +1,4 @@
-"""What runs in the processes that read images: one loads what preparing needs, and forks the others."""
+"""What runs in the processes that read images: one loads what preprocessing needs, and forks the others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageFile
 
 from ..clock import reuse_freed_memory
-from ..models.preparing import Prepare
+from ..models.preprocessors import Preprocessor
 from .reading import Found, read_images
 
 READY = b"R"  # what a process says first
@@ -57,14 +57,14 @@ def _set(most_pixels: int | None, truncated: bool, dtype: torch.dtype) -> None:
 def serve(descriptors: Sequence[int]) -> None:
     """Fork a process for each of these sockets, and end when all of them have.
 
-    What prepares images, and the `settings`, are read from the standard input.
+    What preprocesses images, and the `settings`, are read from the standard input.
     """
-    prepare, told = pickle.load(sys.stdin.buffer)
+    preprocess, told = pickle.load(sys.stdin.buffer)
     _set(*told)
     reuse_freed_memory(os.environ)
     torch.set_num_threads(1)
     with contextlib.suppress(Exception):  # it says so again of real images
-        prepare([Image.new("RGB", (64, 64))])  # what this loads, all of them have
+        preprocess([Image.new("RGB", (64, 64))])  # what this loads, all of them have
     gc.freeze()  # or collecting would copy the memory that they share
     for own in descriptors:
         if os.fork() == 0:
@@ -72,7 +72,7 @@ def serve(descriptors: Sequence[int]) -> None:
                 for other in descriptors:
                     if other != own:
                         os.close(other)
-                _serve(socket.socket(fileno=own), prepare)
+                _serve(socket.socket(fileno=own), preprocess)
             finally:
                 os._exit(0)
     for descriptor in descriptors:
@@ -83,7 +83,7 @@ def serve(descriptors: Sequence[int]) -> None:
     os._exit(0)  # at once: there is nothing to put away
 
 
-def _serve(connection: socket.socket, prepare: Prepare) -> None:
+def _serve(connection: socket.socket, preprocess: Preprocessor) -> None:
     """Answer until the other end is gone."""
     with contextlib.suppress(EOFError, OSError), connection.makefile("rwb") as stream:
         stream.write(READY)
@@ -91,7 +91,7 @@ def _serve(connection: socket.socket, prepare: Prepare) -> None:
         while True:
             sources, only_read = receive(stream)
             try:
-                answer: Any = _as_arrays(read_images(prepare, sources, only_read))
+                answer: Any = _as_arrays(read_images(preprocess, sources, only_read))
             except Exception as error:  # it is for the parent to say, as if the work were its own
                 answer = _sendable(error)
             send(stream, answer)

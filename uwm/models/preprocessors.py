@@ -13,11 +13,11 @@ from PIL import Image
 from ..errors import BadInput
 from .described import reason, unusable
 
-Prepare = Callable[[list[Image.Image]], torch.Tensor]  # RGB pictures to a model's input, [n, 3, h, w]
+Preprocessor = Callable[[list[Image.Image]], torch.Tensor]  # RGB pictures to a model's input, [n, 3, h, w]
 
 
 @dataclass(frozen=True)
-class Transformed:
+class Transforms:
     """torchvision's transforms, a picture at a time.
 
     Attributes:
@@ -31,7 +31,7 @@ class Transformed:
 
 
 @dataclass(frozen=True)
-class Processed:
+class ImageProcessor:
     """transformers' image processor, and what the vision tower takes of it.
 
     Attributes:
@@ -67,7 +67,7 @@ class Processed:
         return pixels
 
 
-class FirstTile(Processed):
+class FirstTile(ImageProcessor):
     """Where an image is looked at in tiles, the first of them, which is the whole image."""
 
     def __call__(self, images: list[Image.Image]) -> torch.Tensor:
@@ -75,7 +75,7 @@ class FirstTile(Processed):
         return self._fitting(torch.stack([each[0] if each.ndim == 4 else each for each in pixels]))
 
 
-class Patches(Processed):
+class Patches(ImageProcessor):
     """Of any aspect ratio: [n, patches, 3·p·p + 3], the last columns mask, rows, columns; 3·p·p is what is `taken`."""
 
     def __call__(self, images: list[Image.Image]) -> torch.Tensor:
